@@ -1,0 +1,68 @@
+#include "fork_watch.hpp"
+
+#include <pthread.h>
+
+#include <mutex>
+#include <type_traits>
+
+namespace mpbuffer {
+
+std::atomic<std::uint64_t> fork_generation_counter{1};
+
+namespace {
+
+// Made at load time and never destroyed: a function's static could be in the making, its guard
+// held, when another thread forks; and handles may outlive static destructors.
+constinit std::mutex list_mutex;
+static_assert(std::is_trivially_destructible_v<std::mutex>);
+
+ForkWatched* first_watched = nullptr;
+
+}  // namespace
+
+void notify_fork_watched() noexcept {
+    for (ForkWatched* each = first_watched; each != nullptr; each = each->next_) {
+        each->after_fork_in_child();
+    }
+}
+
+namespace {
+
+void before_fork() { list_mutex.lock(); }
+void after_fork_in_parent() { list_mutex.unlock(); }
+void after_fork_in_child_process() {
+    fork_generation_counter.fetch_add(1, std::memory_order_relaxed);
+    notify_fork_watched();
+    list_mutex.unlock();
+}
+
+[[maybe_unused]] const int installed =
+    pthread_atfork(before_fork, after_fork_in_parent, after_fork_in_child_process);
+
+}  // namespace
+
+ForkPause::ForkPause() { list_mutex.lock(); }
+ForkPause::~ForkPause() { list_mutex.unlock(); }
+
+void ForkWatched::watch() {
+    const std::scoped_lock lock(list_mutex);
+    next_ = first_watched;
+    if (next_ != nullptr) next_->previous_ = this;
+    first_watched = this;
+    watched_ = true;
+}
+
+void ForkWatched::unwatch() {
+    const std::scoped_lock lock(list_mutex);
+    if (!watched_) return;
+    if (previous_ != nullptr) {
+        previous_->next_ = next_;
+    } else {
+        first_watched = next_;
+    }
+    if (next_ != nullptr) next_->previous_ = previous_;
+    previous_ = next_ = nullptr;
+    watched_ = false;
+}
+
+}  // namespace mpbuffer

@@ -1,0 +1,105 @@
+// The segment's header: an immutable record of what lies where, checked once at attach.
+//
+//   0            SegmentHeader          magic, format, signature, checksum, table of rings
+//   4096         description            JSON of declared length, opaque to the core
+//   (64-aligned) process table          1022 records
+//                learner line           what the learner last published
+//                ring counters          cursor, clear_before, filled, max_priority
+//                slot words             16 bytes a slot
+//                leaf seqs, leaves      8 + 4 bytes a slot, of a prioritized ring only
+//   (4096-al.)   row records            stride bytes a slot
+//
+// The signature is a hash of the sizes and offsets of everything shared: builds that disagree about
+// them refuse each other, while compiler, Python and package versions do not matter.
+#pragma once
+
+#include <atomic>
+#include <cstddef>
+#include <cstdint>
+#include <string>
+
+namespace mpbuffer {
+
+constexpr std::uint32_t segment_format = 1;
+constexpr std::size_t header_bytes = 4096;
+constexpr unsigned max_ring_entries = 8;
+
+enum class RingKind : std::uint32_t { none = 0, transitions = 1 };
+
+struct RingEntry {
+    RingKind kind;
+    std::uint32_t prioritized;
+    std::uint64_t capacity;
+    std::uint64_t row_bytes;
+    std::uint64_t stride;
+    double alpha;
+    double eps;
+    std::uint64_t counters_offset;
+    std::uint64_t meta_offset;
+    std::uint64_t leaf_seq_offset;
+    std::uint64_t leaf_offset;
+    std::uint64_t records_offset;
+    std::uint64_t reserved[5];
+};
+static_assert(sizeof(RingEntry) == 128);
+
+struct SegmentHeader {
+    char magic[8];
+    std::uint32_t format;
+    std::uint32_t ring_count;
+    std::uint64_t signature;
+    std::uint64_t checksum;  // of the header with this field 0, and the description
+    std::uint64_t total_bytes;
+    std::uint64_t description_bytes;
+    std::uint64_t process_table_offset;
+    std::uint64_t learner_line_offset;
+    std::uint64_t seed;
+    std::uint64_t created_at;  // ns since the epoch
+    std::uint64_t reserved[6];
+    RingEntry ring[max_ring_entries];
+};
+static_assert(sizeof(SegmentHeader) == 128 + max_ring_entries * sizeof(RingEntry));
+static_assert(sizeof(SegmentHeader) <= header_bytes);
+
+// What the learner last published, under a sequence word of its own: odd while it is being written.
+struct alignas(64) LearnerLine {
+    std::atomic<std::uint64_t> sequence;
+    std::atomic<std::uint64_t>
+        process;  // number of the holder of the role, its pid, since when (ns)
+    std::atomic<std::uint64_t> pid;
+    std::atomic<std::uint64_t> since;
+    std::atomic<std::uint64_t> folded;
+    std::atomic<std::uint64_t> sampleable;
+    std::atomic<double> total;
+    std::atomic<double> least_leaf;
+    std::atomic<std::uint64_t> updates;
+    std::atomic<std::uint64_t> stale;
+    std::atomic<std::uint64_t> draws;
+    std::atomic<std::uint64_t> lines_visited;
+    std::atomic<std::uint64_t> published_at;
+    std::uint64_t reserved[3];
+};
+static_assert(sizeof(LearnerLine) == 128);
+
+struct RingShape {
+    std::uint64_t capacity;
+    std::uint64_t row_bytes;
+    std::uint64_t stride;
+    bool prioritized;
+    double alpha;
+    double eps;
+};
+
+// Plans a segment of one ring. InvalidArgument if it would not fit into 2^46 bytes.
+SegmentHeader plan_segment(const RingShape& shape, const std::string& description,
+                           std::uint64_t seed);
+
+// Writes header and description into the segment's first bytes.
+void write_header(std::byte* segment, SegmentHeader header, const std::string& description);
+
+// Copies header and description out of a segment and checks the copies: magic, format, signature,
+// checksum, sizes against `bytes`, every offset. SegmentMismatch names what is wrong.
+SegmentHeader read_header(const std::byte* segment, std::size_t bytes, const std::string& name,
+                          std::string& description);
+
+}  // namespace mpbuffer

@@ -1,0 +1,336 @@
+#include "learner.hpp"
+
+#include <algorithm>
+#include <cmath>
+#include <ctime>
+#include <limits>
+#include <new>
+#include <thread>
+
+#include "error.hpp"
+
+namespace mpbuffer {
+
+namespace {
+
+// How often a sample that finds every row just being overwritten folds again before it gives up.
+constexpr int max_refolds = 1000;
+
+// How many rows of one sample may be found overwritten before it gives up: far more than a writer
+// can cause who does not overwrite the whole buffer while a row is being copied.
+constexpr std::uint64_t redraws_beside_count = 10'000;
+
+std::uint64_t coarse_now() {
+    timespec now{};
+    clock_gettime(CLOCK_REALTIME_COARSE, &now);
+    return static_cast<std::uint64_t>(now.tv_sec) * 1'000'000'000u +
+           static_cast<std::uint64_t>(now.tv_nsec);
+}
+
+void* allocated(void* memory) {
+    if (memory == nullptr) throw std::bad_alloc();
+    return memory;
+}
+
+}  // namespace
+
+Learner::Learner(SlotRing ring, std::atomic<std::uint64_t>* leaf_seq, float* leaves,
+                 LearnerLine* line, PriorityRule rule, std::size_t row_bytes)
+    : ring_(ring),
+      leaf_seq_(leaf_seq),
+      line_(line),
+      rule_(rule),
+      row_bytes_(row_bytes),
+      nodes_(static_cast<std::byte*>(
+          allocated(std::aligned_alloc(64, SumTree::bytes_required(ring.capacity()))))),
+      tree_(leaves, ring.capacity(), nodes_.get()),
+      last_sampled_(static_cast<std::uint64_t*>(
+          allocated(std::calloc(ring.capacity(), sizeof(std::uint64_t))))) {
+    take_over();
+}
+
+void Learner::take_over() {
+    const std::uint64_t capacity = ring_.capacity();
+    // The position first: whatever is claimed after this load is left to the next fold.
+    const std::uint64_t position = ring_.position();
+    cleared_ = ring_.clear_before();
+    folded_ = position;
+    sampleable_ = 0;
+    const std::uint64_t lap = position - position % capacity;
+    for (std::uint64_t slot = 0; slot < capacity; ++slot) {
+        const std::uint64_t word = ring_.word(slot).load(std::memory_order_acquire);
+        const std::uint64_t seq = slot_word::seq(word);
+        const bool present = slot_word::is_committed(word) && seq >= cleared_ &&
+                             (settled(slot, seq) || settle(slot, seq));
+        if (present) {
+            ++sampleable_;
+        } else if (tree_.leaf(slot) != 0) {
+            tree_.store_leaf(slot, 0);
+        }
+        const std::uint64_t newest = lap + slot < position ? lap + slot : lap + slot - capacity;
+        if (newest >= cleared_ && !(present && seq >= newest)) expect(slot, newest);
+    }
+    tree_.rebuild();
+}
+
+bool Learner::settled(std::uint64_t slot, std::uint64_t seq) const {
+    const float leaf = tree_.leaf(slot);
+    return leaf_seq_[slot].load(std::memory_order_relaxed) == seq && leaf > 0 &&
+           std::isfinite(leaf);
+}
+
+// Takes the leaf that came with row `seq`; false if the row is not there (any more).
+bool Learner::settle(std::uint64_t slot, std::uint64_t seq) {
+    float leaf = 0;
+    if (!ring_.read_leaf_in(slot, seq, leaf)) return false;
+    if (!(leaf >= std::numeric_limits<float>::min() && std::isfinite(leaf))) [[unlikely]] {
+        leaf = rule_.leaf(ring_.max_priority());
+    }
+    tree_.store_leaf(slot, leaf);
+    leaf_seq_[slot].store(seq, std::memory_order_release);  // L1
+    return true;
+}
+
+void Learner::store_leaf(std::uint64_t slot, float leaf) {
+    const bool before = tree_.leaf(slot) > 0;
+    tree_.store_leaf(slot, leaf);
+    sampleable_ += static_cast<std::uint64_t>(leaf > 0) - static_cast<std::uint64_t>(before);
+}
+
+void Learner::expect(std::uint64_t slot, std::uint64_t seq) {
+    std::uint64_t& expected = pending_[slot];
+    expected = std::max(expected, seq);
+}
+
+void Learner::fold() {
+    const std::uint64_t cleared = ring_.clear_before();
+    if (cleared != cleared_) fold_clear(cleared);
+    const std::uint64_t position = ring_.position();
+    const std::uint64_t capacity = ring_.capacity();
+    const std::uint64_t oldest = position - std::min(position, capacity);
+    const std::uint64_t first = std::max({folded_, oldest, cleared_});
+    if (first < position) fold_range(first, position);
+    folded_ = std::max(position, folded_);
+    if (!pending_.empty()) recheck_pending();
+    publish();
+}
+
+void Learner::fold_range(std::uint64_t first, std::uint64_t last) {
+    const std::uint64_t capacity = ring_.capacity();
+    const std::uint64_t first_slot = first % capacity;
+    std::uint64_t slot = first_slot;
+    std::uint64_t sampleable = sampleable_;
+    for (std::uint64_t seq = first; seq < last; ++seq) {
+        const bool before = tree_.leaf(slot) > 0;
+        if (settled(slot, seq) || settle(slot, seq)) [[likely]] {
+            sampleable += before ? 0 : 1;
+        } else {
+            const std::uint64_t word = ring_.word(slot).load(std::memory_order_acquire);
+            // A later claim is left to the fold that reaches it.
+            if (slot_word::seq(word) <= seq) {
+                expect(slot, seq);
+                if (!slot_word::is_committed(word) && before) {
+                    tree_.store_leaf(slot, 0);
+                    --sampleable;
+                }
+            }
+        }
+        if (++slot == capacity) slot = 0;
+    }
+    sampleable_ = sampleable;
+    const std::uint64_t count = last - first;
+    if (count >= capacity) {
+        tree_.rebuild();
+    } else if (first_slot + count <= capacity) {
+        tree_.refresh_range(first_slot, first_slot + count);
+    } else {
+        tree_.refresh_range(first_slot, capacity);
+        tree_.refresh_range(0, first_slot + count - capacity);
+    }
+}
+
+void Learner::fold_clear(std::uint64_t cleared) {
+    for (std::uint64_t slot = 0; slot < ring_.capacity(); ++slot) {
+        if (leaf_seq_[slot].load(std::memory_order_relaxed) < cleared) store_leaf(slot, 0);
+    }
+    tree_.rebuild();
+    std::erase_if(pending_, [cleared](const auto& each) { return each.second < cleared; });
+    cleared_ = cleared;
+}
+
+void Learner::recheck_pending() {
+    touched_.clear();
+    std::erase_if(pending_, [this](const auto& each) {
+        const auto [slot, expected] = each;
+        const std::uint64_t word = ring_.word(slot).load(std::memory_order_acquire);
+        const std::uint64_t seq = slot_word::seq(word);
+        const float before = tree_.leaf(slot);
+        if (!slot_word::is_committed(word)) {
+            if (before > 0) {
+                store_leaf(slot, 0);
+                touched_.push_back(slot);
+            }
+            return false;
+        }
+        if (seq < cleared_) return false;
+        if (!settled(slot, seq)) {
+            if (!settle(slot, seq)) return false;
+            sampleable_ += before > 0 ? 0 : 1;
+            touched_.push_back(slot);
+        }
+        return seq >= expected;
+    });
+    if (!touched_.empty()) tree_.refresh_slots(touched_);
+}
+
+// Folds until a row can be drawn. A buffer without any row is told at once; one whose rows are all
+// being overwritten at this moment after max_refolds.
+void Learner::require_rows() {
+    for (int attempt = 0; !(tree_.total() > 0); ++attempt) {
+        const bool hopeless = pending_.empty() && ring_.position() == folded_;
+        if (hopeless || attempt == max_refolds) {
+            throw EmptyBuffer(hopeless && ring_.position() == ring_.clear_before()
+                                  ? "no rows have been added"
+                                  : "no row is complete: every slot is empty or being written");
+        }
+        if (attempt > 0) std::this_thread::yield();
+        fold();
+    }
+}
+
+void Learner::sample(std::size_t count, double beta, Generator& generator,
+                     const SampleTarget& target) {
+    fold();
+    require_rows();
+    float least = tree_.least();
+    masses_.resize(count);
+    slots_.resize(count);
+    drawn_leaves_.resize(count);
+    for (std::size_t i = 0; i < count; ++i) {
+        masses_[i] = stratified_mass(generator, i, count, tree_.total());
+    }
+    tree_.find_prefix_sums(masses_.data(), slots_.data(), count);
+    draws_ += count;
+    for (std::size_t i = 0; i < count; ++i) {
+        ring_.prefetch_meta(slots_[i]);
+        __builtin_prefetch(&leaf_seq_[slots_[i]]);
+        __builtin_prefetch(&last_sampled_.get()[slots_[i]], 1);
+        ring_.prefetch_record(slots_[i], row_bytes_);
+    }
+    std::uint64_t redraws_left = redraws_beside_count + count;
+    for (std::size_t i = 0; i < count; ++i) {
+        while (!gather(i, target)) {
+            if (redraws_left-- == 0) throw EmptyBuffer("rows are overwritten faster than read");
+            draw_again(i, count, generator);
+            least = std::min(least, tree_.least());
+        }
+    }
+    importance_weights(drawn_leaves_.data(), count, least, beta, target.weights);
+    publish();
+}
+
+// The drawn row is gone: takes its slot out of the tree, and draws from the same stratum of what is
+// there now. Folds, since where one row was overwritten, many may have been.
+void Learner::draw_again(std::size_t i, std::size_t count, Generator& generator) {
+    const std::uint64_t slot = slots_[i];
+    if (tree_.leaf(slot) > 0) {
+        store_leaf(slot, 0);
+        touched_.assign(1, slot);
+        tree_.refresh_slots(touched_);
+        expect(slot, slot_word::seq(ring_.word(slot).load(std::memory_order_acquire)));
+    }
+    fold();
+    require_rows();
+    masses_[i] = stratified_mass(generator, i, count, tree_.total());
+    tree_.find_prefix_sums(&masses_[i], &slots_[i], 1);
+    ++draws_;
+}
+
+bool Learner::gather(std::size_t i, const SampleTarget& target) {
+    const std::uint64_t slot = slots_[i];
+    const float leaf = tree_.leaf(slot);
+    const std::uint64_t seq = leaf_seq_[slot].load(std::memory_order_relaxed);
+    if (!(leaf > 0) || seq < cleared_) return false;
+    const bool whole = ring_.read(slot, seq, [&target, i](const std::byte* record) {
+        for (const FieldTarget& field : target.fields) {
+            load_from_record(field.values + i * field.bytes, record + field.offset, field.bytes);
+        }
+    });
+    if (!whole) return false;
+    drawn_leaves_[i] = leaf;
+    last_sampled_.get()[slot] = seq;
+    target.indexes[i] = static_cast<std::int64_t>(slot);
+    target.generations[i] = seq;
+    return true;
+}
+
+std::uint64_t Learner::update(std::span<const std::int64_t> slots,
+                              std::span<const std::uint64_t> generations,
+                              std::span<const double> priorities, std::span<const float> leaves) {
+    const std::uint64_t cleared = ring_.clear_before();
+    std::uint64_t stale = 0;
+    double largest = 0;
+    touched_.clear();
+    for (std::size_t i = 0; i < slots.size(); ++i) {
+        const auto slot = static_cast<std::uint64_t>(slots[i]);
+        const std::uint64_t present = leaf_seq_[slot].load(std::memory_order_relaxed);
+        std::uint64_t meant = generations.empty() ? 0 : generations[i];
+        if (meant == 0) meant = last_sampled_.get()[slot];
+        if (meant == 0) meant = present;
+        // The slot word tells of rows overwritten since the last fold; relaxed: nothing is read by
+        // it.
+        const bool there =
+            ring_.word(slot).load(std::memory_order_relaxed) == slot_word::committed(meant);
+        if (meant != present || !there || meant < cleared || !(tree_.leaf(slot) > 0)) {
+            ++stale;
+            continue;
+        }
+        tree_.store_leaf(slot, leaves[i]);
+        largest = std::max(largest, priorities[i]);
+        touched_.push_back(slot);
+    }
+    updates_ += touched_.size();
+    stale_ += stale;
+    if (!touched_.empty()) {
+        tree_.refresh_slots(touched_);
+        ring_.raise_max_priority(largest);
+    }
+    publish();
+    return stale;
+}
+
+std::uint64_t Learner::generation(std::uint64_t slot) const {
+    return tree_.leaf(slot) > 0 ? leaf_seq_[slot].load(std::memory_order_relaxed) : 0;
+}
+
+void Learner::announce(unsigned process, std::uint64_t pid, std::uint64_t since) {
+    process_ = process;
+    pid_ = pid;
+    since_ = since;
+    publish();
+}
+
+// One writer. The sequence is made odd first, should a dead learner have left it odd or even.
+void Learner::publish() {
+    const std::uint64_t sequence = line_->sequence.load(std::memory_order_relaxed) | 1;
+    line_->sequence.store(sequence, std::memory_order_relaxed);
+#ifndef MPBUFFER_TSAN
+    // Pairs with the reader's acquire load of the sequence: what follows is not seen before "odd".
+    std::atomic_thread_fence(std::memory_order_release);
+#endif
+    line_->process.store(process_, std::memory_order_relaxed);
+    line_->pid.store(pid_, std::memory_order_relaxed);
+    line_->since.store(since_, std::memory_order_relaxed);
+    line_->folded.store(folded_, std::memory_order_relaxed);
+    line_->sampleable.store(sampleable_, std::memory_order_relaxed);
+    line_->total.store(tree_.total(), std::memory_order_relaxed);
+    line_->least_leaf.store(double{tree_.least()}, std::memory_order_relaxed);
+    line_->updates.store(updates_, std::memory_order_relaxed);
+    line_->stale.store(stale_, std::memory_order_relaxed);
+    line_->draws.store(draws_, std::memory_order_relaxed);
+    line_->lines_visited.store(tree_.lines_visited(), std::memory_order_relaxed);
+    line_->published_at.store(coarse_now(), std::memory_order_relaxed);
+    line_->sequence.store(sequence + 1, std::memory_order_release);
+}
+
+}  // namespace mpbuffer

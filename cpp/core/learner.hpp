@@ -1,0 +1,115 @@
+// The learner's side of a prioritized ring: fold, draw, update. One holder of the learner role at a
+// time, one thread at a time; the caller sees to both.
+//
+// Leaves and leaf seqs lie in shared memory and are written here alone; the nodes above them, the
+// list of pending slots and the seqs last sampled are private, and rebuilt from the slot words by
+// `take_over`. So a learner that dies at any instruction leaves nothing that its successor trusts.
+//
+// What holds after every fold, for each committed row s not older than the last clear: s has not
+// been folded yet, or leaf_seq[slot] == s, or the slot is pending with a position of at least s.
+// A pending slot is looked at again by every fold; a hole is never given up.
+//
+// Ordering: a new row's leaf is stored before its leaf seq (release) [L1], so that a successor, who
+// keeps a leaf only where leaf seq and slot word agree, never pairs a row with another row's leaf.
+#pragma once
+
+#include <atomic>
+#include <cstddef>
+#include <cstdint>
+#include <cstdlib>
+#include <memory>
+#include <span>
+#include <unordered_map>
+#include <vector>
+
+#include "layout.hpp"
+#include "sampler.hpp"
+#include "slot_ring.hpp"
+#include "sum_tree.hpp"
+
+namespace mpbuffer {
+
+struct PriorityRule {
+    double alpha;
+    double eps;
+    float leaf(double priority) const { return leaf_of(priority, alpha, eps); }
+};
+
+struct SampleTarget {
+    std::span<const FieldTarget> fields;
+    std::int64_t* indexes;       // slots; not null
+    std::uint64_t* generations;  // the rows' seqs; not null
+    float* weights;              // not null in a prioritized sample
+};
+
+class Learner {
+  public:
+    // Takes over from whoever was the learner before: reads every slot word once, O(capacity).
+    Learner(SlotRing ring, std::atomic<std::uint64_t>* leaf_seq, float* leaves, LearnerLine* line,
+            PriorityRule rule, std::size_t row_bytes);
+
+    // Takes over what was added since the last fold: O(rows added, pending slots).
+    void fold();
+
+    // Draws `count` rows by priority, stratified, into the target. EmptyBuffer if no row is there.
+    void sample(std::size_t count, double beta, Generator& generator, const SampleTarget& target);
+
+    // Sets priorities[i] for the row that `slots[i]` meant when it was sampled: its generation
+    // where one is given (not 0, and of this slot), else the seq last sampled there, else the one
+    // folded. Rows that are gone are left alone; returns how many were. Slots and priorities are
+    // valid.
+    std::uint64_t update(std::span<const std::int64_t> slots,
+                         std::span<const std::uint64_t> generations,
+                         std::span<const double> priorities, std::span<const float> leaves);
+
+    // The seq of the row that the learner sees in the slot; 0 if none.
+    std::uint64_t generation(std::uint64_t slot) const;
+
+    double total() const { return tree_.total(); }
+    // Says who is the learner, on the line that others read; process 0: nobody any more.
+    void announce(unsigned process, std::uint64_t pid, std::uint64_t since);
+
+  private:
+    struct FreeDeleter {
+        void operator()(void* memory) const { std::free(memory); }
+    };
+
+    void take_over();
+    bool settled(std::uint64_t slot, std::uint64_t seq) const;
+    bool settle(std::uint64_t slot, std::uint64_t seq);
+    void store_leaf(std::uint64_t slot, float leaf);
+    void expect(std::uint64_t slot, std::uint64_t seq);
+    void fold_range(std::uint64_t first, std::uint64_t last);
+    void fold_clear(std::uint64_t cleared);
+    void recheck_pending();
+    void require_rows();
+    void draw_again(std::size_t i, std::size_t count, Generator& generator);
+    bool gather(std::size_t i, const SampleTarget& target);
+    void publish();
+
+    SlotRing ring_;
+    std::atomic<std::uint64_t>* leaf_seq_;
+    LearnerLine* line_;
+    PriorityRule rule_;
+    std::size_t row_bytes_;
+    std::unique_ptr<std::byte, FreeDeleter> nodes_;
+    SumTree tree_;
+    std::unique_ptr<std::uint64_t, FreeDeleter> last_sampled_;  // one a slot; 0: not yet
+    std::unordered_map<std::uint64_t, std::uint64_t>
+        pending_;  // slot -> the position expected there
+    unsigned process_ = 0;
+    std::uint64_t pid_ = 0;
+    std::uint64_t since_ = 0;
+    std::uint64_t folded_ = 0;
+    std::uint64_t cleared_ = 0;
+    std::uint64_t sampleable_ = 0;
+    std::uint64_t updates_ = 0;
+    std::uint64_t stale_ = 0;
+    std::uint64_t draws_ = 0;
+    std::vector<double> masses_;
+    std::vector<std::uint64_t> slots_;
+    std::vector<std::uint64_t> touched_;
+    std::vector<float> drawn_leaves_;
+};
+
+}  // namespace mpbuffer

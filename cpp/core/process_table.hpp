@@ -1,0 +1,127 @@
+// Who is here, and who is provably gone. Lives in borrowed, zero-initialised shared memory.
+//
+// A process enrols once per handle: it takes the exclusive lock on a free byte of the lock map
+// (its number, 1..1022), raises that record's epoch and describes itself in the record. The lock
+// is the proof of life: the kernel drops it however the process ends, also while it is a zombie.
+// /proc is asked only when the byte is free, so that a program that closed the lock descriptor by
+// itself still passes for alive. No clock and no heartbeat decides anything.
+//
+// Numbers are handed out round-robin, so that a number comes back as late as possible, and never
+// while the record names a living process.
+//
+// Everything here takes no lock of this process and allocates nothing unless it throws, so a child
+// may call it straight after fork. One thread at a time per lock_fd in enroll() and leave();
+// all the rest from any thread.
+#pragma once
+
+#include <sys/types.h>
+
+#include <atomic>
+#include <cstddef>
+#include <cstdint>
+#include <optional>
+
+namespace mpbuffer {
+
+constexpr unsigned max_processes = 1022;
+constexpr unsigned max_rings = 8;
+
+// Written by the record's owner alone (and by whoever enrols after its death). The counters count
+// all epochs of the record and are never reset.
+struct alignas(64) RingState {
+    std::atomic<std::uint64_t> rows;    // rows committed
+    std::atomic<std::uint64_t> skips;   // claims given up because a slot's owner lived
+    std::atomic<std::uint64_t> steals;  // claims of dead owners taken over
+    std::atomic<std::uint64_t> busy;    // not 0: inside a call that claims
+    std::atomic<std::uint64_t> reserved[4];
+};
+
+struct alignas(64) ProcessRecord {
+    std::atomic<std::uint64_t> epoch;  // how often the number was taken; 0: never
+    std::atomic<std::uint64_t> pid;
+    std::atomic<std::uint64_t> start_time;     // clock ticks since boot; 0: names nobody (left)
+    std::atomic<std::uint64_t> pid_namespace;  // inode of /proc/self/ns/pid
+    std::atomic<std::uint64_t> registered_at;  // CLOCK_REALTIME, ns
+    std::atomic<std::uint64_t> rows_before;    // ring[0]'s counters when this epoch began
+    std::atomic<std::uint64_t> skips_before;
+    std::atomic<std::uint64_t> steals_before;
+    RingState ring[max_rings];
+};
+
+static_assert(std::atomic<std::uint64_t>::is_always_lock_free);
+static_assert(sizeof(std::atomic<std::uint64_t>) == 8);
+static_assert(sizeof(RingState) == 64);
+static_assert(sizeof(ProcessRecord) == 64 + max_rings * 64);
+static_assert(offsetof(ProcessRecord, ring) == 64);
+
+struct Identity {
+    unsigned number = 0;  // 0: nobody
+    std::uint64_t epoch = 0;
+};
+
+class ProcessTable {
+  public:
+    static std::size_t bytes_required();
+
+    ProcessTable() = default;
+
+    // memory: bytes_required() bytes, aligned to 64, zero when the segment is made.
+    explicit ProcessTable(void* memory);
+
+    // Takes a number for the caller. lock_fd must be the caller's own description (opened by
+    // open_lock_descriptor, neither mapped nor inherited).
+    //
+    // left_busy: bit r is set if the number's former owner died inside a claiming call on ring r.
+    // The flags stay set in the record until forget_busy(), so that an enroller killed before it
+    // has acted on them does not lose them.
+    //
+    // Throws ProcessTableFull, SystemFailure.
+    Identity enroll(int lock_fd, std::uint64_t* left_busy = nullptr);
+
+    // Clears the busy flags that enroll() reported, once they have been acted on.
+    void forget_busy(Identity identity, std::uint64_t left_busy);
+
+    // Releases the number; the record stays for its counts. Does nothing in a forked child of the
+    // enroller, and for nobody's identity. Throws SystemFailure.
+    void leave(int lock_fd, Identity identity);
+
+    // The highest number ever taken.
+    unsigned high_water() const;
+
+    // number: 1..1022. Throws IndexOutOfRange.
+    ProcessRecord& record(unsigned number) const;
+
+    // True only with proof that the process that was `number` in that epoch is gone: the number
+    // was taken again, or its lock byte is free and no living process matches the record. lock_fd
+    // is the asker's; about its own identity the answer means nothing. A number that nobody can
+    // have is dead. epoch_low_bits: the low epoch_bits (1..64) bits of the epoch.
+    bool dead(unsigned number, std::uint64_t epoch_low_bits, unsigned epoch_bits,
+              int lock_fd) const;
+
+    // The same for whoever has the number now.
+    bool dead(unsigned number, int lock_fd) const;
+
+    // The state letter of /proc/PID/stat; 'X' if dead or never there; '?' if the process holds its
+    // byte but cannot be looked at (another pid namespace).
+    char state(unsigned number, int lock_fd) const;
+
+  private:
+    struct Head;
+    bool names_living_process(const ProcessRecord& record) const;
+
+    Head* head_ = nullptr;
+    ProcessRecord* records_ = nullptr;
+};
+
+struct ProcessStat {
+    char state;
+    std::uint64_t start_time;
+};
+
+// From /proc/PID/stat, or /proc/self/stat if pid is 0; nothing if there is no such process.
+std::optional<ProcessStat> read_process_stat(pid_t pid);
+
+// The inode of the caller's pid namespace; 0 if /proc does not tell.
+std::uint64_t own_pid_namespace();
+
+}  // namespace mpbuffer

@@ -1,0 +1,177 @@
+// The composition: one replay buffer in one segment, as one handle of one process sees it.
+//
+// A handle has its own identity in the process table, its own lock descriptor and its own
+// generator. It may be used by several threads under two mutexes, which the caller takes:
+// `add_mutex` for add and clear, `learner_mutex` for all that draws, updates, reads or counts.
+// Both are only ever contended by threads of this process; no call holds one while it waits for
+// another process.
+//
+// After a fork the child's copy of a handle is a handle of its own: at its first call it opens its
+// own lock descriptor and takes its own identity and generator; it never has its parent's learner
+// role. The mutexes are free in the child.
+//
+// Every call throws BufferClosed after close().
+#pragma once
+
+#include <atomic>
+#include <cstddef>
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <mutex>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "fork_watch.hpp"
+#include "layout.hpp"
+#include "learner.hpp"
+#include "process_table.hpp"
+#include "shared_segment.hpp"
+#include "slot_ring.hpp"
+
+namespace mpbuffer {
+
+struct BufferSettings {
+    std::string name;
+    RingShape shape;
+    std::uint64_t seed;
+    std::string description;
+    SegmentOptions segment;
+};
+
+struct ProcessStatus {
+    unsigned number;
+    std::uint64_t pid;
+    char state;  // of /proc/PID/stat; 'X': gone
+    std::uint64_t rows;
+    std::uint64_t skips;
+    std::uint64_t steals;
+};
+
+struct LearnerStatus {
+    std::uint64_t process;  // 0: nobody has the role
+    std::uint64_t pid;
+    std::uint64_t since;  // ns since the epoch
+    std::uint64_t folded;
+    std::uint64_t sampleable;
+    double total;
+    double least_leaf;
+    std::uint64_t updates;
+    std::uint64_t stale;
+    std::uint64_t draws;
+    std::uint64_t lines_visited;
+};
+
+class ReplayBuffer final : private ForkWatched {
+  public:
+    static std::unique_ptr<ReplayBuffer> create(const BufferSettings& settings);
+    static std::unique_ptr<ReplayBuffer> attach(const std::string& name,
+                                                const SegmentOptions& options = {});
+    static std::unique_ptr<ReplayBuffer> attach_descriptor(int fd, const std::string& name,
+                                                           const SegmentOptions& options = {});
+    ~ReplayBuffer();
+
+    std::mutex& add_mutex() { return add_mutex_; }
+    std::mutex& learner_mutex() { return learner_mutex_; }
+
+    // Leaves the process table, gives up the learner's role, unmaps; removes the segment's name if
+    // nobody else is left. Under both mutexes. Twice is once.
+    void close() noexcept;
+    bool is_open() const { return open_; }
+
+    const std::string& name() const { return name_; }
+    const std::string& description() const { return description_; }
+    const RingEntry& shape() const { return header_.ring[0]; }
+    std::uint64_t capacity() const { return shape().capacity; }
+    bool prioritized() const { return shape().prioritized != 0; }
+    PriorityRule priority_rule() const { return {shape().alpha, shape().eps}; }
+    int data_descriptor() const;
+
+    // Any process, under add_mutex.
+
+    // Adds n rows (1 <= n <= capacity). `leaves`: of each row, or null for that of the largest
+    // priority so far; `largest_priority`: of those given, 0 without. Returns the first row's slot.
+    // Waits for nobody, unless living processes hold every slot: after 1 s of that SlotsHeld names
+    // them, and how many rows have been added.
+    std::uint64_t add(std::uint64_t n, std::span<const FieldSource> fields, const float* leaves,
+                      double largest_priority);
+    void clear();
+
+    // Any process, under learner_mutex.
+
+    // Draws `count` rows, each complete row with the same probability. EmptyBuffer if none is
+    // there.
+    void sample_uniform(std::size_t count, const SampleTarget& target);
+    // The slots that hold a complete row now, ascending, or shuffled by this handle's generator.
+    std::vector<std::uint64_t> filled_slots(bool shuffle);
+    // Reads the row in `slot` into place `i` of the target; false if there is none.
+    bool read_slot(std::uint64_t slot, std::size_t i, std::span<const FieldTarget> fields);
+    // Complete rows. Exact when nobody is adding; O(1) unless a process died inside a call.
+    std::uint64_t stored_size();
+
+    // Any process, no mutex.
+    std::uint64_t next_slot() const;
+    double max_priority() const;
+    std::uint64_t rows_added() const;  // by all processes, those that are gone included
+    std::vector<ProcessStatus> processes() const;
+    LearnerStatus learner_status() const;
+    std::vector<float> leaves() const;
+
+    // The learner's: take the role, or throw LearnerBusy. Under learner_mutex.
+    Learner& learner();
+    bool is_learner() const { return local_ && local_->learner; }
+    Generator& generator();
+    void release_learner();
+
+  private:
+    // What a forked child must forget without touching it: a thread of its parent may have been
+    // changing it.
+    struct Local {
+        Generator generator;
+        std::unique_ptr<Learner> learner;
+        std::vector<std::uint64_t> slots;
+        std::uint64_t doubts_seen = 0;
+        struct SeenClaim {
+            std::uint64_t slot;
+            std::uint64_t word;
+        };
+        // Claims of counted slots that the last recount met: not complete while unchanged.
+        std::vector<SeenClaim> claims;
+    };
+
+    ReplayBuffer(SharedSegment segment, const SegmentHeader& header, std::string description);
+    void after_fork_in_child() noexcept override;
+    void start();  // the second half of construction: what needs the object to be whole
+    void open_locks() const;
+    void ready() const;  // every call's first step: open, and in the process it was made for
+    void adopt() const;
+    void enroll() const;
+    RingWriter writer() const;
+    bool dead(unsigned number, std::uint64_t epoch) const;
+    std::uint64_t recount(std::uint64_t doubts);
+    [[noreturn]] void throw_slots_held(std::uint64_t added, std::uint64_t n) const;
+    [[noreturn]] void throw_empty(const char* why) const;
+    std::string holder_of_learner_role() const;
+
+    SharedSegment segment_;
+    SegmentHeader header_;
+    std::string name_;
+    std::string description_;
+    SlotRing ring_;
+    mutable ProcessTable processes_;  // a view: enrolling changes the segment, not the view
+    LearnerLine* line_ = nullptr;
+    bool open_ = true;
+
+    std::mutex add_mutex_;
+    std::mutex learner_mutex_;
+    mutable std::mutex identity_mutex_;
+    mutable std::atomic<std::uint64_t> here_;  // the fork generation this handle is set up for
+    mutable int lock_fd_ = -1;
+    mutable Identity identity_;
+    mutable std::unique_ptr<Local> local_;
+    double leaf_priority_ = -1;  // the priority that leaf_ belongs to
+    float leaf_ = 0;
+};
+
+}  // namespace mpbuffer

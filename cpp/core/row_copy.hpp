@@ -1,0 +1,75 @@
+// Copies between a row record, which other processes may be writing or reading, and private memory.
+//
+// A record is guarded by its slot word and two fences, which ThreadSanitizer does not model; in its
+// builds the record's side is therefore accessed by relaxed atomics.
+#pragma once
+
+#include <atomic>
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+
+#if defined(__SANITIZE_THREAD__)
+#define MPBUFFER_TSAN 1
+#elif defined(__has_feature)
+#if __has_feature(thread_sanitizer)
+#define MPBUFFER_TSAN 1
+#endif
+#endif
+
+namespace mpbuffer {
+
+#ifdef MPBUFFER_TSAN
+
+inline void store_to_record(std::byte* record, const std::byte* from, std::size_t bytes) {
+    for (std::size_t i = 0; i < bytes; ++i) {
+        std::atomic_ref<std::byte>(record[i]).store(from[i], std::memory_order_relaxed);
+    }
+}
+
+inline void load_from_record(std::byte* to, const std::byte* record, std::size_t bytes) {
+    for (std::size_t i = 0; i < bytes; ++i) {
+        to[i] = std::atomic_ref<std::byte>(const_cast<std::byte&>(record[i]))
+                    .load(std::memory_order_relaxed);
+    }
+}
+
+#else
+
+// Fields of 1 to 16 bytes are most of a small row: a fixed-size copy is one or two moves.
+inline void copy_field(std::byte* to, const std::byte* from, std::size_t bytes) {
+    switch (bytes) {
+        case 1: std::memcpy(to, from, 1); return;
+        case 4: std::memcpy(to, from, 4); return;
+        case 8: std::memcpy(to, from, 8); return;
+        case 16: std::memcpy(to, from, 16); return;
+        default: std::memcpy(to, from, bytes);
+    }
+}
+
+inline void store_to_record(std::byte* record, const std::byte* from, std::size_t bytes) {
+    copy_field(record, from, bytes);
+}
+
+inline void load_from_record(std::byte* to, const std::byte* record, std::size_t bytes) {
+    copy_field(to, record, bytes);
+}
+
+#endif
+
+// Where one field's values lie in private memory: row i of it at `values + i * step`, in the record
+// at `offset`. A step of 0 repeats one value.
+struct FieldSource {
+    const std::byte* values;
+    std::size_t step;
+    std::size_t offset;
+    std::size_t bytes;
+};
+
+struct FieldTarget {
+    std::byte* values;
+    std::size_t offset;
+    std::size_t bytes;
+};
+
+}  // namespace mpbuffer

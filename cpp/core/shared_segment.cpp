@@ -1,0 +1,527 @@
+#include "shared_segment.hpp"
+
+#include <dirent.h>
+#include <fcntl.h>
+#include <sys/mman.h>
+#include <sys/random.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <cstdint>
+#include <cstdio>
+#include <cstring>
+#include <ctime>
+#include <filesystem>
+#include <utility>
+
+#include "error.hpp"
+#include "file_locks.hpp"
+
+namespace mpbuffer {
+
+namespace {
+
+constexpr char temporary_prefix[] = ".tmp-";
+constexpr std::size_t largest_piece = std::size_t{64} << 20;
+constexpr std::size_t smallest_piece = std::size_t{256} << 10;
+constexpr int patience_in_milliseconds = 100;  // with whoever is removing a file
+
+class Descriptor {
+  public:
+    explicit Descriptor(int fd) : fd_(fd) {}
+    Descriptor(const Descriptor&) = delete;
+    Descriptor& operator=(const Descriptor&) = delete;
+    ~Descriptor() {
+        if (fd_ >= 0) ::close(fd_);
+    }
+    int get() const { return fd_; }
+    int release() { return std::exchange(fd_, -1); }
+
+  private:
+    int fd_;
+};
+
+// A lock for a moment. Released by hand, because a child forked meanwhile shares the description
+// and would keep the lock after our close.
+class PassingLock {
+  public:
+    PassingLock(int fd, std::uint64_t byte, LockKind kind)
+        : fd_(fd), byte_(byte), held_(try_lock(fd, byte, kind)) {}
+    PassingLock(const PassingLock&) = delete;
+    PassingLock& operator=(const PassingLock&) = delete;
+    ~PassingLock() {
+        if (!held_) return;
+        try {
+            unlock(fd_, byte_);
+        } catch (const Error&) {  // then the close that follows has to do
+        }
+    }
+    bool held() const { return held_; }
+    void keep() { held_ = false; }
+
+  private:
+    int fd_;
+    std::uint64_t byte_;
+    bool held_;
+};
+
+std::string file_prefix() { return "mpbuffer-" + std::to_string(geteuid()) + "-"; }
+
+std::string path_of(const std::string& directory, const std::string& name) {
+    return directory + "/" + file_prefix() + name;
+}
+
+bool is_temporary(const std::string& name) { return name.rfind(temporary_prefix, 0) == 0; }
+
+std::string absolute(const std::string& directory) {
+    std::error_code ignored;
+    const std::string path = std::filesystem::absolute(directory, ignored).string();
+    return path.empty() ? directory : path;
+}
+
+void sleep_a_millisecond() {
+    const timespec pause = {0, 1'000'000};
+    nanosleep(&pause, nullptr);
+}
+
+int open_retrying(const char* path, int flags, mode_t mode = 0) {
+    int fd;
+    do {
+        fd = open(path, flags | O_CLOEXEC, mode);
+    } while (fd == -1 && errno == EINTR);
+    return fd < 0 ? fd : move_above_standard_streams(fd);
+}
+
+bool resolves_to(const std::string& path, int fd) {
+    struct stat named;
+    struct stat opened;
+    return lstat(path.c_str(), &named) == 0 && fstat(fd, &opened) == 0 &&
+           named.st_dev == opened.st_dev && named.st_ino == opened.st_ino;
+}
+
+// Empty, or beginning with the magic; under a temporary name also still zero.
+bool looks_like_segment(int fd, bool temporary) {
+    char start[sizeof segment_magic];
+    const ssize_t got = pread(fd, start, sizeof start, 0);
+    if (got == 0) return true;
+    if (got != static_cast<ssize_t>(sizeof start)) return false;
+    if (std::memcmp(start, segment_magic, sizeof start) == 0) return true;
+    return temporary && std::all_of(start, start + sizeof start, [](char c) { return c == 0; });
+}
+
+enum class Removal { absent, removed, in_use, being_removed, not_ours };
+
+Removal remove_if_dead(const std::string& path, bool temporary) {
+    struct stat facts;
+    if (lstat(path.c_str(), &facts) == -1) {
+        return errno == ENOENT ? Removal::absent : Removal::not_ours;
+    }
+    if (!S_ISREG(facts.st_mode) || facts.st_uid != geteuid()) return Removal::not_ours;
+    const Descriptor file(open_retrying(path.c_str(), O_RDWR | O_NOFOLLOW | O_NONBLOCK));
+    if (file.get() < 0) return errno == ENOENT ? Removal::absent : Removal::not_ours;
+    if (fstat(file.get(), &facts) == -1 || !S_ISREG(facts.st_mode) || facts.st_uid != geteuid()) {
+        return Removal::not_ours;
+    }
+    const PassingLock nobody_left(file.get(), lock_byte::presence, LockKind::exclusive);
+    if (!nobody_left.held()) {
+        return held_exclusively_elsewhere(file.get(), lock_byte::presence) ? Removal::being_removed
+                                                                           : Removal::in_use;
+    }
+    if (!resolves_to(path, file.get())) return Removal::being_removed;
+    if (!looks_like_segment(file.get(), temporary)) return Removal::not_ours;
+    if (unlink(path.c_str()) == -1 && errno != ENOENT) return Removal::not_ours;
+    return Removal::removed;
+}
+
+// Makes the way free for a segment of that name, or throws SegmentExists.
+void require_free_name(const std::string& path, const std::string& name) {
+    const std::string taken = "cannot create '" + name + "': " + path + " ";
+    for (int attempt = 0; attempt < patience_in_milliseconds; ++attempt) {
+        switch (remove_if_dead(path, false)) {
+            case Removal::absent:
+            case Removal::removed:
+                return;
+            case Removal::in_use:
+                throw SegmentExists(taken +
+                                    "is in use by a living process; expected a free name, or "
+                                    "attach to it");
+            case Removal::not_ours:
+                throw SegmentExists(taken +
+                                    "exists and is no mpbuffer segment of this user; expected a "
+                                    "free name");
+            case Removal::being_removed:
+                sleep_a_millisecond();
+        }
+    }
+    throw SegmentExists(taken +
+                        "is being removed by another process and still there; expected a "
+                        "free name");
+}
+
+// Every name in the directory that begins with this user's prefix, without the prefix.
+std::vector<std::string> names_in(const std::string& directory) {
+    std::vector<std::string> names;
+    DIR* const entries = opendir(directory.c_str());
+    if (entries == nullptr) return names;
+    const std::string prefix = file_prefix();
+    while (const dirent* entry = readdir(entries)) {  // NOLINT(concurrency-mt-unsafe)
+        const std::string file = entry->d_name;
+        if (file.size() > prefix.size() && file.rfind(prefix, 0) == 0) {
+            names.push_back(file.substr(prefix.size()));
+        }
+    }
+    closedir(entries);
+    std::sort(names.begin(), names.end());
+    return names;
+}
+
+// Some kernels and sandboxes make a file without a name but refuse to give it one later; found
+// out with an empty file, as giving a name works only once.
+int open_nameless(const std::string& directory) {
+    const int flags = O_TMPFILE | O_RDWR;
+    const Descriptor trial(open_retrying(directory.c_str(), flags, 0600));
+    if (trial.get() < 0) return -1;
+    const std::string path = path_of(directory, temporary_prefix + default_name());
+    const std::string link = "/proc/self/fd/" + std::to_string(trial.get());
+    if (linkat(AT_FDCWD, link.c_str(), AT_FDCWD, path.c_str(), AT_SYMLINK_FOLLOW) == -1) return -1;
+    unlink(path.c_str());
+    return open_retrying(directory.c_str(), flags, 0600);
+}
+
+// The shared presence lock; patient with a sweep or a last one out that is just looking.
+bool take_presence(int fd) {
+    for (int attempt = 0; attempt < patience_in_milliseconds; ++attempt) {
+        if (try_lock(fd, lock_byte::presence, LockKind::shared)) return true;
+        sleep_a_millisecond();
+    }
+    return false;
+}
+
+[[noreturn]] void throw_creation_failure(const std::string& verb, const std::string& directory,
+                                         int code) {
+    const std::string cause = verb + ": no file could be made in " + directory;
+    if (code == ENOSPC || code == EDQUOT || code == ENOMEM) {
+        throw NotEnoughMemory(cause + ": " + errno_sentence(code));
+    }
+    throw_system_failure(cause, code);
+}
+
+// Allocates every page, in pieces between which the user may interrupt. The kernel undoes a piece
+// when a signal comes, so under a fast timer a piece must shrink to get through at all.
+void allocate(int fd, std::size_t bytes, const std::string& verb, const SegmentOptions& options) {
+    std::size_t piece = largest_piece;
+    std::size_t done = 0;
+    unsigned interruptions = 0;
+    while (done < bytes) {
+        if (options.check_interrupt) options.check_interrupt();
+        const std::size_t wanted = std::min(piece, bytes - done);
+        if (fallocate(fd, 0, static_cast<off_t>(done), static_cast<off_t>(wanted)) == 0) {
+            done += wanted;
+            interruptions = 0;
+            continue;
+        }
+        const int code = errno;
+        if (code == EINTR && ++interruptions < 1000) {
+            piece = std::max(piece / 2, smallest_piece);
+            continue;
+        }
+        if (code == ENOSPC || code == ENOMEM || code == EDQUOT || code == EFBIG) {
+            throw NotEnoughMemory(verb + ": needs " + readable_bytes(bytes) + ", only " +
+                                  readable_bytes(done) + " could be allocated in " +
+                                  options.directory + ": " + errno_sentence(code));
+        }
+        throw_system_failure(verb + ": " + readable_bytes(bytes) + " in " + options.directory +
+                                 " cannot be allocated",
+                             code);
+    }
+}
+
+// The file's size, if it is one that may be mapped.
+std::size_t require_segment_file(int fd, const std::string& path, const std::string& verb) {
+    struct stat facts;
+    if (fstat(fd, &facts) == -1) throw_system_failure(verb + ": " + path, errno);
+    if (!S_ISREG(facts.st_mode)) {
+        throw SegmentMismatch(verb + ": " + path + " is not a regular file");
+    }
+    if (facts.st_uid != geteuid()) {
+        throw SegmentMismatch(verb + ": " + path + " belongs to user " +
+                              std::to_string(facts.st_uid) + ", expected " +
+                              std::to_string(geteuid()));
+    }
+    if ((facts.st_mode & (S_IRWXG | S_IRWXO)) != 0) {
+        char mode[8];
+        std::snprintf(mode, sizeof mode, "%04o", static_cast<unsigned>(facts.st_mode & 07777));
+        throw SegmentMismatch(verb + ": " + path + " has mode " + mode + ", expected 0600");
+    }
+    if (facts.st_size < static_cast<off_t>(sizeof segment_magic)) {
+        throw SegmentMismatch(verb + ": " + path + " has " + std::to_string(facts.st_size) +
+                              " bytes, expected a whole segment");
+    }
+    return static_cast<std::size_t>(facts.st_size);
+}
+
+}  // namespace
+
+SharedSegment::SharedSegment(SharedSegment&& other) noexcept { *this = std::move(other); }
+
+SharedSegment& SharedSegment::operator=(SharedSegment&& other) noexcept {
+    if (this == &other) return *this;
+    close();
+    data_ = std::exchange(other.data_, nullptr);
+    size_ = std::exchange(other.size_, 0);
+    data_fd_ = std::exchange(other.data_fd_, -1);
+    published_ = std::exchange(other.published_, false);
+    name_ = std::move(other.name_);
+    directory_ = std::move(other.directory_);
+    path_ = std::move(other.path_);
+    return *this;
+}
+
+SharedSegment::~SharedSegment() { close(); }
+
+SharedSegment SharedSegment::create(const std::string& name, std::size_t bytes,
+                                    const SegmentOptions& options) {
+    require_valid_name(name);
+    const std::string verb = "cannot create '" + name + "'";
+    if (bytes < sizeof segment_magic) {
+        throw InvalidArgument(verb + ": got a size of " + std::to_string(bytes) +
+                              " bytes, expected at least " + std::to_string(sizeof segment_magic));
+    }
+    SharedSegment segment;
+    segment.name_ = name;
+    segment.directory_ = absolute(options.directory);
+    sweep(segment.directory_);
+    require_free_name(path_of(segment.directory_, name), name);
+    require_room(bytes, "create '" + name + "'", options.directory, options.memory_roots);
+
+    if (!options.force_named_creation) {
+        segment.data_fd_ = open_nameless(segment.directory_);
+        if (segment.data_fd_ >= 0) {
+            require_ofd_locks(segment.data_fd_);
+            take_presence(segment.data_fd_);  // nobody else can have this file
+        }
+    }
+    // A sweep may find the temporary name before the lock is on it; then another is made.
+    for (int attempt = 0; segment.data_fd_ < 0; ++attempt) {
+        const std::string path = path_of(segment.directory_, temporary_prefix + default_name());
+        const int flags = O_RDWR | O_CREAT | O_EXCL | O_NOFOLLOW;
+        Descriptor file(open_retrying(path.c_str(), flags, 0600));
+        if (file.get() < 0) throw_creation_failure(verb, options.directory, errno);
+        try {
+            require_ofd_locks(file.get());
+        } catch (const Error&) {
+            unlink(path.c_str());
+            throw;
+        }
+        struct stat facts;
+        if (take_presence(file.get()) && fstat(file.get(), &facts) == 0 && facts.st_nlink > 0) {
+            segment.data_fd_ = file.release();
+            segment.path_ = path;
+        } else if (attempt == 100) {
+            throw_creation_failure(verb, options.directory, EBUSY);
+        }
+    }
+    fchmod(segment.data_fd_, 0600);  // whatever the umask took away
+    allocate(segment.data_fd_, bytes, verb, options);
+    segment.map(bytes, verb);
+    return segment;
+}
+
+void SharedSegment::publish() {
+    const std::string verb = "cannot publish '" + name_ + "'";
+    if (!is_open()) throw BufferClosed(verb + ": the segment is closed");
+    if (published_) throw InvalidArgument(verb + ": it is published already");
+    if (std::memcmp(data_, segment_magic, sizeof segment_magic) != 0) {
+        throw InvalidArgument(verb + ": its first bytes are not the magic that every segment has");
+    }
+    const std::string path = path_of(directory_, name_);
+    const std::string link = "/proc/self/fd/" + std::to_string(data_fd_);
+    for (int attempt = 0; attempt < patience_in_milliseconds; ++attempt) {
+        int result;
+        if (path_.empty()) {
+            result = linkat(AT_FDCWD, link.c_str(), AT_FDCWD, path.c_str(), AT_SYMLINK_FOLLOW);
+        } else {
+            result = renameat2(AT_FDCWD, path_.c_str(), AT_FDCWD, path.c_str(), RENAME_NOREPLACE);
+            if (result == -1 && (errno == EINVAL || errno == ENOSYS)) {
+                result = ::link(path_.c_str(), path.c_str());
+                if (result == 0) unlink(path_.c_str());
+            }
+        }
+        if (result == 0) {
+            path_ = path;
+            published_ = true;
+            return;
+        }
+        if (errno != EEXIST) throw_creation_failure(verb, directory_, errno);
+        require_free_name(path, name_);
+    }
+    throw SegmentExists(verb + ": " + path + " was taken again each time it became free");
+}
+
+SharedSegment SharedSegment::attach(const std::string& name, const SegmentOptions& options) {
+    require_valid_name(name);
+    SharedSegment segment;
+    segment.name_ = name;
+    segment.directory_ = absolute(options.directory);
+    segment.path_ = path_of(segment.directory_, name);
+    const std::string& path = segment.path_;
+    const std::string verb = "cannot attach '" + name + "'";
+    for (int attempt = 0; attempt < patience_in_milliseconds; ++attempt) {
+        Descriptor file(open_retrying(path.c_str(), O_RDWR | O_NOFOLLOW | O_NONBLOCK));
+        if (file.get() < 0) {
+            switch (errno) {
+                case ENOENT:
+                case ENOTDIR:
+                    throw SegmentNotFound(verb + ": there is no " + path +
+                                          "; expected a buffer that some process has open");
+                case ELOOP:
+                    throw SegmentMismatch(verb + ": " + path +
+                                          " is a symbolic link, expected a regular file");
+                case EISDIR:
+                case ENXIO:
+                case ENODEV:
+                    throw SegmentMismatch(verb + ": " + path + " is not a regular file");
+                default:
+                    throw_system_failure(verb + ": " + path, errno);
+            }
+        }
+        const std::size_t bytes = require_segment_file(file.get(), path, verb);
+        PassingLock presence(file.get(), lock_byte::presence, LockKind::shared);
+        struct stat facts;
+        if (presence.held() && fstat(file.get(), &facts) == 0 && facts.st_nlink > 0) {
+            segment.published_ = true;
+            presence.keep();
+            segment.data_fd_ = file.release();
+            segment.map(bytes, verb);
+            return segment;
+        }
+        sleep_a_millisecond();  // its last user is removing it; a new one may take the name
+    }
+    throw SegmentNotFound(verb + ": " + path +
+                          " is being removed; expected a buffer that some process has open");
+}
+
+SharedSegment SharedSegment::attach_descriptor(int fd, const std::string& name,
+                                               const SegmentOptions& options) {
+    require_valid_name(name);
+    const std::string verb = "cannot attach '" + name + "'";
+    SharedSegment segment;
+    segment.name_ = name;
+    segment.directory_ = absolute(options.directory);
+    segment.path_ = path_of(segment.directory_, name);
+    Descriptor file(mpbuffer::open_lock_descriptor(fd));
+    const std::size_t bytes =
+        require_segment_file(file.get(), "descriptor " + std::to_string(fd), verb);
+    if (!take_presence(file.get())) {
+        throw SegmentNotFound(verb + ": the file of descriptor " + std::to_string(fd) +
+                              " is being removed; expected a buffer that some process has open");
+    }
+    segment.published_ = true;
+    segment.data_fd_ = file.release();
+    segment.map(bytes, verb);
+    return segment;
+}
+
+void SharedSegment::map(std::size_t bytes, const std::string& verb) {
+    void* const memory = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_SHARED, data_fd_, 0);
+    if (memory == MAP_FAILED) {
+        const int code = errno;
+        const std::string cause = verb + ": " + readable_bytes(bytes) + " cannot be mapped";
+        if (code == ENOMEM) throw NotEnoughMemory(cause + ": " + errno_sentence(code));
+        throw_system_failure(cause, code);
+    }
+    data_ = static_cast<std::byte*>(memory);
+    size_ = bytes;
+}
+
+int SharedSegment::open_lock_descriptor() const {
+    if (!is_open()) {
+        throw BufferClosed("cannot open a descriptor for locks: '" + name_ + "' is closed");
+    }
+    return mpbuffer::open_lock_descriptor(data_fd_);
+}
+
+void SharedSegment::close(int lock_fd) noexcept {
+    if (!is_open()) return;
+    int own = -1;
+    if (lock_fd < 0) {
+        try {
+            own = mpbuffer::open_lock_descriptor(data_fd_);
+            lock_fd = own;
+        } catch (const std::exception&) {  // the next sweep removes what we cannot
+        }
+    }
+    if (data_ != nullptr) munmap(data_, size_);
+    ::close(data_fd_);
+    data_ = nullptr;
+    size_ = 0;
+    data_fd_ = -1;
+    if (lock_fd >= 0 && !path_.empty()) {
+        try {
+            const PassingLock nobody_left(lock_fd, lock_byte::presence, LockKind::exclusive);
+            if (nobody_left.held() && resolves_to(path_, lock_fd) &&
+                looks_like_segment(lock_fd, !published_)) {
+                unlink(path_.c_str());
+            }
+        } catch (const std::exception&) {
+        }
+    }
+    if (own >= 0) ::close(own);
+}
+
+std::vector<std::string> SharedSegment::sweep(const std::string& directory) {
+    std::vector<std::string> removed;
+    for (const std::string& name : names_in(directory)) {
+        try {
+            if (remove_if_dead(path_of(directory, name), is_temporary(name)) == Removal::removed) {
+                removed.push_back(name);
+            }
+        } catch (const Error&) {  // a file that cannot be asked is left alone
+        }
+    }
+    return removed;
+}
+
+std::vector<std::string> SharedSegment::list(const std::string& directory) {
+    std::vector<std::string> names = names_in(directory);
+    const auto hidden = [&](const std::string& name) {
+        struct stat facts;
+        return is_temporary(name) || lstat(path_of(directory, name).c_str(), &facts) == -1 ||
+               !S_ISREG(facts.st_mode) || facts.st_uid != geteuid();
+    };
+    names.erase(std::remove_if(names.begin(), names.end(), hidden), names.end());
+    return names;
+}
+
+std::string default_name() {
+    std::uint64_t random = 0;
+    if (getrandom(&random, sizeof random, GRND_NONBLOCK) != sizeof random) {
+        timespec now = {};
+        clock_gettime(CLOCK_MONOTONIC, &now);
+        random = static_cast<std::uint64_t>(now.tv_nsec) * 0x9e3779b97f4a7c15u +
+                 static_cast<std::uint64_t>(now.tv_sec);
+    }
+    char name[40];
+    std::snprintf(name, sizeof name, "%ld-%012llx", static_cast<long>(getpid()),
+                  static_cast<unsigned long long>(random & 0xffffffffffffu));
+    return name;
+}
+
+void require_valid_name(const std::string& name) {
+    const auto allowed = [](char c) {
+        return (c >= 'A' && c <= 'Z') || (c >= 'a' && c <= 'z') || (c >= '0' && c <= '9') ||
+               c == '.' || c == '_' || c == '-';
+    };
+    if (!name.empty() && name.size() <= 128 && !is_temporary(name) &&
+        std::all_of(name.begin(), name.end(), allowed)) {
+        return;
+    }
+    throw InvalidArgument("cannot use '" + name + "' as a buffer's name: got " +
+                          std::to_string(name.size()) +
+                          " characters, expected 1 to 128 of A-Z a-z 0-9 . _ -, not beginning "
+                          "with .tmp-");
+}
+
+}  // namespace mpbuffer

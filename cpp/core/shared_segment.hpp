@@ -1,0 +1,107 @@
+// One file of shared memory: create, publish, attach, unlink. Knows bytes, not meaning.
+//
+// The file is DIRECTORY/mpbuffer-<uid>-<name>, mode 0600, owned by the caller. It is in use
+// exactly as long as any description holds a shared lock on its presence byte. That lock is taken
+// through the mapped descriptor, so a forked child keeps the segment in use with its parent, as
+// long as it has the mapping. Whoever takes the presence lock exclusively has shown that nobody is
+// left, and only then removes the name, if it still resolves to that inode:
+//   - close(): the last one out;
+//   - sweep(): each creation, for all of this user's segments whose users were killed;
+//   - publish(): for the name that it wants.
+// So a name can outlive its users only until this user's next creation.
+//
+// A creator works on a file without a name (O_TMPFILE), or where that is refused on a temporary
+// name `.tmp-...`, and shows it under its name when it is complete. Every page is allocated before
+// the first is touched: too little room is NotEnoughMemory, never a bus error.
+//
+// A SharedSegment is for one thread at a time. After fork the child's copy is usable as it is.
+#pragma once
+
+#include <cstddef>
+#include <functional>
+#include <string>
+#include <vector>
+
+#include "memory_room.hpp"
+
+namespace mpbuffer {
+
+// The first 8 bytes of every published segment, written by the layout before publish(). A file
+// without it is not ours to sweep.
+constexpr char segment_magic[8] = {'m', 'p', 'b', 'u', 'f', 'f', 'e', 'r'};
+
+struct SegmentOptions {
+    std::string directory = "/dev/shm";
+    std::function<void()> check_interrupt;  // called often in create(); may throw to give up
+    bool force_named_creation = false;      // as where O_TMPFILE is refused
+    MemoryRoots memory_roots;
+};
+
+class SharedSegment {
+  public:
+    SharedSegment() = default;
+    SharedSegment(SharedSegment&& other) noexcept;
+    SharedSegment& operator=(SharedSegment&& other) noexcept;
+    SharedSegment(const SharedSegment&) = delete;
+    SharedSegment& operator=(const SharedSegment&) = delete;
+    ~SharedSegment();
+
+    // Zero-filled, mapped, wholly allocated, not visible yet. Sweeps first.
+    // Throws SegmentExists, NotEnoughMemory, InvalidArgument, SystemFailure, and whatever
+    // check_interrupt throws; then nothing is left behind.
+    static SharedSegment create(const std::string& name, std::size_t bytes,
+                                const SegmentOptions& options = {});
+
+    // Makes a created segment visible under its name, once. Throws SegmentExists if a second
+    // creator was faster; a dead segment under the name is removed first.
+    void publish();
+
+    // Throws SegmentNotFound (also for one that is just being removed), SegmentMismatch (not a
+    // regular file, another owner, open to others, empty), SystemFailure.
+    static SharedSegment attach(const std::string& name, const SegmentOptions& options = {});
+
+    // The same through an open descriptor of the file, which stays the caller's: a fresh
+    // description is opened. Works for a file whose name is gone.
+    static SharedSegment attach_descriptor(int fd, const std::string& name,
+                                           const SegmentOptions& options = {});
+
+    std::byte* data() const { return data_; }
+    std::size_t size() const { return size_; }
+    const std::string& name() const { return name_; }
+    const std::string& directory() const { return directory_; }
+    int data_descriptor() const { return data_fd_; }  // mapped, holds presence, otherwise unlocked
+    bool is_open() const { return data_fd_ >= 0; }
+
+    // A description for this process's own locks; the caller closes it.
+    int open_lock_descriptor() const;
+
+    // Unmaps, closes, and removes the name if nobody else is left. lock_fd: a description of this
+    // file to ask through (any locks it holds stay), or -1 to have one opened. Never throws; a
+    // name that could not be removed is left to the next sweep. Twice is once.
+    void close(int lock_fd = -1) noexcept;
+
+    // Removes this user's provably dead segments; returns their names (temporary ones as .tmp-...).
+    static std::vector<std::string> sweep(const std::string& directory = "/dev/shm");
+
+    // The names of this user's visible segments, dead ones included.
+    static std::vector<std::string> list(const std::string& directory = "/dev/shm");
+
+  private:
+    void map(std::size_t bytes, const std::string& verb);
+
+    std::byte* data_ = nullptr;
+    std::size_t size_ = 0;
+    int data_fd_ = -1;
+    bool published_ = false;
+    std::string name_;
+    std::string directory_;  // absolute
+    std::string path_;       // where the file is visible now; empty: nowhere
+};
+
+// Unique: "<pid>-<12 hex digits>".
+std::string default_name();
+
+// 1 to 128 of [A-Za-z0-9._-], not beginning with ".tmp-". Throws InvalidArgument.
+void require_valid_name(const std::string& name);
+
+}  // namespace mpbuffer
