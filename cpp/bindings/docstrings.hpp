@@ -1,0 +1,198 @@
+// What help() shows of the hot calls. The line up to "--" is their signature for inspect.
+#pragma once
+
+namespace mpbuffer::bindings::docstrings {
+
+inline constexpr char uniform_type[] = "The hot calls of mpbuffer.ReplayBuffer.";
+inline constexpr char prioritized_type[] = "The hot calls of mpbuffer.PrioritizedReplayBuffer.";
+
+inline constexpr char uniform_add[] = R"(add($self, /, **fields)
+--
+
+Add one transition, or a batch of n.
+
+Any process may call it. It waits for nobody; only if other living processes
+are writing every slot of the buffer at once, for at most 1 s.
+
+Parameters
+----------
+**fields : array_like
+    One value for each field of the buffer: of the field's shape for one
+    transition, or of shape ``(n,) + shape`` in every field for n of them.
+    A field of one element also takes a scalar, or shape ``(n,)``. Arrays,
+    lists, scalars, CPU tensors and whatever has ``__array__`` or
+    ``__dlpack__`` are converted to the field's dtype.
+
+Returns
+-------
+int
+    The slot of the first row. The others follow it around the ring, unless
+    rows of other processes came between.
+
+Raises
+------
+KeyError
+    If a field is missing.
+ValueError
+    If a shape is wrong, or the fields have different numbers of rows.
+TypeError
+    If a value cannot be converted; with ``strict=True``, if a field is given
+    that the buffer does not have (else a warning, once per name).
+IndexError
+    If the batch is longer than the buffer.
+SlotsHeld
+    If living processes held every slot for 1 s; tells how many rows were
+    added. After any other error nothing has changed.
+BufferClosed
+    After close().
+)";
+
+inline constexpr char prioritized_add[] = R"(add($self, /, *, priorities=None, **fields)
+--
+
+Add one transition, or a batch of n, with its priorities.
+
+Any process may call it. It waits for nobody; only if other living processes
+are writing every slot of the buffer at once, for at most 1 s.
+
+Parameters
+----------
+priorities : array_like, optional
+    A scalar for all rows or shape (n,), at least 0. The leaf
+    ``(priority + eps) ** alpha`` is what rows are drawn by (Schaul et al.,
+    "Prioritized experience replay", 2016, eq. 1). Default: the largest
+    priority supplied since creation or clear(), 1.0 at first.
+**fields : array_like
+    As for ReplayBuffer.add.
+
+Returns
+-------
+int
+    The slot of the first row.
+
+Raises
+------
+ValueError
+    If a priority is NaN, infinite, negative or too large for a float32 leaf,
+    or their number is not 1 or n; and as for ReplayBuffer.add.
+KeyError, TypeError, IndexError, SlotsHeld, BufferClosed
+    As for ReplayBuffer.add. After any error but SlotsHeld nothing has changed.
+)";
+
+inline constexpr char uniform_sample[] =
+    "sample($self, /, batch_size, *, return_indexes=False)\n--\n\n"
+    "Draw rows uniformly, with replacement.\n\n"
+    "Any process may call it; it never waits. Takes O(batch_size).\n\n"
+    "Parameters\n----------\n"
+    "batch_size : int\n    At least 1.\n"
+    "return_indexes : bool, optional\n    Whether to add ``\"indexes\"``.\n\n"
+    "Returns\n-------\n"
+    "dict of str to numpy.ndarray\n"
+    "    A fresh array of shape ``(batch_size,) + shape`` for each field, in its dtype;\n"
+    "    ``\"indexes\"``: int64 (batch_size,), the slots drawn, on request.\n\n"
+    "Raises\n------\n"
+    "EmptyBuffer\n    If no complete row is there.\n"
+    "ValueError\n    If batch_size is below 1.\n"
+    "BufferClosed\n    After close().\n";
+
+inline constexpr char sample_uniform[] =
+    "sample_uniform($self, /, batch_size, *, return_indexes=False)\n--\n\n"
+    "Draw rows uniformly, with replacement, whatever their priorities.\n\n"
+    "Any process may call it, the learner or not; it never waits. Takes O(batch_size).\n\n"
+    "Parameters\n----------\n"
+    "batch_size : int\n    At least 1.\n"
+    "return_indexes : bool, optional\n    Whether to add ``\"indexes\"``.\n\n"
+    "Returns\n-------\n"
+    "dict of str to numpy.ndarray\n"
+    "    As ReplayBuffer.sample: no ``\"weights\"``.\n\n"
+    "Raises\n------\n"
+    "EmptyBuffer, ValueError, BufferClosed\n    As ReplayBuffer.sample.\n";
+
+inline constexpr char prioritized_sample[] = R"(sample($self, /, batch_size, beta=0.4)
+--
+
+Draw rows in proportion to their leaves, stratified, with importance weights.
+
+For the learner: the first call takes the learner's role, which this handle
+keeps until close(), release_learner() or its process's end. It never waits.
+Takes O(batch_size), plus some ns for each row added since the last call.
+
+Parameters
+----------
+batch_size : int
+    At least 1. The total of all leaves is cut into so many equal parts, and
+    one row is drawn from each (Schaul et al., 2016, section 3.3).
+beta : float, optional
+    Exponent of the importance weights, at least 0.
+
+Returns
+-------
+dict of str to numpy.ndarray
+    A fresh array of shape ``(batch_size,) + shape`` for each field, in its
+    dtype; ``"weights"``: float32 (batch_size,), ``(N * P(i)) ** -beta``
+    divided by the largest weight in the whole buffer (section 3.4);
+    ``"indexes"``: int64 (batch_size,), the slots drawn, ascending unless a
+    row was overwritten meanwhile. Pass them, or any view of them, to
+    update_priorities().
+
+Raises
+------
+EmptyBuffer
+    If no complete row is there.
+LearnerBusy
+    If another handle has the learner's role; names it.
+ValueError
+    If batch_size is below 1 or beta negative or not finite.
+BufferClosed
+    After close().
+)";
+
+inline constexpr char update_priorities[] =
+    R"(update_priorities($self, /, indexes, priorities, generations=None)
+--
+
+Set the priorities of rows that were sampled.
+
+For the learner, as sample(). A row that was overwritten since it was sampled
+is never given the old row's priority: its update is stale and has no effect.
+That is exact, however many batches are in flight, for an array that sample()
+returned as ``"indexes"``, and for any slice, view or tensor of its memory.
+A copy of it (a converted dtype, a fancy index, a trip to the GPU) does not
+carry the generations: then each index means the row that the learner last
+sampled in that slot, or, where it never sampled any, the row it sees there.
+For exact updates through copies pass `generations`.
+
+A row added since the learner's last sample() keeps the priority it came with.
+It never waits. Takes O(n).
+
+Parameters
+----------
+indexes : array_like of int
+    (n,) slots in [0, size), of any integer dtype. If one comes twice, the
+    last counts.
+priorities : array_like
+    A scalar for all, or n values, at least 0.
+generations : array_like of int, optional
+    (n,) what get_generations() said of these indexes; 0 where not known.
+
+Returns
+-------
+int
+    How many updates were stale.
+
+Raises
+------
+TypeError
+    If one of the two is None, or the indexes are no integers.
+IndexError
+    If an index is not in [0, size).
+ValueError
+    If the lengths differ, or a priority is NaN, infinite, negative or too
+    large for a float32 leaf. After an error nothing has changed.
+LearnerBusy
+    If another handle has the learner's role; names it.
+BufferClosed
+    After close().
+)";
+
+}  // namespace mpbuffer::bindings::docstrings

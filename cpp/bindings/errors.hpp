@@ -1,0 +1,27 @@
+// Exceptions of the core as those of mpbuffer.errors.
+#pragma once
+
+#include <pybind11/pybind11.h>
+
+namespace mpbuffer::bindings {
+
+// Sets the Python error for the exception being handled; for a catch (...) block.
+void set_python_error();
+
+// Runs `call`, which returns a new reference or throws; nullptr with the Python error set if so.
+template <class Call>
+PyObject* guarded(Call&& call) noexcept {
+    try {
+        return call();
+    } catch (...) {
+        set_python_error();
+        return nullptr;
+    }
+}
+
+[[noreturn]] void throw_python(PyObject* type, const std::string& message);
+
+// As above, with the Python error that is set as its cause.
+[[noreturn]] void throw_python_from(PyObject* type, const std::string& message);
+
+}  // namespace mpbuffer::bindings

@@ -1,0 +1,543 @@
+#include "hot_calls.hpp"
+
+#include <algorithm>
+#include <array>
+#include <cmath>
+#include <cstring>
+#include <limits>
+
+#include "docstrings.hpp"
+#include "error.hpp"
+#include "errors.hpp"
+
+namespace py = pybind11;
+
+namespace mpbuffer::bindings {
+
+namespace {
+
+// Releasing the GIL costs about as much as copying this many bytes takes.
+constexpr std::size_t bytes_worth_releasing = 64 * 1024;
+
+class MaybeWithoutGil {
+  public:
+    explicit MaybeWithoutGil(bool release) : state_(release ? PyEval_SaveThread() : nullptr) {}
+    ~MaybeWithoutGil() {
+        if (state_ != nullptr) PyEval_RestoreThread(state_);
+    }
+    MaybeWithoutGil(const MaybeWithoutGil&) = delete;
+    MaybeWithoutGil& operator=(const MaybeWithoutGil&) = delete;
+
+  private:
+    PyThreadState* state_;
+};
+
+PyObject* interned(const char* text) {
+    PyObject* name = PyUnicode_InternFromString(text);
+    if (name == nullptr) throw py::error_already_set();
+    return name;
+}
+
+struct Names {
+    PyObject* priorities = interned("priorities");
+    PyObject* weights = interned("weights");
+    PyObject* indexes = interned("indexes");
+    PyObject* batch_size = interned("batch_size");
+    PyObject* beta = interned("beta");
+    PyObject* return_indexes = interned("return_indexes");
+    PyObject* generations = interned("generations");
+};
+
+const Names& names() {
+    static const auto* all = new Names;
+    return *all;
+}
+
+// Keyword names written in source are interned: equal text is nearly always the same object.
+bool same_name(PyObject* one, PyObject* other) {
+    if (one == other) return true;
+    if (PyUnicode_GET_LENGTH(one) != PyUnicode_GET_LENGTH(other)) return false;
+    const int order = PyUnicode_Compare(one, other);
+    if (order == -1 && PyErr_Occurred() != nullptr) throw py::error_already_set();
+    return order == 0;
+}
+
+std::string text_of(PyObject* name) { return py::str(py::handle(name)).cast<std::string>(); }
+
+// Sorts positional and keyword arguments into places. `count` parameters, the first `positional` of
+// which may be given by position.
+template <std::size_t count>
+std::array<PyObject*, count> arguments(const char* method,
+                                       const std::array<PyObject*, count>& known,
+                                       std::size_t positional, PyObject* const* args,
+                                       Py_ssize_t nargs, PyObject* kwnames) {
+    std::array<PyObject*, count> values{};
+    if (static_cast<std::size_t>(nargs) > positional) {
+        throw_python(PyExc_TypeError, std::string(method) + "() takes at most " +
+                                          std::to_string(positional) +
+                                          " positional arguments, got " + std::to_string(nargs));
+    }
+    std::copy_n(args, nargs, values.begin());
+    const Py_ssize_t named = kwnames == nullptr ? 0 : PyTuple_GET_SIZE(kwnames);
+    for (Py_ssize_t i = 0; i < named; ++i) {
+        PyObject* name = PyTuple_GET_ITEM(kwnames, i);
+        std::size_t place = 0;
+        while (place < count && !same_name(known[place], name)) ++place;
+        if (place == count) {
+            throw_python(PyExc_TypeError,
+                         std::string(method) + "() has no argument '" + text_of(name) + "'");
+        }
+        if (values[place] != nullptr) {
+            throw_python(PyExc_TypeError,
+                         std::string(method) + "() got '" + text_of(name) + "' twice");
+        }
+        values[place] = args[nargs + i];
+    }
+    return values;
+}
+
+// Refuses names that the buffer does not have, or warns of each once.
+void handle_unknown_field(BufferState& state, PyObject* name) {
+    const std::string field = text_of(name);
+    std::string known;
+    for (const FieldRule& rule : state.rules) known += (known.empty() ? "" : ", ") + rule.text();
+    const std::string message =
+        "'" + state.core->name() + "' has no field '" + field + "'; its fields are " + known;
+    if (state.strict) throw_python(PyExc_TypeError, "cannot add: " + message);
+    if (state.warned.contains(field)) return;
+    if (PyErr_WarnEx(PyExc_UserWarning, ("ignored on add: " + message).c_str(), 1) < 0) {
+        throw py::error_already_set();
+    }
+    state.warned.insert(field);
+}
+
+struct ConvertedPriorities {
+    ConvertedNumbers numbers;
+    std::vector<double> broadcast;  // of one value, where `n` were needed
+    std::vector<float> leaves;
+    double largest = 0;
+    std::span<const double> all(std::size_t n) const {
+        return {broadcast.empty() ? numbers.values : broadcast.data(), n};
+    }
+};
+
+// Priorities for n rows, checked: finite, not negative, and with a leaf that float32 can hold.
+void convert_priorities(const BufferState& state, const char* what, PyObject* value, std::size_t n,
+                        ConvertedPriorities& converted) {
+    convert_numbers(what, value, converted.numbers);
+    const ConvertedNumbers& numbers = converted.numbers;
+    if (numbers.scalar) {
+        if (n != 1) converted.broadcast.assign(n, *numbers.values);
+    } else if (static_cast<std::size_t>(numbers.count) != n) {
+        throw_python(PyExc_ValueError,
+                     std::string(what) + ": got " + std::to_string(numbers.count) +
+                         " priorities, expected 1 scalar or " + std::to_string(n));
+    }
+    const PriorityRule rule = state.core->priority_rule();
+    converted.leaves.resize(n);
+    const std::span<const double> all = converted.all(n);
+    for (std::size_t i = 0; i < n; ++i) {
+        const double priority = all[i];
+        const float leaf = rule.leaf(priority);
+        if (!(priority >= 0) || !std::isfinite(priority) || !std::isfinite(leaf)) {
+            throw_python(PyExc_ValueError,
+                         std::string(what) + ": priority " + std::to_string(i) + " is " +
+                             std::to_string(priority) +
+                             ", expected a finite number that is not negative and whose "
+                             "(priority + eps)^alpha fits into float32");
+        }
+        converted.leaves[i] = leaf;
+        converted.largest = std::max(converted.largest, priority);
+    }
+}
+
+constexpr std::size_t most_fields_on_stack = 32;
+
+PyObject* add(PyObject* self, PyObject* const* args, Py_ssize_t nargs, PyObject* kwnames) {
+    return guarded([&]() -> PyObject* {
+        BufferState& state = state_of(self);
+        ReplayBuffer& core = *state.core;
+        if (nargs != 0) {
+            throw_python(PyExc_TypeError, "add() takes fields by name only, got " +
+                                              std::to_string(nargs) + " positional arguments");
+        }
+        const std::size_t field_count = state.rules.size();
+        std::array<PyObject*, most_fields_on_stack> few{};
+        std::vector<PyObject*> many;
+        if (field_count > few.size()) many.resize(field_count);
+        PyObject** const values = many.empty() ? few.data() : many.data();
+        PyObject* priorities = nullptr;
+
+        const Py_ssize_t named = kwnames == nullptr ? 0 : PyTuple_GET_SIZE(kwnames);
+        for (Py_ssize_t i = 0; i < named; ++i) {
+            PyObject* name = PyTuple_GET_ITEM(kwnames, i);
+            const auto expected = static_cast<std::size_t>(i);
+            std::size_t place = expected;
+            if (!(expected < field_count && state.rules[expected].name.ptr() == name)) {
+                place = 0;
+                while (place < field_count && state.rules[place].name.ptr() != name) ++place;
+                if (place == field_count) {
+                    place = 0;
+                    while (place < field_count && !same_name(state.rules[place].name.ptr(), name)) {
+                        ++place;
+                    }
+                }
+            }
+            if (place < field_count) {
+                values[place] = args[i];
+            } else if (core.prioritized() && same_name(names().priorities, name)) {
+                priorities = args[i];
+            } else {
+                handle_unknown_field(state, name);
+            }
+        }
+
+        std::array<ConvertedField, 8> few_converted;
+        std::vector<ConvertedField> many_converted;
+        if (field_count > few_converted.size()) many_converted.resize(field_count);
+        ConvertedField* const converted =
+            many_converted.empty() ? few_converted.data() : many_converted.data();
+        std::array<FieldSource, 8> few_sources;
+        std::vector<FieldSource> many_sources;
+        if (field_count > few_sources.size()) many_sources.resize(field_count);
+        FieldSource* const sources =
+            many_sources.empty() ? few_sources.data() : many_sources.data();
+        for (std::size_t i = 0; i < field_count; ++i) {
+            const FieldRule& rule = state.rules[i];
+            if (values[i] == nullptr) {
+                throw_python(PyExc_KeyError, "cannot add: field " + rule.text() + " is missing");
+            }
+            convert_field(rule, values[i], converted[i]);
+            if (converted[i].rows != converted[0].rows) {
+                throw_python(PyExc_ValueError, "cannot add: field " + rule.text() + " has " +
+                                                   std::to_string(converted[i].rows) +
+                                                   " rows, expected " +
+                                                   std::to_string(converted[0].rows) +
+                                                   " as in field " + state.rules[0].text());
+            }
+            sources[i] = {converted[i].values, rule.row_bytes, rule.offset, rule.row_bytes};
+        }
+        const auto n = static_cast<std::uint64_t>(converted[0].rows);
+        if (n > core.capacity()) {
+            throw_python(PyExc_IndexError, "cannot add " + std::to_string(n) + " rows to '" +
+                                               core.name() + "': its size is " +
+                                               std::to_string(core.capacity()));
+        }
+        ConvertedPriorities given;
+        const bool with_priorities = priorities != nullptr && priorities != Py_None;
+        if (with_priorities) convert_priorities(state, "cannot add", priorities, n, given);
+        if (n == 0) return PyLong_FromUnsignedLongLong(core.next_slot());
+
+        std::uint64_t first = 0;
+        {
+            const Locked lock(core.add_mutex());
+            const MaybeWithoutGil unlocked(n * core.shape().row_bytes >= bytes_worth_releasing);
+            first = core.add(n, {sources, field_count},
+                             with_priorities ? given.leaves.data() : nullptr, given.largest);
+        }
+        state.episode_length += n;
+        return PyLong_FromUnsignedLongLong(first);
+    });
+}
+
+std::size_t convert_batch_size(PyObject* value) {
+    if (value == nullptr) throw_python(PyExc_TypeError, "sample() needs a batch_size");
+    const Py_ssize_t size = PyNumber_AsSsize_t(value, PyExc_OverflowError);
+    if (size == -1 && PyErr_Occurred() != nullptr) throw py::error_already_set();
+    if (size < 1) {
+        throw_python(PyExc_ValueError, "cannot sample: batch_size is " + std::to_string(size) +
+                                           ", expected at least 1");
+    }
+    return static_cast<std::size_t>(size);
+}
+
+void set_item(const py::dict& dict, PyObject* key, const py::object& value) {
+    if (PyDict_SetItem(dict.ptr(), key, value.ptr()) < 0) throw py::error_already_set();
+}
+
+// Uniform draws; any process.
+PyObject* sample_uniform(PyObject* self, PyObject* const* args, Py_ssize_t nargs,
+                         PyObject* kwnames) {
+    return guarded([&]() -> PyObject* {
+        BufferState& state = state_of(self);
+        ReplayBuffer& core = *state.core;
+        const auto given = arguments<2>("sample", {names().batch_size, names().return_indexes}, 1,
+                                        args, nargs, kwnames);
+        const std::size_t count = convert_batch_size(given[0]);
+        const int return_indexes = given[1] == nullptr ? 0 : PyObject_IsTrue(given[1]);
+        if (return_indexes < 0) throw py::error_already_set();
+        const OutputArrays output(state, count);
+        const SampleBlock block = SampleBlock::allocate(count, state.handle);
+        {
+            const Locked lock(core.learner_mutex());
+            const MaybeWithoutGil unlocked(count * core.shape().row_bytes >= bytes_worth_releasing);
+            core.sample_uniform(count, {output.targets, block.indexes, block.generations, nullptr});
+        }
+        py::dict batch = output.to_dict(state);
+        if (return_indexes != 0) set_item(batch, names().indexes, block.to_array(count));
+        return batch.release().ptr();
+    });
+}
+
+// Stratified proportional draws; the learner.
+PyObject* sample(PyObject* self, PyObject* const* args, Py_ssize_t nargs, PyObject* kwnames) {
+    return guarded([&]() -> PyObject* {
+        BufferState& state = state_of(self);
+        ReplayBuffer& core = *state.core;
+        const auto given =
+            arguments<2>("sample", {names().batch_size, names().beta}, 2, args, nargs, kwnames);
+        const std::size_t count = convert_batch_size(given[0]);
+        double beta = 0.4;
+        if (given[1] != nullptr) {
+            beta = PyFloat_AsDouble(given[1]);
+            if (beta == -1.0 && PyErr_Occurred() != nullptr) throw py::error_already_set();
+        }
+        if (!(beta >= 0) || !std::isfinite(beta)) {
+            throw_python(PyExc_ValueError, "cannot sample: beta is " + std::to_string(beta) +
+                                               ", expected a finite number of at least 0");
+        }
+        const OutputArrays output(state, count);
+        const SampleBlock block = SampleBlock::allocate(count, state.handle);
+        npy_intp dims[1] = {static_cast<npy_intp>(count)};
+        const auto weights =
+            py::reinterpret_steal<py::object>(PyArray_SimpleNew(1, dims, NPY_FLOAT32));
+        if (!weights) throw py::error_already_set();
+        auto* const weight_values =
+            static_cast<float*>(PyArray_DATA(reinterpret_cast<PyArrayObject*>(weights.ptr())));
+        {
+            const Locked lock(core.learner_mutex());
+            const MaybeWithoutGil unlocked(count * core.shape().row_bytes >= bytes_worth_releasing);
+            try {
+                core.learner().sample(
+                    count, beta, core.generator(),
+                    {output.targets, block.indexes, block.generations, weight_values});
+            } catch (const EmptyBuffer& error) {
+                throw EmptyBuffer("cannot sample from '" + core.name() + "': " + error.what());
+            }
+        }
+        py::dict batch = output.to_dict(state);
+        set_item(batch, names().weights, weights);
+        set_item(batch, names().indexes, block.to_array(count));
+        return batch.release().ptr();
+    });
+}
+
+std::vector<std::uint64_t> convert_generations(PyObject* value, std::size_t n) {
+    const char* const what = "cannot update priorities: generations";
+    const py::object source = as_array(what, value);
+    auto* const raw = reinterpret_cast<PyArrayObject*>(source.ptr());
+    if (!PyTypeNum_ISINTEGER(PyArray_TYPE(raw)) ||
+        static_cast<std::size_t>(PyArray_SIZE(raw)) != n) {
+        throw_python(PyExc_ValueError,
+                     std::string(what) + " are " + std::to_string(PyArray_SIZE(raw)) +
+                         " values of dtype " +
+                         text_of(reinterpret_cast<PyObject*>(PyArray_DESCR(raw))) + ", expected " +
+                         std::to_string(n) + " integers");
+    }
+    PyArray_Descr* wanted = PyArray_DescrFromType(NPY_UINT64);
+    const auto cast = py::reinterpret_steal<py::object>(PyArray_FromArray(
+        raw, wanted, NPY_ARRAY_C_CONTIGUOUS | NPY_ARRAY_ALIGNED | NPY_ARRAY_FORCECAST));
+    if (!cast) throw py::error_already_set();
+    const auto* first = static_cast<const std::uint64_t*>(
+        PyArray_DATA(reinterpret_cast<PyArrayObject*>(cast.ptr())));
+    return {first, first + n};
+}
+
+PyObject* update_priorities(PyObject* self, PyObject* const* args, Py_ssize_t nargs,
+                            PyObject* kwnames) {
+    return guarded([&]() -> PyObject* {
+        BufferState& state = state_of(self);
+        ReplayBuffer& core = *state.core;
+        const auto given = arguments<3>("update_priorities",
+                                        {names().indexes, names().priorities, names().generations},
+                                        3, args, nargs, kwnames);
+        for (std::size_t i = 0; i < 2; ++i) {
+            if (given[i] == nullptr || given[i] == Py_None) {
+                throw_python(PyExc_TypeError, std::string("cannot update priorities: ") +
+                                                  (i == 0 ? "indexes" : "priorities") +
+                                                  " are missing or None");
+            }
+        }
+        ConvertedIndexes indexes = convert_indexes(state, "update priorities", given[0]);
+        const std::size_t n = indexes.slots.size();
+        ConvertedPriorities priorities;
+        convert_priorities(state, "cannot update priorities", given[1], n, priorities);
+        if (given[2] != nullptr && given[2] != Py_None) {
+            indexes.generations = convert_generations(given[2], n);
+        }
+        // A generation that cannot be this slot's is none: the array was changed after sampling.
+        for (std::size_t i = 0; i < n; ++i) {
+            if (indexes.generations[i] % core.capacity() !=
+                static_cast<std::uint64_t>(indexes.slots[i])) {
+                indexes.generations[i] = 0;
+            }
+        }
+        std::uint64_t stale = 0;
+        {
+            const Locked lock(core.learner_mutex());
+            stale = core.learner().update(indexes.slots, indexes.generations, priorities.all(n),
+                                          priorities.leaves);
+        }
+        return PyLong_FromUnsignedLongLong(stale);
+    });
+}
+
+PyTypeObject* base_type = nullptr;
+
+PyObject* new_object(PyTypeObject* type, PyObject*, PyObject*) {
+    PyObject* self = type->tp_alloc(type, 0);
+    if (self != nullptr) reinterpret_cast<BufferObject*>(self)->state = nullptr;
+    return self;
+}
+
+void deallocate(PyObject* self) {
+    PyTypeObject* type = Py_TYPE(self);
+    // A running error must survive what closing the buffer does.
+    PyObject* kind = nullptr;
+    PyObject* value = nullptr;
+    PyObject* trace = nullptr;
+    PyErr_Fetch(&kind, &value, &trace);
+    delete reinterpret_cast<BufferObject*>(self)->state;
+    PyErr_Restore(kind, value, trace);
+    type->tp_free(self);
+    Py_DECREF(type);
+}
+
+PyMethodDef method(const char* name, _PyCFunctionFastWithKeywords call, const char* doc) {
+    return {name, reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(call)),
+            METH_FASTCALL | METH_KEYWORDS, doc};
+}
+
+py::object make_type(const char* name, const char* doc, PyMethodDef* methods, py::handle base) {
+    PyType_Slot slots[] = {{Py_tp_doc, const_cast<char*>(doc)},
+                           {Py_tp_new, reinterpret_cast<void*>(new_object)},
+                           {Py_tp_dealloc, reinterpret_cast<void*>(deallocate)},
+                           {Py_tp_methods, methods},
+                           {0, nullptr}};
+    PyType_Spec spec{name, sizeof(BufferObject), 0, Py_TPFLAGS_DEFAULT | Py_TPFLAGS_BASETYPE,
+                     slots};
+    PyObject* type =
+        base ? PyType_FromSpecWithBases(&spec, py::make_tuple(base).ptr()) : PyType_FromSpec(&spec);
+    if (type == nullptr) throw py::error_already_set();
+    return py::reinterpret_steal<py::object>(type);
+}
+
+}  // namespace
+
+BufferObject& buffer_object(py::handle object) {
+    if (PyObject_TypeCheck(object.ptr(), base_type) == 0) {
+        throw_python(PyExc_TypeError, "expected a buffer, got a " + type_in_words(object.ptr()));
+    }
+    return *reinterpret_cast<BufferObject*>(object.ptr());
+}
+
+BufferState& state_of(py::handle object) {
+    BufferState* state = buffer_object(object).state;
+    if (state == nullptr || !state->core) {
+        throw BufferClosed("cannot use this buffer: its constructor has not run");
+    }
+    if (!state->core->is_open()) {
+        throw BufferClosed("cannot use '" + state->core->name() + "': this handle was closed");
+    }
+    return *state;
+}
+
+Locked::Locked(std::mutex& mutex) : lock_(mutex, std::try_to_lock) {
+    if (lock_.owns_lock()) [[likely]]
+        return;
+    PyThreadState* thread = PyEval_SaveThread();
+    lock_.lock();
+    PyEval_RestoreThread(thread);
+}
+
+OutputArrays::OutputArrays(const BufferState& state, std::size_t rows) {
+    arrays.reserve(state.rules.size());
+    targets.reserve(state.rules.size());
+    std::vector<npy_intp> dims;
+    for (const FieldRule& rule : state.rules) {
+        dims = rule.out_shape;
+        dims[0] = static_cast<npy_intp>(rows);
+        Py_INCREF(rule.descr());
+        PyObject* created =
+            PyArray_NewFromDescr(&PyArray_Type, rule.descr(), static_cast<int>(dims.size()),
+                                 dims.data(), nullptr, nullptr, 0, nullptr);
+        if (created == nullptr) throw py::error_already_set();
+        arrays.push_back(py::reinterpret_steal<py::object>(created));
+        targets.push_back(
+            {static_cast<std::byte*>(PyArray_DATA(reinterpret_cast<PyArrayObject*>(created))),
+             rule.offset, rule.row_bytes});
+    }
+}
+
+py::dict OutputArrays::to_dict(const BufferState& state) const {
+    py::dict batch;
+    for (std::size_t i = 0; i < arrays.size(); ++i) {
+        set_item(batch, state.rules[i].name.ptr(), arrays[i]);
+    }
+    return batch;
+}
+
+ConvertedIndexes convert_indexes(const BufferState& state, const char* verb, PyObject* value) {
+    const std::string what = std::string("cannot ") + verb + ": indexes";
+    py::object source = as_array(what, value);
+    auto* raw = reinterpret_cast<PyArrayObject*>(source.ptr());
+    const bool shared = PyArray_EquivTypenums(PyArray_TYPE(raw), NPY_INT64) != 0 &&
+                        PyArray_ISNOTSWAPPED(raw) && PyArray_ISALIGNED(raw) &&
+                        (PyArray_NDIM(raw) <= 1 || PyArray_IS_C_CONTIGUOUS(raw));
+    const auto count = static_cast<std::size_t>(PyArray_SIZE(raw));
+    if (!shared) {
+        if (count != 0 && !PyTypeNum_ISINTEGER(PyArray_TYPE(raw))) {
+            throw_python(PyExc_TypeError,
+                         what + " have dtype " +
+                             text_of(reinterpret_cast<PyObject*>(PyArray_DESCR(raw))) +
+                             ", expected integers");
+        }
+        PyObject* cast = PyArray_FromArray(raw, PyArray_DescrFromType(NPY_INT64),
+                                           NPY_ARRAY_C_CONTIGUOUS | NPY_ARRAY_ALIGNED |
+                                               NPY_ARRAY_NOTSWAPPED | NPY_ARRAY_FORCECAST);
+        if (cast == nullptr) throw py::error_already_set();
+        source = py::reinterpret_steal<py::object>(cast);
+        raw = reinterpret_cast<PyArrayObject*>(cast);
+    }
+    const npy_intp step = PyArray_NDIM(raw) == 1 ? PyArray_STRIDE(raw, 0) : sizeof(std::int64_t);
+    const auto* at = static_cast<const char*>(PyArray_DATA(raw));
+    ConvertedIndexes converted;
+    converted.slots.resize(count);
+    converted.generations.resize(count);
+    GenerationFinder finder(state.handle);
+    for (std::size_t i = 0; i < count; ++i, at += step) {
+        const auto* address = reinterpret_cast<const std::int64_t*>(at);
+        const std::int64_t slot = *address;
+        if (slot < 0 || static_cast<std::uint64_t>(slot) >= state.core->capacity()) {
+            throw_python(PyExc_IndexError, what + ": index " + std::to_string(i) + " is " +
+                                               std::to_string(slot) + ", expected one in [0, " +
+                                               std::to_string(state.core->capacity()) + ")");
+        }
+        converted.slots[i] = slot;
+        converted.generations[i] = shared ? finder.find(address) : 0;
+    }
+    return converted;
+}
+
+void add_buffer_types(py::module_& module) {
+    static PyMethodDef uniform_methods[] = {
+        method("add", add, docstrings::uniform_add),
+        method("sample", sample_uniform, docstrings::uniform_sample),
+        {nullptr, nullptr, 0, nullptr}};
+    static PyMethodDef prioritized_methods[] = {
+        method("add", add, docstrings::prioritized_add),
+        method("sample", sample, docstrings::prioritized_sample),
+        method("sample_uniform", sample_uniform, docstrings::sample_uniform),
+        method("update_priorities", update_priorities, docstrings::update_priorities),
+        {nullptr, nullptr, 0, nullptr}};
+    const py::object uniform = make_type("mpbuffer._core.ReplayBuffer", docstrings::uniform_type,
+                                         uniform_methods, py::handle());
+    const py::object prioritized =
+        make_type("mpbuffer._core.PrioritizedReplayBuffer", docstrings::prioritized_type,
+                  prioritized_methods, uniform);
+    base_type = reinterpret_cast<PyTypeObject*>(uniform.ptr());
+    module.attr("ReplayBuffer") = uniform;
+    module.attr("PrioritizedReplayBuffer") = prioritized;
+}
+
+}  // namespace mpbuffer::bindings

@@ -1,0 +1,68 @@
+// The two heap types whose methods are the hot calls: add, sample, sample_uniform,
+// update_priorities. The public Python classes inherit them and do not override these methods.
+#pragma once
+
+#include <pybind11/pybind11.h>
+
+#include <cstdint>
+#include <memory>
+#include <mutex>
+#include <set>
+#include <string>
+#include <vector>
+
+#include "field_rules.hpp"
+#include "generations.hpp"
+#include "replay_buffer.hpp"
+
+namespace mpbuffer::bindings {
+
+// What a Python buffer object holds. Without a core buffer before it is opened.
+struct BufferState {
+    std::unique_ptr<ReplayBuffer> core;
+    std::vector<FieldRule> rules;
+    bool strict = false;
+    std::uint64_t handle = 0;          // this object's own number, for GenerationFinder
+    std::uint64_t episode_length = 0;  // rows added through this object since on_episode_end
+    std::set<std::string> warned;      // names of unknown fields already told
+};
+
+struct BufferObject {
+    PyObject_HEAD BufferState* state;
+};
+
+// The buffer behind any Python object; TypeError if it is none.
+BufferObject& buffer_object(pybind11::handle object);
+
+// The state behind `object`; BufferClosed if it was never opened.
+BufferState& state_of(pybind11::handle object);
+
+// A mutex of the core taken without ever waiting for it under the GIL.
+class Locked {
+  public:
+    explicit Locked(std::mutex& mutex);
+
+  private:
+    std::unique_lock<std::mutex> lock_;
+};
+
+// Fresh arrays for `rows` rows of each field, and where the core writes them.
+struct OutputArrays {
+    std::vector<pybind11::object> arrays;
+    std::vector<FieldTarget> targets;
+    OutputArrays(const BufferState& state, std::size_t rows);
+    pybind11::dict to_dict(const BufferState& state) const;
+};
+
+// Slots in [0, size) out of any array of integers, and, where they lie in a live sample's memory,
+// the generations of the rows meant. Raises TypeError, IndexError.
+struct ConvertedIndexes {
+    std::vector<std::int64_t> slots;
+    std::vector<std::uint64_t> generations;  // 0 where not known
+};
+ConvertedIndexes convert_indexes(const BufferState& state, const char* verb, PyObject* value);
+
+// Creates the types and adds them to the module.
+void add_buffer_types(pybind11::module_& module);
+
+}  // namespace mpbuffer::bindings

@@ -1,0 +1,353 @@
+// mpbuffer._core: the two buffer types and what mpbuffer/buffer.py does with them beside the hot
+// calls.
+#define MPBUFFER_IMPORTS_NUMPY
+#include <pybind11/stl.h>
+
+#include <algorithm>
+#include <atomic>
+#include <cstring>
+
+#include "error.hpp"
+#include "errors.hpp"
+#include "hot_calls.hpp"
+#include "numpy_api.hpp"
+#include "schema.hpp"
+#include "source_digest.hpp"
+
+namespace py = pybind11;
+
+namespace mpbuffer::bindings {
+
+namespace {
+
+using FieldDescription = std::tuple<std::string, py::object, std::vector<npy_intp>>;
+
+PyArray_Descr* descr_of(const py::object& dtype) {
+    if (!PyArray_DescrCheck(dtype.ptr())) throw py::type_error("a field's dtype is no numpy.dtype");
+    return reinterpret_cast<PyArray_Descr*>(dtype.ptr());
+}
+
+std::vector<FieldRule> make_rules(const std::vector<FieldDescription>& descriptions) {
+    std::vector<FieldRule> rules;
+    for (const auto& [name, dtype, shape] : descriptions) {
+        PyArray_Descr* descr = descr_of(dtype);
+        FieldRule rule{};
+        PyObject* interned = PyUnicode_InternFromString(name.c_str());
+        if (interned == nullptr) throw py::error_already_set();
+        rule.name = py::reinterpret_steal<py::object>(interned);
+        rule.dtype = dtype;
+        rule.type_number = descr->type_num;
+        rule.plain = PyTypeNum_ISNUMBER(descr->type_num) || PyTypeNum_ISBOOL(descr->type_num);
+        rule.shape = shape;
+        rule.out_shape = shape;
+        rule.out_shape.insert(rule.out_shape.begin(), 0);
+        rule.item_bytes = static_cast<std::size_t>(PyDataType_ELSIZE(descr));
+        std::size_t count = 1;
+        for (const npy_intp extent : shape) {
+            if (extent < 0 ||
+                __builtin_mul_overflow(count, static_cast<std::size_t>(extent), &count) ||
+                count > (std::size_t{1} << 40)) {
+                throw py::value_error("cannot lay out field '" + name +
+                                      "': its shape is too large");
+            }
+        }
+        rule.row_bytes = rule.item_bytes * count;
+        rule.one_element = count == 1;
+        rules.push_back(std::move(rule));
+    }
+    return rules;
+}
+
+Schema make_schema(std::vector<FieldRule>& rules) {
+    std::vector<Field> fields;
+    for (const FieldRule& rule : rules) {
+        fields.push_back({rule.name.cast<std::string>(), rule.row_bytes,
+                          static_cast<std::size_t>(PyDataType_ALIGNMENT(rule.descr()))});
+    }
+    Schema schema(std::move(fields));
+    for (std::size_t i = 0; i < rules.size(); ++i) rules[i].offset = schema.fields()[i].offset;
+    return schema;
+}
+
+BufferState& fresh_state(py::handle object) {
+    BufferObject& self = buffer_object(object);
+    if (self.state != nullptr) throw py::value_error("this buffer object is open already");
+    static std::atomic<std::uint64_t> handles{0};
+    self.state = new BufferState;
+    self.state->handle = ++handles;
+    return *self.state;
+}
+
+SegmentOptions segment_options() {
+    SegmentOptions options;
+    options.check_interrupt = [] {
+        const py::gil_scoped_acquire held;
+        if (PyErr_CheckSignals() != 0) throw py::error_already_set();
+    };
+    return options;
+}
+
+// Opens `object` on what `open` returns; the object stays unopened if that throws.
+template <class Open>
+void open_with(py::handle object, Open&& open) {
+    BufferState& state = fresh_state(object);
+    try {
+        open(state);
+    } catch (...) {
+        delete &state;
+        buffer_object(object).state = nullptr;
+        throw;
+    }
+}
+
+void create(const py::object& self, const std::string& name, std::uint64_t size,
+            const std::vector<FieldDescription>& fields, bool prioritized, double alpha, double eps,
+            std::uint64_t seed, bool strict, const std::string& description) {
+    open_with(self, [&](BufferState& state) {
+        state.rules = make_rules(fields);
+        const Schema schema = make_schema(state.rules);
+        state.strict = strict;
+        const RingShape shape{size, schema.row_bytes(), schema.stride(), prioritized, alpha, eps};
+        const py::gil_scoped_release while_allocating;
+        state.core = ReplayBuffer::create({name, shape, seed, description, segment_options()});
+    });
+}
+
+std::string attach(const py::object& self, const std::string& name, int descriptor) {
+    std::string description;
+    open_with(self, [&](BufferState& state) {
+        state.core = descriptor < 0
+                         ? ReplayBuffer::attach(name, segment_options())
+                         : ReplayBuffer::attach_descriptor(descriptor, name, segment_options());
+        description = state.core->description();
+    });
+    return description;
+}
+
+void set_fields(const py::object& self, const std::vector<FieldDescription>& fields, bool strict) {
+    BufferState& state = state_of(self);
+    std::vector<FieldRule> rules = make_rules(fields);
+    const Schema schema = make_schema(rules);
+    const RingEntry& shape = state.core->shape();
+    if (schema.row_bytes() != shape.row_bytes || schema.stride() != shape.stride) {
+        throw SegmentMismatch("cannot attach '" + state.core->name() +
+                              "': its fields make rows of " + std::to_string(schema.row_bytes()) +
+                              " bytes, its header says " + std::to_string(shape.row_bytes));
+    }
+    state.rules = std::move(rules);
+    state.strict = strict;
+}
+
+void close(const py::object& self) {
+    BufferState* state = buffer_object(self).state;
+    if (state == nullptr || !state->core || !state->core->is_open()) return;
+    const Locked adds(state->core->add_mutex());
+    const Locked reads(state->core->learner_mutex());
+    state->core->close();
+}
+
+bool is_open(const py::object& self) {
+    const BufferState* state = buffer_object(self).state;
+    return state != nullptr && state->core && state->core->is_open();
+}
+
+std::string name(const py::object& self) {
+    const BufferState* state = buffer_object(self).state;
+    if (state == nullptr || !state->core) return state_of(self).core->name();
+    return state->core->name();
+}
+
+// Rows of the given slots; those that hold none are left out if `skip_missing`, else IndexError.
+py::dict read_rows(BufferState& state, const std::vector<std::uint64_t>& slots, bool skip_missing) {
+    const OutputArrays output(state, slots.size());
+    std::size_t rows = 0;
+    for (const std::uint64_t slot : slots) {
+        const Locked lock(state.core->learner_mutex());
+        if (state.core->read_slot(slot, rows, output.targets)) {
+            ++rows;
+        } else if (!skip_missing) {
+            throw IndexOutOfRange("cannot read slot " + std::to_string(slot) + " of '" +
+                                  state.core->name() + "': it holds no complete row");
+        }
+    }
+    py::dict all = output.to_dict(state);
+    if (rows == slots.size()) return all;
+    const py::slice present(py::int_(0), py::int_(rows), py::none());
+    for (const FieldRule& rule : state.rules) all[rule.name] = all[rule.name][present];
+    return all;
+}
+
+py::dict all_rows(const py::object& self, bool shuffle) {
+    BufferState& state = state_of(self);
+    std::vector<std::uint64_t> slots;
+    {
+        const Locked lock(state.core->learner_mutex());
+        slots = state.core->filled_slots(shuffle);
+    }
+    return read_rows(state, slots, true);
+}
+
+py::dict rows_at(const py::object& self, const py::object& indexes) {
+    BufferState& state = state_of(self);
+    const ConvertedIndexes converted = convert_indexes(state, "read rows", indexes.ptr());
+    return read_rows(state, {converted.slots.begin(), converted.slots.end()}, false);
+}
+
+py::object generations(const py::object& self, const py::object& indexes) {
+    BufferState& state = state_of(self);
+    const ConvertedIndexes converted = convert_indexes(state, "get generations", indexes.ptr());
+    npy_intp dims[1] = {static_cast<npy_intp>(converted.slots.size())};
+    const auto result = py::reinterpret_steal<py::object>(PyArray_SimpleNew(1, dims, NPY_UINT64));
+    if (!result) throw py::error_already_set();
+    auto* values =
+        static_cast<std::uint64_t*>(PyArray_DATA(reinterpret_cast<PyArrayObject*>(result.ptr())));
+    const Locked lock(state.core->learner_mutex());
+    const Learner& learner = state.core->learner();
+    for (std::size_t i = 0; i < converted.slots.size(); ++i) {
+        values[i] = converted.generations[i] != 0
+                        ? converted.generations[i]
+                        : learner.generation(static_cast<std::uint64_t>(converted.slots[i]));
+    }
+    return result;
+}
+
+py::object leaves(const py::object& self) {
+    const std::vector<float> all = state_of(self).core->leaves();
+    npy_intp dims[1] = {static_cast<npy_intp>(all.size())};
+    const auto result = py::reinterpret_steal<py::object>(PyArray_SimpleNew(1, dims, NPY_FLOAT32));
+    if (!result) throw py::error_already_set();
+    std::memcpy(PyArray_DATA(reinterpret_cast<PyArrayObject*>(result.ptr())), all.data(),
+                all.size() * sizeof(float));
+    return result;
+}
+
+py::dict learner_status(const py::object& self) {
+    const LearnerStatus status = state_of(self).core->learner_status();
+    py::dict all;
+    all["process"] = status.process;
+    all["pid"] = status.pid;
+    all["since"] = static_cast<double>(status.since) * 1e-9;
+    all["folded"] = status.folded;
+    all["total"] = status.total;
+    all["least_leaf"] = status.least_leaf;
+    all["sampleable"] = status.sampleable;
+    all["updates"] = status.updates;
+    all["stale"] = status.stale;
+    all["draws"] = status.draws;
+    all["nodes_visited"] = status.lines_visited;
+    return all;
+}
+
+py::list processes(const py::object& self) {
+    py::list all;
+    for (const ProcessStatus& each : state_of(self).core->processes()) {
+        all.append(py::make_tuple(each.number, each.pid, std::string(1, each.state), each.rows,
+                                  each.skips, each.steals));
+    }
+    return all;
+}
+
+py::dict shape(const py::object& self) {
+    const RingEntry& entry = state_of(self).core->shape();
+    py::dict all;
+    all["size"] = entry.capacity;
+    all["row_bytes"] = entry.row_bytes;
+    all["stride"] = entry.stride;
+    all["prioritized"] = entry.prioritized != 0;
+    all["alpha"] = entry.alpha;
+    all["eps"] = entry.eps;
+    return all;
+}
+
+// A call of the core under its learner mutex.
+template <class Call>
+auto reading(const py::object& self, Call&& call) {
+    BufferState& state = state_of(self);
+    const Locked lock(state.core->learner_mutex());
+    return call(*state.core);
+}
+
+}  // namespace
+
+PYBIND11_MODULE(_core, module) {
+    if (_import_array() < 0) throw py::error_already_set();
+    py::register_local_exception_translator([](std::exception_ptr error) {
+        if (!error) return;
+        try {
+            std::rethrow_exception(error);
+        } catch (const Error&) {
+            set_python_error();
+        }
+    });
+    module.doc() = "The core of mpbuffer: buffers in shared memory. Use mpbuffer instead.";
+    module.attr("source_digest") = mpbuffer_source_digest;
+    add_buffer_types(module);
+
+    module.def("create", create, py::arg("buffer"), py::arg("name"), py::arg("size"),
+               py::arg("fields"), py::arg("prioritized"), py::arg("alpha"), py::arg("eps"),
+               py::arg("seed"), py::arg("strict"), py::arg("description"));
+    module.def("attach", attach, py::arg("buffer"), py::arg("name"), py::arg("descriptor") = -1);
+    module.def("set_fields", set_fields, py::arg("buffer"), py::arg("fields"), py::arg("strict"));
+    module.def("close", close, py::arg("buffer"));
+    module.def("is_open", is_open, py::arg("buffer"));
+    module.def("name", name, py::arg("buffer"));
+    module.def("shape", shape, py::arg("buffer"));
+    module.def(
+        "data_descriptor",
+        [](const py::object& self) { return state_of(self).core->data_descriptor(); },
+        py::arg("buffer"));
+    module.def("default_name", default_name);
+    module.def(
+        "segments", [] { return SharedSegment::list(); },
+        "Names of this user's segments, dead ones included.");
+    module.def(
+        "clear",
+        [](const py::object& self) {
+            BufferState& state = state_of(self);
+            const Locked lock(state.core->add_mutex());
+            state.core->clear();
+            state.episode_length = 0;
+        },
+        py::arg("buffer"));
+    module.def(
+        "stored_size",
+        [](const py::object& self) {
+            return reading(self, [](ReplayBuffer& core) { return core.stored_size(); });
+        },
+        py::arg("buffer"));
+    module.def(
+        "next_index", [](const py::object& self) { return state_of(self).core->next_slot(); },
+        py::arg("buffer"));
+    module.def(
+        "max_priority", [](const py::object& self) { return state_of(self).core->max_priority(); },
+        py::arg("buffer"));
+    module.def(
+        "rows_added", [](const py::object& self) { return state_of(self).core->rows_added(); },
+        py::arg("buffer"));
+    module.def(
+        "release_learner",
+        [](const py::object& self) {
+            reading(self, [](ReplayBuffer& core) { core.release_learner(); });
+        },
+        py::arg("buffer"));
+    module.def(
+        "tree_total",
+        [](const py::object& self) {
+            return reading(self, [](ReplayBuffer& core) { return core.learner().total(); });
+        },
+        py::arg("buffer"));
+    module.def(
+        "episode_length", [](const py::object& self) { return state_of(self).episode_length; },
+        py::arg("buffer"));
+    module.def(
+        "end_episode", [](const py::object& self) { state_of(self).episode_length = 0; },
+        py::arg("buffer"));
+    module.def("all_rows", all_rows, py::arg("buffer"), py::arg("shuffle"));
+    module.def("rows_at", rows_at, py::arg("buffer"), py::arg("indexes"));
+    module.def("generations", generations, py::arg("buffer"), py::arg("indexes"));
+    module.def("leaves", leaves, py::arg("buffer"));
+    module.def("learner_status", learner_status, py::arg("buffer"));
+    module.def("processes", processes, py::arg("buffer"));
+}
+
+}  // namespace mpbuffer::bindings

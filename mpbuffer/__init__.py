@@ -1,0 +1,48 @@
+"""Replay buffers for reinforcement learning whose data live in POSIX shared memory."""
+
+from importlib.metadata import version as _version
+
+from mpbuffer.buffer import (
+    LearnerStatus,
+    PrioritizedReplayBuffer,
+    ProcessStatus,
+    ReplayBuffer,
+    attach,
+)
+from mpbuffer.errors import (
+    BufferClosed,
+    EmptyBuffer,
+    LearnerBusy,
+    MpbufferError,
+    NotEnoughMemory,
+    ProcessTableFull,
+    SegmentExists,
+    SegmentMismatch,
+    SegmentNotFound,
+    SlotsHeld,
+)
+
+MPReplayBuffer = ReplayBuffer
+MPPrioritizedReplayBuffer = PrioritizedReplayBuffer
+
+__version__ = _version("mpbuffer")
+
+__all__ = [
+    "BufferClosed",
+    "EmptyBuffer",
+    "LearnerBusy",
+    "LearnerStatus",
+    "MPPrioritizedReplayBuffer",
+    "MPReplayBuffer",
+    "MpbufferError",
+    "NotEnoughMemory",
+    "PrioritizedReplayBuffer",
+    "ProcessStatus",
+    "ProcessTableFull",
+    "ReplayBuffer",
+    "SegmentExists",
+    "SegmentMismatch",
+    "SegmentNotFound",
+    "SlotsHeld",
+    "attach",
+]

@@ -1,0 +1,514 @@
+"""The two buffers, as every process sees them."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import sys
+from collections.abc import Mapping
+from typing import Any, NamedTuple, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+from mpbuffer import _core
+from mpbuffer.process_exit import close_at_exit
+from mpbuffer.schema import describe, fields_from, read_description
+
+__all__ = [
+    "LearnerStatus",
+    "PrioritizedReplayBuffer",
+    "ProcessStatus",
+    "ReplayBuffer",
+    "attach",
+]
+
+AnyBuffer = TypeVar("AnyBuffer", bound="ReplayBuffer")
+EnvDict = Mapping[str, Mapping[str, Any]]
+
+
+class ProcessStatus(NamedTuple):
+    """One handle's line in the process table.
+
+    Attributes
+    ----------
+    number : int
+        1 to 1022; taken again after the handle was closed or its process ended.
+    pid : int
+        As its own pid namespace counts.
+    state : str
+        The letter of ``/proc/PID/stat``; ``"X"`` if it is gone.
+    rows : int
+        Rows that it has added.
+    skips : int
+        Positions it gave up because another living process was writing that slot.
+    steals : int
+        Slots that it took over from a process that had died while writing them.
+    """
+
+    number: int
+    pid: int
+    state: str
+    rows: int
+    skips: int
+    steals: int
+
+
+class LearnerStatus(NamedTuple):
+    """What the learner last published; the counts are since it took the role.
+
+    Attributes
+    ----------
+    process : int
+        The learner's number in the process table; 0 if nobody has the role.
+    pid : int
+        Its process.
+    since : float
+        When it took the role, in seconds since the epoch.
+    folded : int
+        The position up to which it has taken rows into its tree.
+    total : float
+        Sum of all leaves.
+    least_leaf : float
+        The smallest leaf; infinity if there is none.
+    sampleable : int
+        Rows in the tree.
+    updates, stale : int
+        Priorities updated, and updates refused because their row was gone.
+    draws, nodes_visited : int
+        Rows drawn, and lines of the tree looked at for that.
+    """
+
+    process: int
+    pid: int
+    since: float
+    folded: int
+    total: float
+    least_leaf: float
+    sampleable: int
+    updates: int
+    stale: int
+    draws: int
+    nodes_visited: int
+
+
+def attach(name: str) -> ReplayBuffer:
+    """Open the buffer that another process of this user has made.
+
+    Parameters
+    ----------
+    name : str
+        What its ``name`` says.
+
+    Returns
+    -------
+    ReplayBuffer or PrioritizedReplayBuffer
+        Whichever it is.
+
+    Raises
+    ------
+    SegmentNotFound
+        If no buffer of that name is there.
+    SegmentMismatch
+        If it is damaged, of another layout, or somebody else's.
+    ProcessTableFull
+        If 1022 handles are open already.
+    """
+    buffer: ReplayBuffer = PrioritizedReplayBuffer.__new__(PrioritizedReplayBuffer)
+    description = _core.attach(buffer, name)
+    if not _core.shape(buffer)["prioritized"]:
+        _core.close(buffer)
+        buffer = ReplayBuffer.__new__(ReplayBuffer)
+        description = _core.attach(buffer, name)
+    _finish_attaching(buffer, name, description)
+    return buffer
+
+
+def _finish_attaching(buffer: ReplayBuffer, name: str, description: str) -> None:
+    try:
+        fields, strict = read_description(name, description)
+        _core.set_fields(buffer, fields, strict)
+    except BaseException:
+        _core.close(buffer)
+        raise
+    close_at_exit(buffer)
+
+
+def _attach_copy(cls: type[AnyBuffer], name: str, source: Any) -> AnyBuffer:
+    """Open a pickled buffer: through the descriptor that came along, or by name."""
+    buffer = cls.__new__(cls)
+    if source is None:
+        description = _core.attach(buffer, name)
+    else:
+        descriptor = source.detach()
+        try:
+            description = _core.attach(buffer, name, descriptor)
+        finally:
+            os.close(descriptor)
+    _finish_attaching(buffer, name, description)
+    return buffer
+
+
+def _descriptor_for_child(descriptor: int) -> Any:
+    """Return what carries `descriptor` to the process being spawned; None if none is."""
+    for package in ("multiprocessing", "multiprocess"):
+        context = sys.modules.get(f"{package}.context")
+        if context is not None and context.get_spawning_popen() is not None:
+            return sys.modules[f"{package}.reduction"].DupFd(descriptor)
+    return None
+
+
+_MOST_ROWS = 2**40
+
+
+def _whole_size(size: float) -> int:
+    if isinstance(size, (bool, np.bool_)) or not isinstance(
+        size, (int, float, np.integer, np.floating)
+    ):
+        raise TypeError(f"size must be a whole number, got {size!r}")
+    if size != size or size in (float("inf"), float("-inf")) or int(size) != size or size < 1:
+        raise ValueError(f"size must be a whole number of at least 1, got {size!r}")
+    if size > _MOST_ROWS:
+        raise ValueError(f"size must be at most 2**40, got {size!r}")
+    return int(size)
+
+
+def _seed_number(seed: int | None) -> int:
+    if seed is None:
+        return secrets.randbits(64)
+    if isinstance(seed, bool) or not isinstance(seed, (int, np.integer)):
+        raise TypeError(f"seed must be an int or None, got {seed!r}")
+    if not 0 <= seed < 2**64:
+        raise ValueError(f"seed must be in [0, 2**64), got {seed!r}")
+    return int(seed)
+
+
+def _exponent(name: str, value: float) -> float:
+    number = float(value)
+    if not 0 <= number < float("inf"):
+        raise ValueError(f"{name} must be a finite number of at least 0, got {value!r}")
+    return number
+
+
+def _accept_cpprb_arguments(ctx: Any, backend: str | None) -> None:
+    """Treat ``ctx`` and ``backend`` as cpprb's multi-process classes do, needing neither."""
+    if backend not in (None, "sharedctypes", "SharedMemory"):
+        raise ValueError(f"backend must be 'sharedctypes' or 'SharedMemory', got {backend!r}")
+    manager_state = getattr(ctx, "_state", None)
+    if manager_state is not None and hasattr(ctx, "shutdown"):
+        initial, started = 0, 1
+        if manager_state.value == initial:
+            ctx.start()
+        elif manager_state.value != started:
+            from multiprocessing import ProcessError
+
+            raise ProcessError("ctx is a SyncManager that has been shut down")
+
+
+class ReplayBuffer(_core.ReplayBuffer):
+    """A replay buffer in shared memory, sampled uniformly.
+
+    Hand it to processes under fork, spawn or forkserver, or open it elsewhere by
+    ``mpbuffer.attach(name)``: every process adds and samples in place. The segment is removed when
+    the last handle is closed; a handle is closed by close(), by leaving a ``with`` block, when it
+    is garbage collected, and when its process ends.
+
+    Parameters
+    ----------
+    size : int or whole float
+        How many rows it holds; then the oldest are overwritten.
+    env_dict : mapping of str to mapping
+        Field names to ``{"shape": int or tuple of int, "dtype": dtype}``. Shape defaults to 1, so
+        that rows come out ``(batch_size, 1)``; dtype to `default_dtype`. Any NumPy dtype of fixed
+        size.
+    default_dtype : dtype_like, optional
+        float32.
+    name : str, optional
+        1 to 128 of ``[A-Za-z0-9._-]``; chosen if not given.
+    seed : int, optional
+        Of every handle's draws, in [0, 2**64); each handle's stream follows from the seed and its
+        line in the process table. Random if not given.
+    strict : bool, optional
+        Whether add() refuses fields that the buffer does not have; else it warns, once per name.
+    ctx, backend, logger, check_for_update : optional
+        Accepted as cpprb's classes do, and not needed.
+
+    Raises
+    ------
+    SegmentExists
+        If `name` is in use.
+    NotEnoughMemory
+        If there is too little room: in /dev/shm, in this cgroup, or in memory.
+    TypeError, ValueError
+        If an argument is none of the above; ``multiprocessing.ProcessError`` if `ctx` is a
+        SyncManager that was shut down.
+    """
+
+    def __init__(
+        self,
+        size: float,
+        env_dict: EnvDict | None = None,
+        *,
+        default_dtype: npt.DTypeLike | None = None,
+        name: str | None = None,
+        seed: int | None = None,
+        strict: bool = False,
+        ctx: Any = None,
+        backend: str | None = None,
+        logger: Any = None,
+        check_for_update: bool = False,
+    ) -> None:
+        self._create(
+            size, env_dict, default_dtype, name, seed, strict, ctx, backend, prioritized=False
+        )
+
+    def _create(
+        self,
+        size: float,
+        env_dict: EnvDict | None,
+        default_dtype: npt.DTypeLike | None,
+        name: str | None,
+        seed: int | None,
+        strict: bool,
+        ctx: Any,
+        backend: str | None,
+        *,
+        prioritized: bool,
+        alpha: float = 0.0,
+        eps: float = 0.0,
+    ) -> None:
+        rows = _whole_size(size)
+        default = np.float32 if default_dtype is None else default_dtype
+        fields = fields_from({} if env_dict is None else env_dict, default)
+        if prioritized:
+            reserved = {"priorities", "weights", "indexes"} & {field for field, _, _ in fields}
+            if reserved:
+                raise ValueError(f"a prioritized buffer's fields cannot be named {reserved}")
+        number = _seed_number(seed)
+        if name is not None and not isinstance(name, str):
+            raise TypeError(f"name must be a str, got {name!r}")
+        exponents = _exponent("alpha", alpha), _exponent("eps", eps)
+        _accept_cpprb_arguments(ctx, backend)
+        _core.create(
+            self,
+            _core.default_name() if name is None else name,
+            rows,
+            fields,
+            prioritized,
+            *exponents,
+            number,
+            bool(strict),
+            describe("PrioritizedReplayBuffer" if prioritized else "ReplayBuffer", fields, strict),
+        )
+        close_at_exit(self)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle the handle, not the rows: by descriptor while spawning a process, else by name."""
+        source = _descriptor_for_child(_core.data_descriptor(self))
+        return _attach_copy, (type(self), self.name, source), self.__dict__ or None
+
+    @property
+    def name(self) -> str:
+        """What ``mpbuffer.attach`` opens it by."""
+        return _core.name(self)
+
+    @property
+    def closed(self) -> bool:
+        """Whether this handle was closed."""
+        return not _core.is_open(self)
+
+    def close(self) -> None:
+        """Close this handle; remove the segment if it was the last one. Twice is once.
+
+        Waits for calls of other threads through this handle, not for other processes.
+        """
+        _core.close(self)
+
+    def __enter__(self: AnyBuffer) -> AnyBuffer:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __len__(self) -> int:
+        return self.get_stored_size()
+
+    def __repr__(self) -> str:
+        kind = type(self).__name__
+        if self.closed:
+            return f"<{kind}: closed>"
+        shape = _core.shape(self)
+        return (
+            f"<{kind} {self.name!r}: {self.get_stored_size()} of {shape['size']} rows "
+            f"of {shape['row_bytes']} bytes>"
+        )
+
+    def get_stored_size(self) -> int:
+        """Return how many complete rows are there.
+
+        Exact when nobody is adding. Takes no time that depends on the size, except once after a
+        clear() or after a process died inside a call: then it counts.
+        """
+        return _core.stored_size(self)
+
+    def get_buffer_size(self) -> int:
+        """Return how many rows fit."""
+        return int(_core.shape(self)["size"])
+
+    def get_next_index(self) -> int:
+        """Return the slot that the next row will go to."""
+        return _core.next_index(self)
+
+    def get_all_transitions(self, shuffle: bool = False) -> dict[str, npt.NDArray[Any]]:
+        """Return a copy of all complete rows.
+
+        Any process may call it; it takes O(size), and rows that are overwritten while it runs come
+        out as the old row, as the new one, or not at all, never mixed.
+
+        Parameters
+        ----------
+        shuffle : bool, optional
+            Whether the rows come in random order; else by slot.
+
+        Returns
+        -------
+        dict of str to numpy.ndarray
+            For each field an array of shape ``(rows,) + shape``.
+        """
+        return _core.all_rows(self, bool(shuffle))
+
+    def _encode_sample(self, indexes: npt.ArrayLike) -> dict[str, npt.NDArray[Any]]:
+        """Return the rows in the slots given; IndexError if one holds no complete row."""
+        return _core.rows_at(self, indexes)
+
+    def clear(self) -> None:
+        """Remove all rows; the next one goes to slot 0. Any process may call it.
+
+        Rows that others are adding at that moment may come before or after. The largest priority
+        is 1.0 again.
+        """
+        _core.clear(self)
+
+    def on_episode_end(self) -> None:
+        """Say that the episode has ended: get_current_episode_len() starts again."""
+        _core.end_episode(self)
+
+    def get_current_episode_len(self) -> int:
+        """Return the rows added through this handle since on_episode_end() or clear()."""
+        return _core.episode_length(self)
+
+    def is_Nstep(self) -> bool:
+        """Return whether rows are folded into n-step transitions: not yet possible, False."""
+        return False
+
+    def rows_added(self) -> int:
+        """Return how many rows all processes have added since creation, ended ones included."""
+        return _core.rows_added(self)
+
+    def processes(self) -> list[ProcessStatus]:
+        """Return a line for each number of the process table that was ever taken.
+
+        A handle that is gone keeps its line until its number is taken again.
+        """
+        return [ProcessStatus(*line) for line in _core.processes(self)]
+
+
+class PrioritizedReplayBuffer(_core.PrioritizedReplayBuffer, ReplayBuffer):
+    """A replay buffer in shared memory, sampled in proportion to (priority + eps) ** alpha.
+
+    Schaul et al., "Prioritized experience replay", 2016: proportional prioritization, stratified
+    draws, importance weights. Any number of processes add; one at a time is the learner, who calls
+    sample() and update_priorities(). Everything else is as in ReplayBuffer.
+
+    Parameters
+    ----------
+    size, env_dict, default_dtype, name, seed, strict, ctx, backend, logger, check_for_update
+        As for ReplayBuffer. No field may be named ``priorities``, ``weights`` or ``indexes``.
+    alpha : float, optional
+        Exponent of the priorities, at least 0 (0: uniform).
+    eps : float, optional
+        Added to every priority, at least 0.
+    """
+
+    def __init__(
+        self,
+        size: float,
+        env_dict: EnvDict | None = None,
+        *,
+        alpha: float = 0.6,
+        eps: float = 1e-4,
+        default_dtype: npt.DTypeLike | None = None,
+        name: str | None = None,
+        seed: int | None = None,
+        strict: bool = False,
+        ctx: Any = None,
+        backend: str | None = None,
+        logger: Any = None,
+        check_for_update: bool = False,
+    ) -> None:
+        self._create(
+            size,
+            env_dict,
+            default_dtype,
+            name,
+            seed,
+            strict,
+            ctx,
+            backend,
+            prioritized=True,
+            alpha=alpha,
+            eps=eps,
+        )
+
+    @property
+    def alpha(self) -> float:
+        """Exponent of the priorities."""
+        return float(_core.shape(self)["alpha"])
+
+    @property
+    def eps(self) -> float:
+        """What is added to every priority."""
+        return float(_core.shape(self)["eps"])
+
+    def get_max_priority(self) -> float:
+        """Return the largest priority supplied since creation or clear(), at least 1.0."""
+        return _core.max_priority(self)
+
+    def get_generations(self, indexes: npt.ArrayLike) -> npt.NDArray[np.uint64]:
+        """Return which rows the indexes mean, to be passed to update_priorities() later.
+
+        For the learner, as sample().
+
+        Parameters
+        ----------
+        indexes : array_like of int
+            (n,) slots.
+
+        Returns
+        -------
+        numpy.ndarray
+            uint64 (n,): of the rows sampled, if `indexes` shares a sample's memory, else of those
+            that the learner sees in these slots now; 0 for a slot without a row.
+
+        Raises
+        ------
+        LearnerBusy
+            If another handle has the learner's role.
+        """
+        return _core.generations(self, indexes)
+
+    def release_learner(self) -> None:
+        """Give up the learner's role, if this handle has it; another process can take it then."""
+        _core.release_learner(self)
+
+    def learner_status(self) -> LearnerStatus:
+        """Return what the learner last published. Any process may call it."""
+        return LearnerStatus(**_core.learner_status(self))
+
+    def _leaves(self) -> npt.NDArray[np.float32]:
+        """Return a copy of the leaves: float32 (size,), 0 where the learner sees no row."""
+        return _core.leaves(self)
+
+    def _tree_total(self) -> float:
+        """Return the sum that the learner's tree has at its root."""
+        return _core.tree_total(self)

@@ -1,0 +1,57 @@
+"""What can go wrong, beside the builtin errors for wrong values.
+
+Each class also is the builtin error that code written for other buffers expects.
+"""
+
+__all__ = [
+    "BufferClosed",
+    "EmptyBuffer",
+    "LearnerBusy",
+    "MpbufferError",
+    "NotEnoughMemory",
+    "ProcessTableFull",
+    "SegmentExists",
+    "SegmentMismatch",
+    "SegmentNotFound",
+    "SlotsHeld",
+]
+
+
+class MpbufferError(Exception):
+    """Base of the errors below."""
+
+
+class SegmentNotFound(MpbufferError, FileNotFoundError):
+    """No buffer of that name is there (any more)."""
+
+
+class SegmentExists(MpbufferError, FileExistsError):
+    """A buffer of that name is in use."""
+
+
+class SegmentMismatch(MpbufferError, ValueError):
+    """What has that name is damaged, is of another format, or belongs to somebody else."""
+
+
+class NotEnoughMemory(MpbufferError, MemoryError):
+    """The buffer would not fit; tells how much is needed, how much is there, and where."""
+
+
+class ProcessTableFull(MpbufferError, RuntimeError):
+    """1022 handles are using the buffer already."""
+
+
+class LearnerBusy(MpbufferError, RuntimeError):
+    """Another handle has the learner's role; tells which, and since when."""
+
+
+class SlotsHeld(MpbufferError, TimeoutError):
+    """Living processes held every slot for too long; tells which, and how many rows were added."""
+
+
+class EmptyBuffer(MpbufferError, ValueError):
+    """There is no complete row to sample."""
+
+
+class BufferClosed(MpbufferError, ValueError):
+    """The handle was closed."""

@@ -1,0 +1,159 @@
+"""Fields of a row: from ``env_dict`` to what the core lays out and a segment describes."""
+
+from __future__ import annotations
+
+import json
+import operator
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from mpbuffer.errors import SegmentMismatch
+
+__all__ = ["Field", "describe", "fields_from", "read_description"]
+
+Field = tuple[str, "np.dtype[Any]", list[int]]
+
+_DESCRIPTION_KEYS = {"class", "fields", "strict", "attributes"}
+
+
+def fields_from(env_dict: Mapping[str, Mapping[str, Any]], default: npt.DTypeLike) -> list[Field]:
+    """Check an ``env_dict`` and make it the core's list of fields.
+
+    Parameters
+    ----------
+    env_dict : mapping of str to mapping
+        For each field ``{"shape": int or tuple of int, "dtype": dtype}``; shape defaults to 1.
+    default : dtype_like
+        The dtype of fields that name none.
+
+    Returns
+    -------
+    list of (str, numpy.dtype, list of int)
+        In the order given; dtypes in native byte order.
+
+    Raises
+    ------
+    TypeError
+        If a field's description is no mapping, its shape no integers, or its dtype is not one or
+        holds Python objects.
+    ValueError
+        If there are no fields, a shape is not positive, or a dtype has no fixed size.
+    """
+    if not isinstance(env_dict, Mapping):
+        raise TypeError(f"env_dict must map field names to descriptions, got {env_dict!r}")
+    if not env_dict:
+        raise ValueError("env_dict names no fields, at least one is needed")
+    fields: list[Field] = []
+    for name, description in env_dict.items():
+        if not isinstance(name, str) or not name:
+            raise TypeError(f"a field's name must be a non-empty str, got {name!r}")
+        if not isinstance(description, Mapping):
+            raise TypeError(
+                f"field {name!r} must be described by a mapping with 'shape' and 'dtype', "
+                f"got {description!r}"
+            )
+        wanted = description.get("dtype")
+        dtype = _fixed_size_dtype(name, default if wanted is None else wanted)
+        shape = _shape(name, description.get("shape", 1))
+        if dtype.subdtype is not None:
+            dtype, inner = dtype.subdtype
+            shape += inner
+        fields.append((name, dtype, shape))
+    return fields
+
+
+def _fixed_size_dtype(name: str, wanted: Any) -> np.dtype[Any]:
+    try:
+        dtype = np.dtype(wanted)
+    except TypeError as error:
+        raise TypeError(f"field {name!r}: {wanted!r} is no NumPy dtype ({error})") from None
+    if dtype.hasobject:
+        raise TypeError(
+            f"field {name!r} has dtype {dtype}: Python objects cannot lie in shared memory; "
+            "expected a dtype of fixed size, such as float32, uint8 or 'S16'"
+        )
+    if dtype.itemsize == 0:
+        raise ValueError(f"field {name!r} has dtype {dtype} of no size; expected e.g. 'S16'")
+    # The dtype as the description will give it back: native, without alignment flags or titles.
+    return _dtype_from_json(json.loads(json.dumps(_dtype_to_json(dtype.newbyteorder("=")))))
+
+
+def _shape(name: str, wanted: Any) -> list[int]:
+    extents = wanted if isinstance(wanted, (tuple, list)) else (wanted,)
+    try:
+        shape = [operator.index(extent) for extent in extents]
+    except TypeError:
+        raise TypeError(
+            f"field {name!r} has shape {wanted!r}, expected an int or a tuple of them"
+        ) from None
+    if any(extent < 1 for extent in shape):
+        raise ValueError(f"field {name!r} has shape {wanted!r}, every extent must be at least 1")
+    return shape
+
+
+def _dtype_to_json(dtype: np.dtype[Any]) -> Any:
+    return np.lib.format.dtype_to_descr(dtype)
+
+
+def _dtype_from_json(description: Any) -> np.dtype[Any]:
+    def with_tuples(part: Any) -> Any:
+        if not isinstance(part, list):
+            return part
+        return [
+            (
+                each[0] if isinstance(each[0], str) else tuple(each[0]),
+                with_tuples(each[1]),
+                *(tuple(extra) for extra in each[2:]),
+            )
+            for each in part
+        ]
+
+    return np.lib.format.descr_to_dtype(with_tuples(description))
+
+
+def describe(class_name: str, fields: list[Field], strict: bool) -> str:
+    """Return the JSON text that a segment carries, so that it can be attached by name."""
+    return json.dumps(
+        {
+            "class": class_name,
+            "fields": [
+                {"name": name, "descr": _dtype_to_json(dtype), "shape": shape}
+                for name, dtype, shape in fields
+            ],
+            "strict": strict,
+            "attributes": {},
+        }
+    )
+
+
+def read_description(name: str, text: str) -> tuple[list[Field], bool]:
+    """Return fields and strictness from a segment's JSON text.
+
+    Raises
+    ------
+    SegmentMismatch
+        If the text is damaged, or names attributes that this version does not know.
+    """
+    try:
+        description = json.loads(text)
+        unknown = set(description) - _DESCRIPTION_KEYS | set(description["attributes"])
+        fields = [
+            (str(each["name"]), _dtype_from_json(each["descr"]), [int(x) for x in each["shape"]])
+            for each in description["fields"]
+        ]
+        strict = bool(description["strict"])
+    except (ValueError, TypeError, KeyError, IndexError) as error:
+        raise SegmentMismatch(
+            f"cannot attach {name!r}: its description is damaged ({error!r})"
+        ) from error
+    if unknown:
+        raise SegmentMismatch(
+            f"cannot attach {name!r}: it has attributes that this version does not know: "
+            f"{', '.join(sorted(unknown))}"
+        )
+    if any(dtype.hasobject for _, dtype, _ in fields):
+        raise SegmentMismatch(f"cannot attach {name!r}: a field holds Python objects")
+    return fields, strict
