@@ -141,8 +141,7 @@ void require_free_name(const std::string& path, const std::string& name) {
     for (int attempt = 0; attempt < patience_in_milliseconds; ++attempt) {
         switch (remove_if_dead(path, false)) {
             case Removal::absent:
-            case Removal::removed:
-                return;
+            case Removal::removed: return;
             case Removal::in_use:
                 throw SegmentExists(taken +
                                     "is in use by a living process; expected a free name, or "
@@ -151,8 +150,7 @@ void require_free_name(const std::string& path, const std::string& name) {
                 throw SegmentExists(taken +
                                     "exists and is no mpbuffer segment of this user; expected a "
                                     "free name");
-            case Removal::being_removed:
-                sleep_a_millisecond();
+            case Removal::being_removed: sleep_a_millisecond();
         }
     }
     throw SegmentExists(taken +
@@ -299,6 +297,7 @@ SharedSegment SharedSegment::create(const std::string& name, std::size_t bytes,
     if (!options.force_named_creation) {
         segment.data_fd_ = open_nameless(segment.directory_);
         if (segment.data_fd_ >= 0) {
+            fchmod(segment.data_fd_, 0600);  // whatever the umask took away
             require_ofd_locks(segment.data_fd_);
             take_presence(segment.data_fd_);  // nobody else can have this file
         }
@@ -309,6 +308,7 @@ SharedSegment SharedSegment::create(const std::string& name, std::size_t bytes,
         const int flags = O_RDWR | O_CREAT | O_EXCL | O_NOFOLLOW;
         Descriptor file(open_retrying(path.c_str(), flags, 0600));
         if (file.get() < 0) throw_creation_failure(verb, options.directory, errno);
+        fchmod(file.get(), 0600);
         try {
             require_ofd_locks(file.get());
         } catch (const Error&) {
@@ -323,7 +323,6 @@ SharedSegment SharedSegment::create(const std::string& name, std::size_t bytes,
             throw_creation_failure(verb, options.directory, EBUSY);
         }
     }
-    fchmod(segment.data_fd_, 0600);  // whatever the umask took away
     allocate(segment.data_fd_, bytes, verb, options);
     segment.map(bytes, verb);
     return segment;
@@ -381,10 +380,8 @@ SharedSegment SharedSegment::attach(const std::string& name, const SegmentOption
                                           " is a symbolic link, expected a regular file");
                 case EISDIR:
                 case ENXIO:
-                case ENODEV:
-                    throw SegmentMismatch(verb + ": " + path + " is not a regular file");
-                default:
-                    throw_system_failure(verb + ": " + path, errno);
+                case ENODEV: throw SegmentMismatch(verb + ": " + path + " is not a regular file");
+                default: throw_system_failure(verb + ": " + path, errno);
             }
         }
         const std::size_t bytes = require_segment_file(file.get(), path, verb);
