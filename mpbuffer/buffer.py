@@ -173,6 +173,16 @@ def _whole_size(size: float) -> int:
     return int(size)
 
 
+def _checked_name(name: str | None) -> str:
+    if name is None:
+        return _core.default_name()
+    if not isinstance(name, str):
+        raise TypeError(f"name must be a str, got {name!r}")
+    if not name.isprintable():
+        raise ValueError(f"name must be 1 to 128 of [A-Za-z0-9._-], got {name!r}")
+    return name
+
+
 def _seed_number(seed: int | None) -> int:
     if seed is None:
         return secrets.randbits(64)
@@ -285,13 +295,12 @@ class ReplayBuffer(_core.ReplayBuffer):
             if reserved:
                 raise ValueError(f"a prioritized buffer's fields cannot be named {reserved}")
         number = _seed_number(seed)
-        if name is not None and not isinstance(name, str):
-            raise TypeError(f"name must be a str, got {name!r}")
+        segment_name = _checked_name(name)
         exponents = _exponent("alpha", alpha), _exponent("eps", eps)
         _accept_cpprb_arguments(ctx, backend)
         _core.create(
             self,
-            _core.default_name() if name is None else name,
+            segment_name,
             rows,
             fields,
             prioritized,

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <array>
 #include <cmath>
+#include <cstdio>
 #include <cstring>
 #include <limits>
 
@@ -121,6 +122,12 @@ struct ConvertedPriorities {
     }
 };
 
+std::string in_words(double number) {
+    std::array<char, 32> text{};
+    std::snprintf(text.data(), text.size(), "%g", number);
+    return text.data();
+}
+
 // Priorities for n rows, checked: finite, not negative, and with a leaf that float32 can hold.
 void convert_priorities(const BufferState& state, const char* what, PyObject* value, std::size_t n,
                         ConvertedPriorities& converted) {
@@ -142,7 +149,7 @@ void convert_priorities(const BufferState& state, const char* what, PyObject* va
         if (!(priority >= 0) || !std::isfinite(priority) || !std::isfinite(leaf)) {
             throw_python(PyExc_ValueError,
                          std::string(what) + ": priority " + std::to_string(i) + " is " +
-                             std::to_string(priority) +
+                             in_words(priority) +
                              ", expected a finite number that is not negative and whose "
                              "(priority + eps)^alpha fits into float32");
         }
@@ -225,7 +232,8 @@ PyObject* add(PyObject* self, PyObject* const* args, Py_ssize_t nargs, PyObject*
         }
         ConvertedPriorities given;
         const bool with_priorities = priorities != nullptr && priorities != Py_None;
-        if (with_priorities) convert_priorities(state, "cannot add", priorities, n, given);
+        if (with_priorities)
+            convert_priorities(state, "cannot add priorities", priorities, n, given);
         if (n == 0) return PyLong_FromUnsignedLongLong(core.next_slot());
 
         std::uint64_t first = 0;
@@ -293,7 +301,7 @@ PyObject* sample(PyObject* self, PyObject* const* args, Py_ssize_t nargs, PyObje
             if (beta == -1.0 && PyErr_Occurred() != nullptr) throw py::error_already_set();
         }
         if (!(beta >= 0) || !std::isfinite(beta)) {
-            throw_python(PyExc_ValueError, "cannot sample: beta is " + std::to_string(beta) +
+            throw_python(PyExc_ValueError, "cannot sample: beta is " + in_words(beta) +
                                                ", expected a finite number of at least 0");
         }
         const OutputArrays output(state, count);
@@ -477,36 +485,58 @@ py::dict OutputArrays::to_dict(const BufferState& state) const {
     return batch;
 }
 
+namespace {
+
+// Whole numbers of another dtype, or not laid out for direct use, as a fresh int64 array.
+py::object to_int64(const std::string& what, PyArrayObject* raw) {
+    constexpr int flags =
+        NPY_ARRAY_C_CONTIGUOUS | NPY_ARRAY_ALIGNED | NPY_ARRAY_NOTSWAPPED | NPY_ARRAY_FORCECAST;
+    const auto cast_to = [flags](PyArrayObject* from, int type_number) {
+        PyObject* result = PyArray_FromArray(from, PyArray_DescrFromType(type_number), flags);
+        if (result == nullptr) throw py::error_already_set();
+        return py::reinterpret_steal<py::object>(result);
+    };
+    const int type_number = PyArray_TYPE(raw);
+    if (PyTypeNum_ISFLOAT(type_number)) {
+        const py::object doubles = cast_to(raw, NPY_DOUBLE);
+        auto* const values = reinterpret_cast<PyArrayObject*>(doubles.ptr());
+        const auto* first = static_cast<const double*>(PyArray_DATA(values));
+        for (npy_intp i = 0; i < PyArray_SIZE(values); ++i) {
+            if (!(std::abs(first[i]) < 0x1p53 && first[i] == std::floor(first[i]))) {
+                throw_python(PyExc_TypeError, what + ": index " + std::to_string(i) + " is " +
+                                                  in_words(first[i]) + ", expected a whole number");
+            }
+        }
+        return cast_to(values, NPY_INT64);
+    }
+    if (!PyTypeNum_ISINTEGER(type_number)) {
+        throw_python(PyExc_TypeError, what + " have dtype " +
+                                          text_of(reinterpret_cast<PyObject*>(PyArray_DESCR(raw))) +
+                                          ", expected whole numbers");
+    }
+    return cast_to(raw, NPY_INT64);
+}
+
+}  // namespace
+
 ConvertedIndexes convert_indexes(const BufferState& state, const char* verb, PyObject* value) {
     const std::string what = std::string("cannot ") + verb + ": indexes";
     py::object source = as_array(what, value);
     auto* raw = reinterpret_cast<PyArrayObject*>(source.ptr());
-    const bool shared = PyArray_EquivTypenums(PyArray_TYPE(raw), NPY_INT64) != 0 &&
-                        PyArray_ISNOTSWAPPED(raw) && PyArray_ISALIGNED(raw) &&
-                        (PyArray_NDIM(raw) <= 1 || PyArray_IS_C_CONTIGUOUS(raw));
+    // Of unsigned ones those beyond int64 come out negative, and out of range.
+    const bool shared = (PyArray_EquivTypenums(PyArray_TYPE(raw), NPY_INT64) != 0 ||
+                         PyArray_EquivTypenums(PyArray_TYPE(raw), NPY_UINT64) != 0) &&
+                        PyArray_ISNOTSWAPPED(raw) && PyArray_ISALIGNED(raw);
     const auto count = static_cast<std::size_t>(PyArray_SIZE(raw));
     if (!shared) {
-        if (count != 0 && !PyTypeNum_ISINTEGER(PyArray_TYPE(raw))) {
-            throw_python(PyExc_TypeError,
-                         what + " have dtype " +
-                             text_of(reinterpret_cast<PyObject*>(PyArray_DESCR(raw))) +
-                             ", expected integers");
-        }
-        PyObject* cast = PyArray_FromArray(raw, PyArray_DescrFromType(NPY_INT64),
-                                           NPY_ARRAY_C_CONTIGUOUS | NPY_ARRAY_ALIGNED |
-                                               NPY_ARRAY_NOTSWAPPED | NPY_ARRAY_FORCECAST);
-        if (cast == nullptr) throw py::error_already_set();
-        source = py::reinterpret_steal<py::object>(cast);
-        raw = reinterpret_cast<PyArrayObject*>(cast);
+        source = to_int64(what, raw);
+        raw = reinterpret_cast<PyArrayObject*>(source.ptr());
     }
-    const npy_intp step = PyArray_NDIM(raw) == 1 ? PyArray_STRIDE(raw, 0) : sizeof(std::int64_t);
-    const auto* at = static_cast<const char*>(PyArray_DATA(raw));
     ConvertedIndexes converted;
     converted.slots.resize(count);
     converted.generations.resize(count);
     GenerationFinder finder(state.handle);
-    for (std::size_t i = 0; i < count; ++i, at += step) {
-        const auto* address = reinterpret_cast<const std::int64_t*>(at);
+    const auto take = [&](std::size_t i, const std::int64_t* address) {
         const std::int64_t slot = *address;
         if (slot < 0 || static_cast<std::uint64_t>(slot) >= state.core->capacity()) {
             throw_python(PyExc_IndexError, what + ": index " + std::to_string(i) + " is " +
@@ -515,6 +545,22 @@ ConvertedIndexes convert_indexes(const BufferState& state, const char* verb, PyO
         }
         converted.slots[i] = slot;
         converted.generations[i] = shared ? finder.find(address) : 0;
+    };
+    if (PyArray_NDIM(raw) <= 1) {
+        const npy_intp step = PyArray_NDIM(raw) == 1 ? PyArray_STRIDE(raw, 0) : 0;
+        const char* at = PyArray_BYTES(raw);
+        for (std::size_t i = 0; i < count; ++i, at += step) {
+            take(i, reinterpret_cast<const std::int64_t*>(at));
+        }
+        return converted;
+    }
+    const auto iterator =
+        py::reinterpret_steal<py::object>(PyArray_IterNew(reinterpret_cast<PyObject*>(raw)));
+    if (!iterator) throw py::error_already_set();
+    auto* const at = reinterpret_cast<PyArrayIterObject*>(iterator.ptr());
+    for (std::size_t i = 0; PyArray_ITER_NOTDONE(at); ++i) {
+        take(i, static_cast<const std::int64_t*>(PyArray_ITER_DATA(at)));
+        PyArray_ITER_NEXT(at);
     }
     return converted;
 }

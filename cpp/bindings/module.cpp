@@ -221,8 +221,17 @@ py::object leaves(const py::object& self) {
     return result;
 }
 
+// A call of the core under its learner mutex.
+template <class Call>
+auto reading(const py::object& self, Call&& call) {
+    BufferState& state = state_of(self);
+    const Locked lock(state.core->learner_mutex());
+    return call(*state.core);
+}
+
 py::dict learner_status(const py::object& self) {
-    const LearnerStatus status = state_of(self).core->learner_status();
+    const LearnerStatus status =
+        reading(self, [](const ReplayBuffer& core) { return core.learner_status(); });
     py::dict all;
     all["process"] = status.process;
     all["pid"] = status.pid;
@@ -259,14 +268,6 @@ py::dict shape(const py::object& self) {
     return all;
 }
 
-// A call of the core under its learner mutex.
-template <class Call>
-auto reading(const py::object& self, Call&& call) {
-    BufferState& state = state_of(self);
-    const Locked lock(state.core->learner_mutex());
-    return call(*state.core);
-}
-
 }  // namespace
 
 PYBIND11_MODULE(_core, module) {
@@ -297,9 +298,6 @@ PYBIND11_MODULE(_core, module) {
         [](const py::object& self) { return state_of(self).core->data_descriptor(); },
         py::arg("buffer"));
     module.def("default_name", default_name);
-    module.def(
-        "segments", [] { return SharedSegment::list(); },
-        "Names of this user's segments, dead ones included.");
     module.def(
         "clear",
         [](const py::object& self) {

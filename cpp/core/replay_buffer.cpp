@@ -357,9 +357,12 @@ std::uint64_t ReplayBuffer::stored_size() {
     }
     RingCounters& counters = ring_.counters();
     const std::uint64_t doubts = counters.doubts.load(std::memory_order_acquire);
-    if (doubts != local_->doubts_seen) return recount(doubts);
-    const std::uint64_t counted =
-        filled_word::count(counters.filled.load(std::memory_order_acquire));
+    const std::uint64_t filled = counters.filled.load(std::memory_order_acquire);
+    // A clear changes the stamp in the step that resets the count, before it says its doubt.
+    if (doubts != local_->doubts_seen || filled_word::recount(filled) != local_->recount_seen) {
+        return recount(doubts);
+    }
+    const std::uint64_t counted = filled_word::count(filled);
     const std::uint64_t cleared = ring_.clear_before();
     std::erase_if(local_->claims, [this, cleared](const Local::SeenClaim& claim) {
         return ring_.word(claim.slot).load(std::memory_order_acquire) != claim.word ||
@@ -389,11 +392,15 @@ std::uint64_t ReplayBuffer::recount(std::uint64_t doubts) {
     }
     // A raise since `before` fails the exchange; a commit since then whose raise is still to come
     // meets a changed recount and doubts again. Acq_rel: pairs with the acquire load in add().
-    if (filled_word::count(before) == counted ||
-        counters.filled.compare_exchange_strong(before, filled_word::next(before, counted),
-                                                std::memory_order_acq_rel)) {
-        local_->doubts_seen = doubts;
+    std::uint64_t stamped = before;
+    if (filled_word::count(before) != counted) {
+        stamped = filled_word::next(before, counted);
+        if (!counters.filled.compare_exchange_strong(before, stamped, std::memory_order_acq_rel)) {
+            return counted - local_->claims.size();
+        }
     }
+    local_->doubts_seen = doubts;
+    local_->recount_seen = filled_word::recount(stamped);
     return counted - local_->claims.size();
 }
 
@@ -469,6 +476,10 @@ Learner& ReplayBuffer::learner() {
     ready();
     if (local_->learner) [[likely]]
         return *local_->learner;
+    if (!prioritized()) {
+        throw InvalidArgument("cannot take the learner's role of '" + name_ +
+                              "': the buffer is not prioritized");
+    }
     if (!try_lock(lock_fd_, lock_byte::learner, LockKind::exclusive)) {
         throw LearnerBusy("cannot take the learner's role of '" + name_ +
                           "': " + holder_of_learner_role() +

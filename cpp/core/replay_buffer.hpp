@@ -107,6 +107,7 @@ class ReplayBuffer final : private ForkWatched {
     std::vector<std::uint64_t> filled_slots(bool shuffle);
     // Reads the row in `slot` into place `i` of the target; false if there is none.
     bool read_slot(std::uint64_t slot, std::size_t i, std::span<const FieldTarget> fields);
+    LearnerStatus learner_status() const;
     // Complete rows. Exact when nobody is adding; O(1) unless a process died inside a call.
     std::uint64_t stored_size();
 
@@ -115,7 +116,6 @@ class ReplayBuffer final : private ForkWatched {
     double max_priority() const;
     std::uint64_t rows_added() const;  // by all processes, those that are gone included
     std::vector<ProcessStatus> processes() const;
-    LearnerStatus learner_status() const;
     std::vector<float> leaves() const;
 
     // The learner's: take the role, or throw LearnerBusy. Under learner_mutex.
@@ -132,6 +132,7 @@ class ReplayBuffer final : private ForkWatched {
         std::unique_ptr<Learner> learner;
         std::vector<std::uint64_t> slots;
         std::uint64_t doubts_seen = 0;
+        std::uint64_t recount_seen = 0;
         struct SeenClaim {
             std::uint64_t slot;
             std::uint64_t word;

@@ -57,7 +57,11 @@ void importance_weights(const float* leaves, std::size_t count, float least, dou
 }
 
 float leaf_of(double priority, double alpha, double eps) {
-    const auto leaf = std::pow(static_cast<float>(priority + eps), static_cast<float>(alpha));
+    const double base = priority + eps;
+    // float32 is enough, and faster, wherever it can hold the base.
+    const float leaf = base <= double{std::numeric_limits<float>::max()}
+                           ? std::pow(static_cast<float>(base), static_cast<float>(alpha))
+                           : static_cast<float>(std::pow(base, alpha));
     return leaf < std::numeric_limits<float>::min() ? std::numeric_limits<float>::min() : leaf;
 }
 
