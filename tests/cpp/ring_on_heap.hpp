@@ -1,0 +1,128 @@
+// A slot ring in private memory with named writers, and rows that tell whether they are whole.
+#pragma once
+
+#include <atomic>
+#include <cstddef>
+#include <cstdint>
+#include <cstdlib>
+#include <cstring>
+#include <memory>
+#include <new>
+#include <vector>
+
+#include "row_copy.hpp"
+#include "slot_ring.hpp"
+
+#if defined(MPBUFFER_TSAN) || defined(__SANITIZE_ADDRESS__)
+constexpr int sanitizer_slowdown = 4;
+#else
+constexpr int sanitizer_slowdown = 1;
+#endif
+
+struct HeapRing {
+    struct FreeDeleter {
+        void operator()(void* memory) const { std::free(memory); }
+    };
+
+    std::unique_ptr<mpbuffer::RingCounters> counters = std::make_unique<mpbuffer::RingCounters>();
+    std::unique_ptr<mpbuffer::SlotMeta[]> meta;
+    std::unique_ptr<std::byte, FreeDeleter> records;
+    mpbuffer::SlotRing ring;
+
+    explicit HeapRing(std::uint64_t capacity, std::size_t row_bytes = 64)
+        : meta(std::make_unique<mpbuffer::SlotMeta[]>(capacity)) {
+        const std::size_t stride = (row_bytes + 63) / 64 * 64;
+        records.reset(static_cast<std::byte*>(std::aligned_alloc(64, capacity * stride)));
+        if (!records) throw std::bad_alloc();
+        std::memset(records.get(), 0, capacity * stride);
+        ring = mpbuffer::SlotRing(counters.get(), meta.get(), records.get(), capacity, stride);
+        ring.initialise();
+    }
+
+    std::uint64_t filled() const { return mpbuffer::filled_word::count(counters->filled.load()); }
+    std::uint64_t doubts() const { return counters->doubts.load(); }
+    std::uint64_t seq_in(std::uint64_t slot) const {
+        return mpbuffer::slot_word::seq(meta[slot].word.load());
+    }
+    bool committed(std::uint64_t slot) const {
+        return mpbuffer::slot_word::is_committed(meta[slot].word.load());
+    }
+    // As by a scan of the words: slots that hold a row of seq >= clear_before.
+    std::uint64_t complete_rows() const {
+        std::uint64_t rows = 0;
+        for (std::uint64_t slot = 0; slot < ring.capacity(); ++slot) {
+            rows += committed(slot) && seq_in(slot) >= ring.clear_before() ? 1 : 0;
+        }
+        return rows;
+    }
+};
+
+struct HeapWriter {
+    unsigned number;
+    std::uint64_t epoch;
+    std::atomic<std::uint64_t> rows{0};
+    std::atomic<std::uint64_t> skips{0};
+    std::atomic<std::uint64_t> steals{0};
+    std::atomic<std::uint64_t> busy{0};
+
+    explicit HeapWriter(unsigned number_, std::uint64_t epoch_ = 1)
+        : number(number_), epoch(epoch_) {}
+    mpbuffer::RingWriter writer() { return {number, epoch, &rows, &skips, &steals, &busy}; }
+};
+
+inline bool nobody_is_dead(unsigned, std::uint64_t) { return false; }
+inline bool everybody_is_dead(unsigned, std::uint64_t) { return true; }
+
+// A row of `words` 64-bit words: its number, words mixed from it, and the sum of them all.
+class CheckedRow {
+  public:
+    explicit CheckedRow(std::size_t words) : words_(words) {}
+
+    std::byte* bytes() { return reinterpret_cast<std::byte*>(words_.data()); }
+    std::size_t byte_count() const { return words_.size() * 8; }
+    std::uint64_t id() const { return words_[0]; }
+
+    void write(std::uint64_t id, std::byte* record) {
+        std::uint64_t sum = 0;
+        std::uint64_t mixed = id;
+        for (std::size_t i = 0; i + 1 < words_.size(); ++i) {
+            words_[i] = mixed;
+            sum += mixed;
+            mixed = mixed * 0x9e3779b97f4a7c15u + 1;
+            mixed ^= mixed >> 29;
+        }
+        words_.back() = ~sum;
+        mpbuffer::store_to_record(record, bytes(), byte_count());
+    }
+    void read(const std::byte* record) {
+        mpbuffer::load_from_record(bytes(), record, byte_count());
+    }
+    bool whole() const {
+        std::uint64_t sum = 0;
+        for (std::size_t i = 0; i + 1 < words_.size(); ++i) sum += words_[i];
+        return words_.back() == ~sum;
+    }
+
+  private:
+    std::vector<std::uint64_t> words_;
+};
+
+// Adds one row that holds `id`, with leaf 1.
+inline mpbuffer::AddOutcome add_row(HeapRing& heap, HeapWriter& writer, std::uint64_t id,
+                                    float leaf = 1.0F) {
+    return heap.ring.add(
+        1, writer.writer(), nobody_is_dead, [id, leaf](std::uint64_t, std::byte* record) {
+            mpbuffer::store_to_record(record, reinterpret_cast<const std::byte*>(&id), sizeof id);
+            return leaf;
+        });
+}
+
+// What add_row() stored; 0 if the slot holds no row.
+inline std::uint64_t row_in(const HeapRing& heap, std::uint64_t slot) {
+    std::uint64_t id = 0;
+    const std::uint64_t seq =
+        heap.ring.read_any(slot, heap.ring.clear_before(), [&id](const std::byte* record) {
+            mpbuffer::load_from_record(reinterpret_cast<std::byte*>(&id), record, sizeof id);
+        });
+    return seq == 0 ? 0 : id;
+}

@@ -1,0 +1,1007 @@
+#include <doctest/doctest.h>
+#include <fcntl.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <array>
+#include <atomic>
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <map>
+#include <memory>
+#include <mutex>
+#include <set>
+#include <stdexcept>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "error.hpp"
+#include "file_locks.hpp"
+#include "forked_child.hpp"
+#include "replay_buffer.hpp"
+#include "ring_on_heap.hpp"
+
+using namespace mpbuffer;
+
+namespace {
+
+struct Row {
+    std::uint64_t id;
+    std::uint64_t derived[4];
+
+    Row() = default;
+    explicit Row(std::uint64_t row_id) : id(row_id) {
+        for (std::uint64_t i = 0; i < 4; ++i) derived[i] = row_id * (i + 3);
+    }
+    bool whole() const {
+        const Row expected(id);
+        return std::memcmp(this, &expected, sizeof expected) == 0;
+    }
+};
+
+SegmentOptions in(const ScratchDirectory& scratch) {
+    SegmentOptions options;
+    options.directory = scratch.path();
+    return options;
+}
+
+std::unique_ptr<ReplayBuffer> create(const ScratchDirectory& scratch, std::uint64_t capacity,
+                                     bool prioritized = true, const std::string& name = "buffer") {
+    const RingShape shape{capacity, sizeof(Row), 64, prioritized, 0.6, 1e-4};
+    return ReplayBuffer::create({name, shape, 7, R"({"fields": []})", in(scratch)});
+}
+
+std::unique_ptr<ReplayBuffer> attach(const ScratchDirectory& scratch,
+                                     const std::string& name = "buffer") {
+    return ReplayBuffer::attach(name, in(scratch));
+}
+
+// Adds rows first_id, first_id + 1, ... Allocates nothing: a sanitizer's allocator, locked by
+// another thread at a fork, stays locked in the child.
+std::uint64_t add(ReplayBuffer& buffer, std::uint64_t first_id, std::uint64_t count = 1,
+                  const float* leaves = nullptr, double largest_priority = 0) {
+    std::array<Row, 1000> rows;
+    if (count > rows.size()) throw std::length_error("too many rows for one call");
+    for (std::uint64_t i = 0; i < count; ++i) rows[i] = Row(first_id + i);
+    const FieldSource source{reinterpret_cast<const std::byte*>(rows.data()), sizeof(Row), 0,
+                             sizeof(Row)};
+    const std::scoped_lock lock(buffer.add_mutex());
+    return buffer.add(count, {&source, 1}, leaves, largest_priority);
+}
+
+struct Batch {
+    std::vector<Row> rows;
+    std::vector<std::int64_t> indexes;
+    std::vector<std::uint64_t> generations;
+    std::vector<float> weights;
+    FieldTarget field;
+
+    explicit Batch(std::size_t count)
+        : rows(count),
+          indexes(count),
+          generations(count),
+          weights(count),
+          field{reinterpret_cast<std::byte*>(rows.data()), 0, sizeof(Row)} {}
+    SampleTarget target() {
+        return {{&field, 1}, indexes.data(), generations.data(), weights.data()};
+    }
+    bool whole() const {
+        return std::all_of(rows.begin(), rows.end(),
+                           [](const Row& row) { return row.id != 0 && row.whole(); });
+    }
+};
+
+bool sample_uniform(ReplayBuffer& buffer, Batch& batch) {
+    const std::scoped_lock lock(buffer.learner_mutex());
+    buffer.sample_uniform(batch.rows.size(), batch.target());
+    return batch.whole();
+}
+
+bool sample(ReplayBuffer& buffer, Batch& batch) {
+    const std::scoped_lock lock(buffer.learner_mutex());
+    buffer.learner().sample(batch.rows.size(), 0.4, buffer.generator(), batch.target());
+    return batch.whole();
+}
+
+std::uint64_t size(ReplayBuffer& buffer) {
+    const std::scoped_lock lock(buffer.learner_mutex());
+    return buffer.stored_size();
+}
+
+void clear(ReplayBuffer& buffer) {
+    const std::scoped_lock lock(buffer.add_mutex());
+    buffer.clear();
+}
+
+void close(ReplayBuffer& buffer) {
+    const std::scoped_lock lock(buffer.add_mutex(), buffer.learner_mutex());
+    buffer.close();
+}
+
+// The ids of all complete rows, and whether each row is whole.
+std::set<std::uint64_t> ids(ReplayBuffer& buffer) {
+    std::set<std::uint64_t> all;
+    const std::scoped_lock lock(buffer.learner_mutex());
+    for (const std::uint64_t slot : buffer.filled_slots(false)) {
+        Row row{};
+        const FieldTarget field{reinterpret_cast<std::byte*>(&row), 0, sizeof row};
+        if (!buffer.read_slot(slot, 0, {&field, 1})) continue;
+        CHECK(row.whole());
+        all.insert(row.id);
+    }
+    return all;
+}
+
+std::string busy_message(ReplayBuffer& buffer) {
+    const std::scoped_lock lock(buffer.learner_mutex());
+    try {
+        (void)buffer.learner();
+    } catch (const LearnerBusy& busy) {
+        return busy.what();
+    }
+    return "";
+}
+
+bool becomes_learner(ReplayBuffer& buffer) { return busy_message(buffer).empty(); }
+
+// The segment beneath a buffer, to write states into it that only a death would leave.
+class RawView {
+  public:
+    explicit RawView(const ReplayBuffer& buffer) {
+        SegmentHeader header;
+        REQUIRE(pread(buffer.data_descriptor(), &header, sizeof header, 0) == sizeof header);
+        bytes_ = header.total_bytes;
+        void* const memory =
+            mmap(nullptr, bytes_, PROT_READ | PROT_WRITE, MAP_SHARED, buffer.data_descriptor(), 0);
+        REQUIRE(memory != MAP_FAILED);
+        base = static_cast<std::byte*>(memory);
+        const RingEntry& shape = header.ring[0];
+        counters = reinterpret_cast<RingCounters*>(base + shape.counters_offset);
+        ring = SlotRing(counters, reinterpret_cast<SlotMeta*>(base + shape.meta_offset),
+                        base + shape.records_offset, shape.capacity, shape.stride);
+        table = ProcessTable(base + header.process_table_offset);
+        last_taken = reinterpret_cast<std::atomic<std::uint64_t>*>(
+            base + header.process_table_offset + sizeof(std::uint64_t));
+    }
+    RawView(const RawView&) = delete;
+    RawView& operator=(const RawView&) = delete;
+    ~RawView() { munmap(base, bytes_); }
+
+    unsigned number_of(pid_t pid) const {
+        for (unsigned number = 1; number <= table.high_water(); ++number) {
+            if (table.record(number).pid == static_cast<std::uint64_t>(pid)) return number;
+        }
+        return 0;
+    }
+    RingWriter writer(unsigned number) const {
+        ProcessRecord& record = table.record(number);
+        RingState& state = record.ring[0];
+        return {number, record.epoch, &state.rows, &state.skips, &state.steals, &state.busy};
+    }
+    std::uint64_t complete_rows() const {
+        std::uint64_t rows = 0;
+        for (std::uint64_t slot = 0; slot < ring.capacity(); ++slot) {
+            const std::uint64_t word = ring.word(slot);
+            rows += slot_word::is_committed(word) && slot_word::seq(word) >= ring.clear_before();
+        }
+        return rows;
+    }
+
+    std::byte* base = nullptr;
+    RingCounters* counters = nullptr;
+    SlotRing ring;
+    ProcessTable table;
+    std::atomic<std::uint64_t>* last_taken = nullptr;
+
+  private:
+    std::size_t bytes_ = 0;
+};
+
+enum class Step { busy, position, claim, half_a_copy, commit, raise, cleared_position, cleared };
+constexpr Step all_steps[] = {
+    Step::busy,  Step::position,         Step::claim,  Step::half_a_copy, Step::commit,
+    Step::raise, Step::cleared_position, Step::cleared};
+
+// The steps of add(), or of clear(), by hand, up to `last`.
+void work_until(const RawView& raw, unsigned number, Step last, std::uint64_t id) {
+    SlotRing ring = raw.ring;
+    const RingWriter writer = raw.writer(number);
+    writer.busy->store(writer.epoch);
+    if (last == Step::busy) return;
+    if (last >= Step::cleared_position) {
+        const std::uint64_t capacity = ring.capacity();
+        const std::uint64_t next = (ring.position() + capacity - 1) / capacity * capacity;
+        raw.counters->cursor = next;
+        if (last == Step::cleared) raw.counters->clear_before = next;
+        return;
+    }
+    const std::uint64_t filled = raw.counters->filled;
+    const std::uint64_t seq = raw.counters->cursor.fetch_add(1);
+    if (last == Step::position) return;
+    bool fresh = false;
+    const std::uint64_t slot = seq % ring.capacity();
+    const bool claimed =
+        ring.claim(slot, seq, ring.clear_before(), writer, everybody_is_dead, fresh);
+    if (!claimed || last == Step::claim) return;
+    const Row row(id);
+    const std::size_t bytes = last == Step::half_a_copy ? sizeof row / 2 : sizeof row;
+    std::memcpy(ring.record(slot), &row, bytes);
+    if (last == Step::half_a_copy) return;
+    ring.commit(slot, seq, 1.0F);
+    if (last == Step::commit) return;
+    if (fresh) ring.raise_filled(filled, 1);
+}
+
+// A process with an identity of its own (by an inherited handle) that stops at a step.
+std::unique_ptr<ForkedChild> child_at(ReplayBuffer& buffer, const RawView& raw, Step step,
+                                      std::uint64_t id) {
+    auto child = std::make_unique<ForkedChild>([&buffer, &raw, step, id](const Channel& parent) {
+        add(buffer, id);
+        const unsigned number = raw.number_of(getpid());
+        if (number == 0) return 1;
+        work_until(raw, number, step, id + 1);
+        parent.tell(number);
+        return stay_until_killed();
+    });
+    return child;
+}
+
+char state_of(ReplayBuffer& buffer, pid_t pid) {
+    for (const ProcessStatus& process : buffer.processes()) {
+        if (process.pid == static_cast<std::uint64_t>(pid)) return process.state;
+    }
+    return '-';
+}
+
+}  // namespace
+
+TEST_CASE("what one handle adds another one reads") {
+    const ScratchDirectory scratch;
+    {
+        const auto buffer = create(scratch, 8);
+        const auto other = attach(scratch);
+        CHECK(other->capacity() == 8);
+        CHECK(other->prioritized());
+        CHECK(other->description() == R"({"fields": []})");
+        CHECK(other->name() == "buffer");
+        CHECK(other->shape().row_bytes == sizeof(Row));
+        CHECK(add(*buffer, 1, 3) == 0);
+        CHECK(add(*other, 4, 2) == 3);
+        for (ReplayBuffer* const each : {buffer.get(), other.get()}) {
+            CHECK(size(*each) == 5);
+            CHECK(each->next_slot() == 5);
+            CHECK(each->rows_added() == 5);
+            CHECK(ids(*each) == std::set<std::uint64_t>{1, 2, 3, 4, 5});
+            Batch batch(64);
+            CHECK(sample_uniform(*each, batch));
+        }
+        const std::vector<ProcessStatus> processes = buffer->processes();
+        REQUIRE(processes.size() == 2);
+        CHECK(processes[0].number != processes[1].number);
+        CHECK(processes[0].rows + processes[1].rows == 5);
+        for (const ProcessStatus& process : processes) {
+            CHECK(process.pid == static_cast<std::uint64_t>(getpid()));
+        }
+        close(*buffer);
+        CHECK_FALSE(scratch.is_empty());
+        CHECK(add(*other, 6) == 5);
+    }
+    CHECK(scratch.is_empty());
+}
+
+TEST_CASE("a closed handle says so, whatever it is asked") {
+    const ScratchDirectory scratch;
+    const auto buffer = create(scratch, 8);
+    add(*buffer, 1);
+    close(*buffer);
+    close(*buffer);
+    CHECK_FALSE(buffer->is_open());
+    CHECK(scratch.is_empty());
+    Batch batch(1);
+    CHECK_THROWS_AS(add(*buffer, 1), BufferClosed);
+    CHECK_THROWS_AS(clear(*buffer), BufferClosed);
+    CHECK_THROWS_AS(sample_uniform(*buffer, batch), BufferClosed);
+    CHECK_THROWS_AS(sample(*buffer, batch), BufferClosed);
+    CHECK_THROWS_AS(buffer->filled_slots(false), BufferClosed);
+    CHECK_THROWS_AS(buffer->read_slot(0, 0, {}), BufferClosed);
+    CHECK_THROWS_AS((void)size(*buffer), BufferClosed);
+    CHECK_THROWS_AS((void)buffer->next_slot(), BufferClosed);
+    CHECK_THROWS_AS((void)buffer->max_priority(), BufferClosed);
+    CHECK_THROWS_AS((void)buffer->rows_added(), BufferClosed);
+    CHECK_THROWS_AS((void)buffer->processes(), BufferClosed);
+    CHECK_THROWS_AS((void)buffer->learner_status(), BufferClosed);
+    CHECK_THROWS_AS((void)buffer->leaves(), BufferClosed);
+    CHECK_THROWS_AS((void)buffer->generator(), BufferClosed);
+    CHECK_THROWS_AS((void)buffer->data_descriptor(), BufferClosed);
+    CHECK_THROWS_WITH_AS((void)buffer->learner(), "cannot use 'buffer': this handle was closed",
+                         BufferClosed);
+    CHECK_NOTHROW(buffer->release_learner());
+    CHECK(buffer->name() == "buffer");
+}
+
+TEST_CASE("names: taken, missing, foreign") {
+    const ScratchDirectory scratch;
+    CHECK_THROWS_AS((void)attach(scratch), SegmentNotFound);
+    const auto buffer = create(scratch, 8);
+    CHECK_THROWS_AS((void)create(scratch, 8), SegmentExists);
+    const int fd = open(scratch.file("foreign").c_str(), O_CREAT | O_RDWR, 0600);
+    REQUIRE(fd >= 0);
+    REQUIRE(ftruncate(fd, 1 << 20) == 0);
+    ::close(fd);
+    CHECK_THROWS_AS((void)attach(scratch, "foreign"), SegmentMismatch);
+    CHECK(unlink(scratch.file("foreign").c_str()) == 0);
+    CHECK_THROWS_AS((void)create(scratch, 0, true, "none"), InvalidArgument);
+    close(*buffer);
+    CHECK(scratch.is_empty());
+}
+
+TEST_CASE("a descriptor opens the same buffer, also when its name is gone") {
+    const ScratchDirectory scratch;
+    const auto buffer = create(scratch, 8);
+    add(*buffer, 1, 3);
+    REQUIRE(unlink(scratch.file("buffer").c_str()) == 0);
+    const auto other =
+        ReplayBuffer::attach_descriptor(buffer->data_descriptor(), "buffer", in(scratch));
+    CHECK(size(*other) == 3);
+    add(*other, 4);
+    CHECK(ids(*buffer).size() == 4);
+}
+
+TEST_CASE("stored size, from empty to full and after clears") {
+    const ScratchDirectory scratch;
+    const auto buffer = create(scratch, 5);
+    const auto other = attach(scratch);
+    std::uint64_t id = 0;
+    for (int round = 0; round < 3; ++round) {
+        for (std::uint64_t expected = 0; expected <= 12; ++expected) {
+            for (ReplayBuffer* const each : {buffer.get(), other.get()}) {
+                REQUIRE(size(*each) == std::min<std::uint64_t>(expected, 5));
+            }
+            add(expected % 2 == 0 ? *buffer : *other, ++id);
+        }
+        clear(round % 2 == 0 ? *buffer : *other);
+        CHECK(buffer->next_slot() == 0);
+    }
+    CHECK(size(*attach(scratch)) == 0);
+}
+
+TEST_CASE("uniform samples") {
+    const ScratchDirectory scratch;
+    const auto buffer = create(scratch, 10, false);
+    Batch batch(100);
+    CHECK_THROWS_WITH_AS(sample_uniform(*buffer, batch),
+                         "cannot sample from 'buffer': no rows have been added", EmptyBuffer);
+    CHECK(buffer->leaves().empty());
+    add(*buffer, 1, 10);
+    add(*buffer, 11, 4);
+    std::map<std::uint64_t, double> hits;
+    constexpr int batches = 300;
+    for (int i = 0; i < batches; ++i) {
+        REQUIRE(sample_uniform(*buffer, batch));
+        for (std::size_t row = 0; row < 100; ++row) {
+            ++hits[batch.rows[row].id];
+            REQUIRE(batch.indexes[row] == std::int64_t((batch.rows[row].id - 1) % 10));
+            REQUIRE(batch.generations[row] == batch.rows[row].id + 9);
+        }
+    }
+    CHECK(hits.size() == 10);
+    double chi_square = 0;
+    for (const auto& [id, count] : hits) {
+        chi_square += (count - 10.0 * batches) * (count - 10.0 * batches) / (10.0 * batches);
+    }
+    CHECK(chi_square < 40);  // 9 degrees of freedom: 1e-5
+    clear(*buffer);
+    CHECK_THROWS_AS(sample_uniform(*buffer, batch), EmptyBuffer);
+    add(*buffer, 100);
+    CHECK(sample_uniform(*buffer, batch));
+    for (const Row& row : batch.rows) CHECK(row.id == 100);
+}
+
+TEST_CASE("uniform samples leave out what is being written; with nothing else they end") {
+    const ScratchDirectory scratch;
+    const auto buffer = create(scratch, 64, false);
+    Batch batch(20);
+    {
+        const RawView raw(*buffer);
+        raw.counters->cursor += 63;  // positions that nobody has claimed yet
+        CHECK_THROWS_WITH_AS(
+            sample_uniform(*buffer, batch),
+            "cannot sample from 'buffer': no row is complete: every slot is empty or being written",
+            EmptyBuffer);
+        add(*buffer, 7);
+        CHECK(sample_uniform(*buffer, batch));  // one row of 64 positions: found by a scan
+        for (const Row& row : batch.rows) CHECK(row.id == 7);
+        raw.ring.word(63) = slot_word::claimed(500, 900, 1, false);
+        CHECK_THROWS_AS(sample_uniform(*buffer, batch), EmptyBuffer);
+        Row row{};
+        const FieldTarget field{reinterpret_cast<std::byte*>(&row), 0, sizeof row};
+        CHECK_FALSE(buffer->read_slot(63, 0, {&field, 1}));
+        CHECK_FALSE(buffer->read_slot(0, 0, {&field, 1}));
+    }
+}
+
+TEST_CASE("two handles draw differently; the same process number and seed draw the same") {
+    const ScratchDirectory scratch;
+    std::vector<std::int64_t> draws[2];
+    for (auto& drawn : draws) {
+        const auto buffer = create(scratch, 1000, false);
+        add(*buffer, 1, 1000);
+        const auto other = attach(scratch);
+        Batch mine(50);
+        Batch theirs(50);
+        sample_uniform(*buffer, mine);
+        sample_uniform(*other, theirs);
+        CHECK(mine.indexes != theirs.indexes);
+        drawn = mine.indexes;
+    }
+    CHECK(draws[0] == draws[1]);
+}
+
+TEST_CASE("filled slots, in order and shuffled") {
+    const ScratchDirectory scratch;
+    const auto buffer = create(scratch, 100);
+    add(*buffer, 1, 60);
+    const std::scoped_lock lock(buffer->learner_mutex());
+    const std::vector<std::uint64_t> ordered = buffer->filled_slots(false);
+    std::vector<std::uint64_t> shuffled = buffer->filled_slots(true);
+    CHECK(ordered.size() == 60);
+    CHECK(std::is_sorted(ordered.begin(), ordered.end()));
+    CHECK(shuffled != ordered);
+    std::sort(shuffled.begin(), shuffled.end());
+    CHECK(shuffled == ordered);
+}
+
+TEST_CASE("leaves of added rows: given ones, or that of the largest priority") {
+    const ScratchDirectory scratch;
+    const auto buffer = create(scratch, 8);
+    const PriorityRule rule = buffer->priority_rule();
+    CHECK(rule.alpha == 0.6);
+    CHECK(rule.eps == 1e-4);
+    CHECK(buffer->max_priority() == 1.0);
+    const float given[] = {rule.leaf(4.0), rule.leaf(2.0)};
+    add(*buffer, 1);
+    add(*buffer, 2, 2, given, 4.0);
+    CHECK(buffer->max_priority() == 4.0);
+    add(*buffer, 4);
+    Batch batch(8);
+    CHECK(sample(*buffer, batch));
+    const std::vector<float> leaves = buffer->leaves();
+    CHECK(leaves == std::vector<float>{rule.leaf(1.0), rule.leaf(4.0), rule.leaf(2.0),
+                                       rule.leaf(4.0), 0, 0, 0, 0});
+    clear(*buffer);
+    CHECK(buffer->max_priority() == 1.0);
+    add(*buffer, 5);
+    CHECK(sample(*buffer, batch));
+    CHECK(buffer->leaves()[0] == rule.leaf(1.0));
+}
+
+TEST_CASE("the learner's role goes from hand to hand, and the priorities with it") {
+    const ScratchDirectory scratch;
+    const auto buffer = create(scratch, 8);
+    const auto other = attach(scratch);
+    add(*buffer, 1, 8);
+    CHECK(buffer->learner_status().process == 0);
+    Batch batch(32);
+    CHECK(sample(*buffer, batch));
+    CHECK(buffer->is_learner());
+    const std::string busy = busy_message(*other);
+    CHECK(busy.find("process 1 (pid " + std::to_string(getpid()) + ", ") != std::string::npos);
+    CHECK(busy.find(" UTC") != std::string::npos);
+    CHECK_FALSE(other->is_learner());
+    const LearnerStatus status = other->learner_status();
+    CHECK(status.process == 1);
+    CHECK(status.pid == static_cast<std::uint64_t>(getpid()));
+    CHECK(status.folded == 16);
+    CHECK(status.sampleable == 8);
+    CHECK(status.draws == 32);
+    {
+        const std::scoped_lock lock(buffer->learner_mutex());
+        const std::int64_t slot = batch.indexes[0];
+        const double priority = 99;
+        const float leaf = 99;
+        CHECK(buffer->learner().update({&slot, 1}, {}, {&priority, 1}, {&leaf, 1}) == 0);
+    }
+    const std::vector<float> leaves = buffer->leaves();
+    buffer->release_learner();
+    CHECK_FALSE(buffer->is_learner());
+    CHECK(other->learner_status().process == 0);
+    CHECK(becomes_learner(*other));
+    CHECK(other->leaves() == leaves);
+    CHECK(other->max_priority() == 99);
+    CHECK_FALSE(becomes_learner(*buffer));
+    close(*other);
+    CHECK(becomes_learner(*buffer));
+    CHECK(buffer->leaves() == leaves);
+}
+
+TEST_CASE("a uniform buffer has no learner") {
+    const ScratchDirectory scratch;
+    const auto buffer = create(scratch, 8, false);
+    add(*buffer, 1, 8);
+    CHECK_THROWS_AS((void)buffer->learner(), InvalidArgument);
+    CHECK_FALSE(buffer->is_learner());
+    const auto other = attach(scratch);  // the header is what it was
+    CHECK(size(*other) == 8);
+}
+
+TEST_CASE("a forked child has an identity of its own, and never its parent's role") {
+    const Watchdog watchdog;
+    const ScratchDirectory scratch;
+    const auto buffer = create(scratch, 1000);
+    add(*buffer, 1, 10);
+    CHECK(becomes_learner(*buffer));
+    ForkedChild child([&](const Channel& parent) {
+        if (buffer->is_learner()) return 1;
+        const std::string busy = busy_message(*buffer);
+        if (busy.find("pid " + std::to_string(getppid()) + ",") == std::string::npos) return 2;
+        for (std::uint64_t i = 0; i < 10; ++i) add(*buffer, 1000 + i * 5, 5);
+        Batch batch(20);
+        if (!sample_uniform(*buffer, batch)) return 3;
+        parent.tell();
+        parent.hear();
+        // The parent has given the role up.
+        if (!becomes_learner(*buffer)) return 4;
+        if (!sample(*buffer, batch)) return 5;
+        parent.tell();
+        return stay_until_killed();
+    });
+    for (std::uint64_t i = 0; i < 10; ++i) add(*buffer, 2000 + i * 5, 5);
+    child.hear();
+    CHECK(size(*buffer) == 110);
+    CHECK(ids(*buffer).size() == 110);
+    std::map<std::uint64_t, std::set<unsigned>> numbers;
+    for (const ProcessStatus& process : buffer->processes()) {
+        numbers[process.pid].insert(process.number);
+        CHECK(process.rows == (process.number == 1 ? 60 : 50));
+        CHECK(process.state != 'X');
+    }
+    CHECK(numbers.size() == 2);
+    CHECK(numbers[static_cast<std::uint64_t>(getpid())] == std::set<unsigned>{1});
+    CHECK(numbers[static_cast<std::uint64_t>(child.pid())].size() == 1);
+    CHECK(buffer->is_learner());
+    Batch batch(64);
+    CHECK(sample(*buffer, batch));
+
+    buffer->release_learner();
+    child.tell();
+    child.hear();
+    const std::string busy = busy_message(*buffer);
+    CHECK(busy.find("pid " + std::to_string(child.pid()) + ",") != std::string::npos);
+    child.kill_to_zombie();
+    CHECK(comes_true([&] { return becomes_learner(*buffer); }));
+    CHECK(sample(*buffer, batch));
+    CHECK(state_of(*buffer, child.pid()) == 'X');
+}
+
+TEST_CASE("a child that never uses its copy keeps none of its dead parent's locks") {
+    const Watchdog watchdog;
+    const ScratchDirectory scratch;
+    const auto buffer = create(scratch, 16);
+    ForkedChild owner([&](const Channel& test) {
+        const auto mine = attach(scratch);
+        add(*mine, 1, 4);
+        if (!becomes_learner(*mine)) return 1;
+        ForkedChild idle([&](const Channel&) {
+            prctl(PR_SET_PDEATHSIG, 0);
+            return stay_until_killed();
+        });
+        test.tell(static_cast<std::uint64_t>(idle.pid()));
+        return stay_until_killed();
+    });
+    const auto idle = static_cast<pid_t>(owner.hear());
+    CHECK_FALSE(becomes_learner(*buffer));
+    CHECK(state_of(*buffer, owner.pid()) != 'X');
+    owner.kill_to_zombie();
+    CHECK(comes_true([&] { return state_of(*buffer, owner.pid()) == 'X'; }));
+    CHECK(comes_true([&] { return becomes_learner(*buffer); }));
+    CHECK(kill(idle, 0) == 0);
+    close(*buffer);
+    // The idle grandchild still has the mapping, so the name stays.
+    CHECK_FALSE(scratch.is_empty());
+    kill(idle, SIGKILL);
+    CHECK(comes_true([&] { return !SharedSegment::sweep(scratch.path()).empty(); }));
+    CHECK(scratch.is_empty());
+}
+
+TEST_CASE("a child that closes its unused copy takes nothing from its parent") {
+    const Watchdog watchdog;
+    const ScratchDirectory scratch;
+    const auto buffer = create(scratch, 16);
+    const auto watching = attach(scratch);
+    add(*buffer, 1, 4);
+    CHECK(becomes_learner(*buffer));
+    for (const bool used : {false, true}) {
+        ForkedChild child([&](const Channel&) {
+            if (used) add(*buffer, 100);
+            close(*buffer);
+            close(*watching);
+            return buffer->is_open() ? 1 : 0;
+        });
+        CHECK(child.wait() == 0);
+        CHECK_FALSE(scratch.is_empty());
+        CHECK(buffer->is_learner());
+        CHECK_FALSE(becomes_learner(*watching));
+        for (const ProcessStatus& process : watching->processes()) {
+            CHECK((process.state == 'X') == (process.number > 2));
+        }
+    }
+    add(*buffer, 200);
+    CHECK(size(*watching) == 6);
+}
+
+TEST_CASE("the child may be the last one out") {
+    const Watchdog watchdog;
+    const ScratchDirectory scratch;
+    auto buffer = create(scratch, 16);
+    ForkedChild child([&](const Channel& parent) {
+        parent.hear();
+        add(*buffer, 5);
+        if (ids(*buffer) != std::set<std::uint64_t>{5}) return 1;
+        close(*buffer);
+        return scratch.is_empty() ? 0 : 2;
+    });
+    buffer.reset();
+    CHECK_FALSE(scratch.is_empty());
+    child.tell();
+    CHECK(child.wait() == 0);
+    CHECK(scratch.is_empty());
+}
+
+TEST_CASE("forks while other threads of the parent add and sample") {
+    const Watchdog watchdog;
+    const ScratchDirectory scratch;
+    const auto buffer = create(scratch, 4096);
+    const auto other = attach(scratch);
+    std::atomic<bool> stop{false};
+    std::atomic<std::uint64_t> torn{0};
+    std::vector<std::thread> threads;
+    add(*buffer, 1, 100);
+    REQUIRE(becomes_learner(*buffer));
+    for (unsigned i = 0; i < 2; ++i) {
+        threads.emplace_back([&, i] {
+            ReplayBuffer& mine = i == 0 ? *buffer : *other;
+            for (std::uint64_t id = (i + 1ull) << 32; !stop; id += 7) add(mine, id, 7);
+        });
+    }
+    threads.emplace_back([&] {
+        Batch batch(16);
+        while (!stop) torn += sample(*buffer, batch) ? 0 : 1;
+    });
+    const unsigned forks = 10;
+    for (unsigned round = 0; round < forks; ++round) {
+        ForkedChild child([&](const Channel&) {
+            Batch batch(32);
+            for (std::uint64_t id = (round + 10ull) << 32, i = 0; i < 20; ++i, id += 5) {
+                add(round % 2 == 0 ? *buffer : *other, id, 5);
+                if (!sample_uniform(*buffer, batch)) return 1;
+            }
+            if (buffer->is_learner() || becomes_learner(*buffer)) return 2;
+            (void)size(*buffer);
+            close(*buffer);
+            close(*other);
+            return 0;
+        });
+        REQUIRE(child.wait() == 0);
+    }
+    stop = true;
+    for (std::thread& thread : threads) thread.join();
+    CHECK(torn == 0);
+    CHECK(ids(*buffer).size() == size(*buffer));
+    CHECK(buffer->rows_added() ==
+          std::uint64_t{buffer->processes()[0].rows} + buffer->processes()[1].rows + forks * 100);
+    std::uint64_t rows_of_the_ended = 0;
+    for (const ProcessStatus& process : buffer->processes()) {
+        if (process.pid == static_cast<std::uint64_t>(getpid())) continue;
+        CHECK(process.state == 'X');
+        rows_of_the_ended += process.rows;
+    }
+    CHECK(rows_of_the_ended == forks * 100);
+}
+
+TEST_CASE("a forked child's first calls may come from several threads") {
+    const Watchdog watchdog;
+    const ScratchDirectory scratch;
+    const auto buffer = create(scratch, 256);
+    add(*buffer, 1, 64);
+    for (int round = 0; round < 10; ++round) {
+        ForkedChild child([&](const Channel&) {
+            std::atomic<int> ready{0};
+            std::atomic<int> wrong{0};
+            const auto at_once = [&ready] {
+                ++ready;
+                while (ready < 3) {
+                }
+            };
+            std::thread adding([&] {
+                at_once();
+                add(*buffer, 1000, 10);
+            });
+            std::thread drawing([&] {
+                Batch batch(8);
+                at_once();
+                if (!sample_uniform(*buffer, batch)) ++wrong;
+            });
+            std::thread asking([&] {
+                at_once();
+                if (buffer->processes().empty()) ++wrong;
+                (void)buffer->learner_status();
+            });
+            adding.join();
+            drawing.join();
+            asking.join();
+            int mine = 0;
+            for (const ProcessStatus& process : buffer->processes()) {
+                if (process.pid == static_cast<std::uint64_t>(getpid())) {
+                    ++mine;
+                    if (process.rows != 10) ++wrong;
+                }
+            }
+            return mine == 1 && wrong == 0 ? 0 : 1;
+        });
+        REQUIRE(child.wait() == 0);
+    }
+    CHECK(size(*buffer) == 64 + 100);
+}
+
+TEST_CASE("one handle in several threads") {
+    const Watchdog watchdog;
+    const ScratchDirectory scratch;
+    const auto buffer = create(scratch, 512);
+    add(*buffer, 1, 64);
+    std::atomic<bool> stop{false};
+    std::atomic<std::uint64_t> wrong{0};
+    std::vector<std::thread> threads;
+    for (unsigned i = 0; i < 2; ++i) {
+        threads.emplace_back([&, i] {
+            for (std::uint64_t id = (i + 1ull) << 32; !stop; id += 9) add(*buffer, id, 9);
+        });
+    }
+    threads.emplace_back([&] {
+        Batch batch(16);
+        while (!stop) {
+            if (!sample(*buffer, batch)) ++wrong;
+            const std::scoped_lock lock(buffer->learner_mutex());
+            buffer->release_learner();
+        }
+    });
+    threads.emplace_back([&] {
+        Batch batch(16);
+        while (!stop) {
+            if (!sample_uniform(*buffer, batch)) ++wrong;
+            if (size(*buffer) > 512) ++wrong;
+        }
+    });
+    threads.emplace_back([&] {
+        std::uint64_t rows = 0;
+        while (!stop) {
+            const std::uint64_t now = buffer->rows_added();
+            if (now < rows || buffer->next_slot() >= 512) ++wrong;
+            rows = now;
+            const LearnerStatus status = buffer->learner_status();
+            if (status.sampleable > 512 || status.process > 1) ++wrong;
+            if (buffer->processes().size() != 1 || buffer->max_priority() != 1.0) ++wrong;
+        }
+    });
+    std::this_thread::sleep_for(std::chrono::milliseconds(200));
+    stop = true;
+    for (std::thread& thread : threads) thread.join();
+    CHECK(wrong == 0);
+    CHECK(size(*buffer) == 512);
+    CHECK(ids(*buffer).size() == 512);
+}
+
+TEST_CASE("stored size after a kill at any step, of a zombie and of one who is reaped") {
+    const Watchdog watchdog;
+    const ScratchDirectory scratch;
+    for (const Step step : all_steps) {
+        for (const std::uint64_t rows : {2, 7, 8}) {
+            for (const bool reaped : {false, true}) {
+                CAPTURE(static_cast<int>(step));
+                CAPTURE(rows);
+                CAPTURE(reaped);
+                const auto buffer = create(scratch, 8);
+                const auto other = attach(scratch);
+                add(*buffer, 1, rows);
+                CHECK(size(*buffer) == rows);
+                {
+                    const RawView raw(*buffer);
+                    const auto child = child_at(*buffer, raw, step, 100);
+                    child->hear();
+                    CHECK(size(*other) <= 8);  // while it lives
+                    child->kill_to_zombie();
+                    if (reaped) child->wait();
+                    const std::uint64_t complete = raw.complete_rows();
+                    CHECK(size(*buffer) == complete);
+                    CHECK(size(*other) == complete);
+                    CHECK(size(*attach(scratch)) == complete);
+                    CHECK(ids(*buffer).size() == complete);
+                    for (int i = 0; i < 20; ++i) {
+                        add(i % 2 == 0 ? *buffer : *other, 200 + std::uint64_t(i));
+                        REQUIRE(size(*buffer) == raw.complete_rows());
+                        REQUIRE(size(*other) == raw.complete_rows());
+                    }
+                    CHECK(size(*buffer) == 8);
+                    CHECK(ids(*other).size() == 8);
+                    Batch batch(16);
+                    CHECK(sample(*buffer, batch));
+                    clear(*other);
+                    CHECK(size(*buffer) == 0);
+                    add(*buffer, 300, 3);
+                    CHECK(size(*other) == 3);
+                }
+            }
+        }
+    }
+    CHECK(scratch.is_empty());
+}
+
+TEST_CASE("stored size when the killed process's number is taken again before anybody asks") {
+    const Watchdog watchdog;
+    const ScratchDirectory scratch;
+    for (const Step step : {Step::claim, Step::commit, Step::cleared}) {
+        for (const std::uint64_t rows : {2, 8}) {
+            CAPTURE(static_cast<int>(step));
+            CAPTURE(rows);
+            const auto buffer = create(scratch, 8);
+            add(*buffer, 1, rows);
+            CHECK(size(*buffer) == rows);
+            const RawView raw(*buffer);
+            const auto child = child_at(*buffer, raw, step, 100);
+            const auto number = static_cast<unsigned>(child->hear());
+            child->kill_to_zombie();
+            raw.last_taken->store(number - 1);
+            const auto successor = attach(scratch);
+            CHECK(raw.number_of(getpid()) != 0);
+            CHECK(raw.table.record(number).epoch == 2);
+            CHECK(raw.table.record(number).ring[0].busy == 0);
+            CHECK(size(*buffer) == raw.complete_rows());
+            CHECK(size(*successor) == raw.complete_rows());
+            add(*successor, 200, 8);
+            add(*successor, 300, 8);
+            CHECK(size(*buffer) == 8);
+        }
+    }
+}
+
+TEST_CASE("stored size does not fall below 0 while somebody stands still in a clear") {
+    const Watchdog watchdog;
+    const ScratchDirectory scratch;
+    const auto buffer = create(scratch, 4);
+    add(*buffer, 1, 4);
+    const RawView raw(*buffer);
+    const auto child = child_at(*buffer, raw, Step::claim, 100);
+    child->hear();
+    child->kill_to_zombie();
+    CHECK(size(*buffer) == 3);  // it remembers the claim
+    // The steps of clear() up to, and without, its doubt.
+    const std::uint64_t next = (raw.ring.position() + 3) / 4 * 4;
+    raw.counters->cursor = next;
+    raw.counters->clear_before = next;
+    raw.counters->filled = filled_word::next(raw.counters->filled, 0);
+    CHECK(size(*buffer) == 0);
+}
+
+TEST_CASE("a stopped process holds its slot, and is named when it holds them all") {
+    const Watchdog watchdog;
+    const ScratchDirectory scratch;
+    const auto buffer = create(scratch, 1, false);
+    const RawView raw(*buffer);
+    const auto child = child_at(*buffer, raw, Step::half_a_copy, 100);
+    child->hear();
+    child->signal(SIGSTOP);
+    CHECK(comes_true([&] { return state_of(*buffer, child->pid()) == 'T'; }));
+    const std::uint64_t word = raw.ring.word(0);
+    std::string message;
+    try {
+        add(*buffer, 1);
+    } catch (const SlotsHeld& held) {
+        message = held.what();
+    }
+    CHECK(message.find("pid " + std::to_string(child->pid()) + ", stopped)") != std::string::npos);
+    CHECK(message.find("0 of 1 rows were added") != std::string::npos);
+    CHECK(raw.ring.word(0) == word);
+    CHECK(size(*buffer) == 1);  // it lives, and its row is about to be complete
+    Batch batch(1);
+    CHECK_THROWS_AS(sample_uniform(*buffer, batch), EmptyBuffer);
+    child->kill_to_zombie();
+    CHECK(size(*buffer) == 0);
+    add(*buffer, 2);
+    CHECK(size(*buffer) == 1);
+    CHECK(ids(*buffer) == std::set<std::uint64_t>{2});
+    for (const ProcessStatus& process : buffer->processes()) {
+        if (process.number == 1) CHECK(process.steals == 1);
+    }
+}
+
+TEST_CASE(
+    "processes killed at random while they add: nothing torn, nothing stuck, the size right") {
+    const Watchdog watchdog;
+    const ScratchDirectory scratch;
+    for (const std::uint64_t capacity : {4, 64}) {
+        CAPTURE(capacity);
+        const auto buffer = create(scratch, capacity);
+        for (unsigned round = 0; round < 12; ++round) {
+            std::vector<std::unique_ptr<ForkedChild>> explorers;
+            for (std::uint64_t i = 0; i < 2; ++i) {
+                explorers.push_back(std::make_unique<ForkedChild>([&, i](const Channel& parent) {
+                    add(*buffer, 1);
+                    parent.tell();
+                    for (std::uint64_t id = ((round * 2 + i + 1) << 32) + 1;; id += 3) {
+                        add(*buffer, id, 3);
+                    }
+                    return 0;
+                }));
+            }
+            for (const auto& explorer : explorers) explorer->hear();
+            Batch batch(16);
+            for (unsigned i = 0; i < 10 + 7 * round; ++i) {
+                try {
+                    REQUIRE(sample(*buffer, batch));
+                    REQUIRE(sample_uniform(*buffer, batch));
+                } catch (const EmptyBuffer&) {
+                    // Four slots, and every one just being written.
+                }
+                (void)size(*buffer);
+            }
+            for (const auto& explorer : explorers) explorer->kill_to_zombie();
+            const std::uint64_t stored = size(*buffer);
+            CHECK(ids(*buffer).size() == stored);
+            add(*buffer, 7, capacity);
+            CHECK(size(*buffer) == capacity);
+            CHECK(ids(*buffer).size() == capacity);
+            REQUIRE(sample(*buffer, batch));
+        }
+    }
+    CHECK(scratch.is_empty());
+}
+
+TEST_CASE("a killed learner's successor finds every row") {
+    const Watchdog watchdog;
+    const ScratchDirectory scratch;
+    const auto buffer = create(scratch, 128);
+    for (unsigned round = 0; round < 8; ++round) {
+        add(*buffer, 1 + round * 100, 50);
+        ForkedChild learner([&](const Channel& parent) {
+            Batch batch(32);
+            bool told = false;
+            for (;;) {
+                if (!sample(*buffer, batch)) return 1;
+                std::vector<double> priorities(32, 1.0);
+                std::vector<float> leaves;
+                for (const Row& row : batch.rows) leaves.push_back(1.0F + float(row.id % 7));
+                const std::scoped_lock lock(buffer->learner_mutex());
+                buffer->learner().update(batch.indexes, batch.generations, priorities, leaves);
+                if (!told) parent.tell();
+                told = true;
+            }
+        });
+        learner.hear();
+        for (std::uint64_t id = 1; id < 200 + round * 50; ++id) add(*buffer, 10'000 + id);
+        CHECK_FALSE(becomes_learner(*buffer));
+        learner.kill_to_zombie();
+        REQUIRE(becomes_learner(*buffer));
+        Batch batch(64);
+        CHECK(sample(*buffer, batch));
+        CHECK(buffer->learner_status().sampleable == size(*buffer));
+        const float fresh = buffer->priority_rule().leaf(1.0);
+        const std::vector<float> leaves = buffer->leaves();
+        double total = 0;
+        for (std::uint64_t slot = 0; slot < 128; ++slot) {
+            Row row{};
+            const FieldTarget field{reinterpret_cast<std::byte*>(&row), 0, sizeof row};
+            const std::scoped_lock lock(buffer->learner_mutex());
+            total += double{leaves[slot]};
+            if (!buffer->read_slot(slot, 0, {&field, 1})) {
+                CHECK(leaves[slot] == 0);
+                continue;
+            }
+            CAPTURE(slot);
+            CHECK((leaves[slot] == fresh || leaves[slot] == 1.0F + float(row.id % 7)));
+        }
+        CHECK(buffer->learner().total() == doctest::Approx(total));
+        buffer->release_learner();
+    }
+}

@@ -1,0 +1,280 @@
+"""The code base itself: who may know whom, what must not be there, what must agree."""
+
+import ast
+import importlib.metadata
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import mpbuffer
+from mpbuffer import _core
+
+ROOT = Path(__file__).resolve().parent.parent
+CORE = ROOT / "cpp" / "core"
+BINDINGS = ROOT / "cpp" / "bindings"
+PACKAGE = ROOT / "mpbuffer"
+
+# Which other headers of the core a file of the core may include: arrows go one way, and what is
+# below an arrow can be tested without what is above it. A new file says here whom it may know.
+CORE_MAY_INCLUDE = {
+    "error": set(),
+    "fork_watch": set(),
+    "row_copy": set(),
+    "sampler": set(),
+    "slot_word": set(),
+    "sum_tree": set(),
+    "file_locks": {"error"},
+    "memory_room": {"error"},
+    "process_table": {"error", "file_locks"},
+    "shared_segment": {"error", "file_locks", "memory_room"},
+    "slot_ring": {"row_copy", "slot_word"},
+    "schema": {"error", "slot_ring"},
+    "layout": {"error", "process_table", "shared_segment", "slot_ring", "sum_tree"},
+    "learner": {"error", "layout", "sampler", "slot_ring", "sum_tree"},
+    "inspection": {
+        "error",
+        "file_locks",
+        "layout",
+        "process_table",
+        "shared_segment",
+        "slot_ring",
+        "sum_tree",
+    },
+    "replay_buffer": {
+        "error",
+        "file_locks",
+        "fork_watch",
+        "layout",
+        "learner",
+        "process_table",
+        "shared_segment",
+        "slot_ring",
+    },
+}
+BINDINGS_MAY_INCLUDE = {
+    "error",
+    "inspection",
+    "replay_buffer",
+    "row_copy",
+    "schema",
+    "shared_segment",
+}
+
+PACKAGE_MAY_IMPORT = {
+    "errors": set(),
+    "process_exit": set(),
+    "schema": {"errors"},
+    "_core": {"schema"},  # the stub
+    "buffer": {"_core", "process_exit", "schema"},
+    "__init__": {"buffer", "errors"},
+}
+CAPABILITY_MAY_IMPORT = {"buffer", "errors", "schema"}  # every module that comes later
+
+CONTENTLESS_NAMES = {"util", "utils", "common", "helper", "helpers", "manager", "detail", "misc"}
+SOURCE_FOLDERS = [".ci", "bench", "cpp", "examples", "mpbuffer", "tests"]
+SOURCE_SUFFIXES = {"", ".cpp", ".hpp", ".json", ".md", ".py", ".pyi", ".toml", ".txt", ".yaml"}
+
+
+def source_files():
+    """All files that somebody wrote; none that a tool made."""
+    files = [path for path in ROOT.iterdir() if path.is_file()]
+    for folder in SOURCE_FOLDERS:
+        files += [path for path in (ROOT / folder).rglob("*") if path.is_file()]
+    return sorted(
+        path for path in files if path.suffix in SOURCE_SUFFIXES and "__pycache__" not in path.parts
+    )
+
+
+def stem(name):
+    return name.partition(".")[0]
+
+
+def includes(path):
+    """The file's #include lines: of project headers, and of others."""
+    text = path.read_text()
+    quoted = re.findall(r'^\s*#\s*include\s+"([^"]+)"', text, re.MULTILINE)
+    return quoted, re.findall(r"^\s*#\s*include\s+<([^>]+)>", text, re.MULTILINE)
+
+
+def code_of(path):
+    """The C++ text without its comments and string literals."""
+    return re.sub(r'//[^\n]*|/\*.*?\*/|"(?:\\.|[^"\\\n])*"', " ", path.read_text(), flags=re.DOTALL)
+
+
+def imported_modules(path):
+    """Dotted names of all modules that a Python file imports, wherever it does."""
+    modules = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            modules |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            if node.module == "mpbuffer" and path.parent == PACKAGE:
+                modules |= {f"mpbuffer.{alias.name}" for alias in node.names}
+            else:
+                modules.add(node.module)
+    return modules
+
+
+core_files = sorted(CORE.glob("*.?pp"))
+binding_files = sorted(BINDINGS.glob("*.?pp"))
+package_files = sorted([*PACKAGE.glob("*.py"), *PACKAGE.glob("*.pyi")])
+
+
+def named(path):
+    return path.name
+
+
+def test_the_files_are_where_this_test_looks():
+    assert len(core_files) > 10 and len(binding_files) > 4 and len(package_files) > 4
+    assert {stem(path.name) for path in core_files} <= set(CORE_MAY_INCLUDE)
+
+
+# Who may know whom
+
+
+@pytest.mark.parametrize("path", core_files, ids=named)
+def test_core_includes(path):
+    name = stem(path.name)
+    quoted, _ = includes(path)
+    known = {stem(header) for header in quoted} - {name}
+    assert known <= CORE_MAY_INCLUDE[name], f"{path.name} knows too much"
+    assert all((CORE / header).is_file() for header in quoted), quoted
+
+
+def test_core_include_directions_have_no_cycle():
+    finished = set()
+    while len(finished) < len(CORE_MAY_INCLUDE):
+        ready = {name for name, known in CORE_MAY_INCLUDE.items() if known <= finished}
+        assert ready > finished, f"in a circle: {set(CORE_MAY_INCLUDE) - finished}"
+        finished |= ready
+
+
+@pytest.mark.parametrize("path", core_files, ids=named)
+def test_core_knows_no_python(path):
+    _, angled = includes(path)
+    foreign = [each for each in angled if re.match(r"Python\.h|pybind11|numpy|nanobind", each)]
+    assert not foreign
+    assert not re.search(r"\bPy[A-Z_]\w*", code_of(path))
+
+
+@pytest.mark.parametrize("path", binding_files, ids=named)
+def test_bindings_includes(path):
+    quoted, _ = includes(path)
+    own = {each.name for each in BINDINGS.glob("*.hpp")} | {"source_digest.hpp"}
+    of_core = {stem(header) for header in quoted if header not in own}
+    assert of_core <= BINDINGS_MAY_INCLUDE
+
+
+@pytest.mark.parametrize("path", package_files, ids=named)
+def test_package_imports(path):
+    name = stem(path.name)
+    imported = imported_modules(path)
+    inside = {module for module in imported if module.partition(".")[0] == "mpbuffer"}
+    known = {module.partition(".")[2] for module in inside} - {name}
+    assert known <= PACKAGE_MAY_IMPORT.get(name, CAPABILITY_MAY_IMPORT)
+    if name in PACKAGE_MAY_IMPORT:
+        outside = {module.partition(".")[0] for module in imported - inside}
+        allowed = {"numpy", "typing_extensions"} if path.suffix == ".pyi" else {"numpy"}
+        assert outside <= set(sys.stdlib_module_names) | allowed
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "examples").glob("*.py")), ids=named)
+def test_examples_use_the_public_face_only(path):
+    inside = {each for each in imported_modules(path) if each.partition(".")[0] == "mpbuffer"}
+    assert inside <= {"mpbuffer", "mpbuffer.errors"}
+    assert not re.search(r"mpbuffer\._|\b(rb|buffer)\._", path.read_text())
+
+
+def test_hot_calls_are_inherited():
+    for public, ours in (
+        (mpbuffer.ReplayBuffer, _core.ReplayBuffer),
+        (mpbuffer.PrioritizedReplayBuffer, _core.PrioritizedReplayBuffer),
+    ):
+        for call in ("add", "sample", "sample_uniform", "update_priorities"):
+            assert call not in vars(public)
+            assert getattr(public, call, None) is getattr(ours, call, None)
+
+
+# What must not be there
+
+
+@pytest.mark.parametrize("path", core_files, ids=named)
+def test_core_has_no_volatile_and_no_assert(path):
+    code = code_of(path)
+    assert not re.search(r"\bvolatile\b", code)
+    assert not re.search(r"\bassert\s*\(", code)
+    assert not {"cassert", "assert.h"} & set(includes(path)[1])
+
+
+def test_nothing_is_built_for_one_machine_only():
+    for path in (ROOT / "cpp").glob("CMake*"):
+        assert not re.search(r"-m(arch|cpu|tune)=", path.read_text())
+
+
+def test_names_say_what_is_in_there():
+    for path in source_files():
+        for part in path.relative_to(ROOT).parts:
+            assert not CONTENTLESS_NAMES & set(stem(part).lower().split("_")), path
+
+
+def test_nothing_names_a_place_of_one_machine():
+    """No path below a folder of the root that not every Linux machine has."""
+    everywhere = {"bin", "boot", "dev", "etc", "lib", "lib64", "proc", "run", "sbin", "sys", "tmp"}
+    everywhere |= {"usr", "var"}
+    here = {entry.name for entry in os.scandir("/") if entry.is_dir()} - everywhere
+    elsewhere = "|".join(map(re.escape, sorted(here | {"home", "root"})))
+    for path in source_files():
+        text = path.read_text()
+        for match in re.finditer(rf"(?<![\w/.)}}>~-])/({elsewhere})\b[/\s\"'`]", text):
+            line = text.count("\n", 0, match.start()) + 1
+            raise AssertionError(f"{path}:{line}: {match.group()}")
+
+
+# What must be there, and agree
+
+
+@pytest.mark.parametrize("path", sorted(CORE.glob("*.hpp")), ids=named)
+def test_core_headers_open_with_their_contract(path):
+    contract, found, _ = path.read_text().partition("#pragma once\n")
+    assert found
+    lines = contract.splitlines()
+    assert lines and all(line.startswith("//") for line in lines)
+    assert len(contract.split()) > 8
+
+
+def test_the_version_is_said_once():
+    version = importlib.metadata.version("mpbuffer")
+    assert mpbuffer.__version__ == version
+    sayings = [
+        path.relative_to(ROOT).as_posix()
+        for path in source_files()
+        if re.search(rf"(?<![\d.]){re.escape(version)}(?![\d.]*\d)", path.read_text())
+    ]
+    assert [each for each in sayings if each != "CHANGELOG.md"] == ["pyproject.toml"]
+
+
+def run_mypy(*arguments):
+    pytest.importorskip("mypy")
+    folder = Path(mpbuffer.__file__).resolve().parent.parent  # where the imported package lies
+    done = subprocess.run(
+        [sys.executable, "-m", *arguments],
+        cwd=folder if arguments[0] == "mypy.stubtest" else ROOT,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.timeout(300)
+def test_the_stub_agrees_with_the_extension():
+    run_mypy("mypy.stubtest", "mpbuffer._core")
+
+
+@pytest.mark.timeout(300)
+def test_the_package_is_typed():
+    run_mypy("mypy")
