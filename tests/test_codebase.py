@@ -69,9 +69,13 @@ PACKAGE_MAY_IMPORT = {
     "process_exit": set(),
     "schema": {"errors"},
     "_core": {"schema"},  # the stub
-    "buffer": {"_core", "process_exit", "schema"},
+    "buffer": {"_core", "errors", "process_exit", "schema"},
+    "inspection": {"_core", "errors", "schema"},
+    "commands": {"errors", "inspection"},
+    "cli": {"commands"},
     "__init__": {"buffer", "errors"},
 }
+PACKAGE_MAY_NEED = {"_core": {"numpy", "typing_extensions"}, "commands": {"click", "rich"}}
 CAPABILITY_MAY_IMPORT = {"buffer", "errors", "schema"}  # every module that comes later
 
 CONTENTLESS_NAMES = {"util", "utils", "common", "helper", "helpers", "manager", "detail", "misc"}
@@ -179,8 +183,7 @@ def test_package_imports(path):
     assert known <= PACKAGE_MAY_IMPORT.get(name, CAPABILITY_MAY_IMPORT)
     if name in PACKAGE_MAY_IMPORT:
         outside = {module.partition(".")[0] for module in imported - inside}
-        allowed = {"numpy", "typing_extensions"} if path.suffix == ".pyi" else {"numpy"}
-        assert outside <= set(sys.stdlib_module_names) | allowed
+        assert outside <= set(sys.stdlib_module_names) | PACKAGE_MAY_NEED.get(name, {"numpy"})
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "examples").glob("*.py")), ids=named)

@@ -800,6 +800,7 @@ BufferAndModel.TestCase.settings = hypothesis.settings(
     suppress_health_check=list(hypothesis.HealthCheck),
 )
 TestBufferAgainstModel = BufferAndModel.TestCase
+TestBufferAgainstModel.pytestmark = [pytest.mark.timeout(400)]  # a failure takes time to shrink
 
 
 # The learner's role

@@ -1,6 +1,7 @@
 #include "learner.hpp"
 
 #include <algorithm>
+#include <chrono>
 #include <cmath>
 #include <ctime>
 #include <limits>
@@ -15,6 +16,7 @@ namespace {
 
 // How often a sample that finds every row just being overwritten folds again before it gives up.
 constexpr int max_refolds = 1000;
+constexpr auto patience = std::chrono::milliseconds(500);
 
 // How many rows of one sample may be found overwritten before it gives up: far more than a writer
 // can cause who does not overwrite the whole buffer while a row is being copied.
@@ -69,6 +71,10 @@ void Learner::take_over() {
         }
         const std::uint64_t newest = lap + slot < position ? lap + slot : lap + slot - capacity;
         if (newest >= cleared_ && !(present && seq >= newest)) expect(slot, newest);
+    }
+    // Nobody writes the leaves behind the last slot; but a damaged file may have some.
+    for (std::uint64_t slot = capacity; slot < SumTree::padded_leaves(capacity); ++slot) {
+        if (tree_.leaf(slot) != 0) tree_.store_leaf(slot, 0);
     }
     tree_.rebuild();
 }
@@ -186,9 +192,13 @@ void Learner::recheck_pending() {
 // Folds until a row can be drawn. A buffer without any row is told at once; one whose rows are all
 // being overwritten at this moment after max_refolds.
 void Learner::require_rows() {
+    std::chrono::steady_clock::time_point deadline{};
     for (int attempt = 0; !(tree_.total() > 0); ++attempt) {
         const bool hopeless = pending_.empty() && ring_.position() == folded_;
-        if (hopeless || attempt == max_refolds) {
+        // Beside the count, since on a busy machine each yield may take milliseconds.
+        const auto now = std::chrono::steady_clock::now();
+        if (attempt == 0) deadline = now + patience;
+        if (hopeless || attempt == max_refolds || now >= deadline) {
             throw EmptyBuffer(hopeless && ring_.position() == ring_.clear_before()
                                   ? "no rows have been added"
                                   : "no row is complete: every slot is empty or being written");

@@ -100,7 +100,7 @@ ReplayBuffer::ReplayBuffer(SharedSegment segment, const SegmentHeader& header,
       name_(segment_.name()),
       description_(std::move(description)),
       here_(fork_generation()),
-      local_(std::make_unique<Local>()) {
+      local_(std::make_unique<Local>(header.ring[0].capacity)) {
     std::byte* base = segment_.data();
     const RingEntry& ring = shape();
     ring_ =
@@ -170,7 +170,7 @@ void ReplayBuffer::adopt() const {
     const std::scoped_lock lock(identity_mutex_);
     if (here_.load(std::memory_order_relaxed) == fork_generation()) return;
     open_locks();
-    if (!local_) local_ = std::make_unique<Local>();
+    if (!local_) local_ = std::make_unique<Local>(capacity());
     enroll();
     // Release: pairs with the acquire in ready(), for the identity and all else set here.
     here_.store(fork_generation(), std::memory_order_release);
@@ -357,13 +357,10 @@ std::uint64_t ReplayBuffer::stored_size() {
     }
     RingCounters& counters = ring_.counters();
     const std::uint64_t doubts = counters.doubts.load(std::memory_order_acquire);
-    const std::uint64_t filled = counters.filled.load(std::memory_order_acquire);
-    // A clear changes the stamp in the step that resets the count, before it says its doubt.
-    if (doubts != local_->doubts_seen || filled_word::recount(filled) != local_->recount_seen) {
-        return recount(doubts);
-    }
-    const std::uint64_t counted = filled_word::count(filled);
     const std::uint64_t cleared = ring_.clear_before();
+    if (doubts != local_->doubts_seen || cleared != local_->cleared_seen) return recount(doubts);
+    const std::uint64_t counted =
+        filled_word::count(counters.filled.load(std::memory_order_acquire));
     std::erase_if(local_->claims, [this, cleared](const Local::SeenClaim& claim) {
         return ring_.word(claim.slot).load(std::memory_order_acquire) != claim.word ||
                slot_word::seq(claim.word) < cleared;
@@ -391,16 +388,13 @@ std::uint64_t ReplayBuffer::recount(std::uint64_t doubts) {
         }
     }
     // A raise since `before` fails the exchange; a commit since then whose raise is still to come
-    // meets a changed recount and doubts again. Acq_rel: pairs with the acquire load in add().
-    std::uint64_t stamped = before;
-    if (filled_word::count(before) != counted) {
-        stamped = filled_word::next(before, counted);
-        if (!counters.filled.compare_exchange_strong(before, stamped, std::memory_order_acq_rel)) {
-            return counted - local_->claims.size();
-        }
+    // meets a changed recount and doubts again: so the exchange is made even where the count is
+    // right already. Acq_rel: pairs with the acquire load in add().
+    if (counters.filled.compare_exchange_strong(before, filled_word::next(before, counted),
+                                                std::memory_order_acq_rel)) {
+        local_->doubts_seen = doubts;
+        local_->cleared_seen = cleared;
     }
-    local_->doubts_seen = doubts;
-    local_->recount_seen = filled_word::recount(stamped);
     return counted - local_->claims.size();
 }
 

@@ -128,11 +128,12 @@ class ReplayBuffer final : private ForkWatched {
     // What a forked child must forget without touching it: a thread of its parent may have been
     // changing it.
     struct Local {
+        explicit Local(std::uint64_t capacity) : cleared_seen(capacity) {}
         Generator generator;
         std::unique_ptr<Learner> learner;
         std::vector<std::uint64_t> slots;
         std::uint64_t doubts_seen = 0;
-        std::uint64_t recount_seen = 0;
+        std::uint64_t cleared_seen;  // at the last recount; capacity is where a ring starts
         struct SeenClaim {
             std::uint64_t slot;
             std::uint64_t word;

@@ -35,8 +35,9 @@ struct RingCounters {
     alignas(64) std::atomic<std::uint64_t> cursor;
     // Rows of a smaller seq are gone. A multiple of capacity.
     alignas(64) std::atomic<std::uint64_t> clear_before;
-    // {recount: 16 | count: 48}: slots that hold a row, as far as commits have told. Whoever
-    // recounts or clears changes `recount`, which makes a raise that straddled it raise `doubts`.
+    // {recount: 16 | count: 48}: slots that hold a row, as far as commits have told since the last
+    // recount. Whoever recounts changes `recount`, which makes a raise that straddled it raise
+    // `doubts`.
     alignas(64) std::atomic<std::uint64_t> filled;
     // How often something happened that may have left `filled` wrong.
     std::atomic<std::uint64_t> doubts;
@@ -211,8 +212,8 @@ class SlotRing {
         return unchanged(slot, expected);
     }
 
-    // Empties the ring: what was claimed before is gone, the next row goes to slot 0. The caller's
-    // busy flag tells the others, should it die in between, that `filled` is in doubt.
+    // Empties the ring: what was claimed before is gone, the next row goes to slot 0. `filled` is
+    // left as it was: whoever asks for it sees that clear_before has moved, and recounts.
     void clear(const RingWriter& writer) {
         writer.busy->store(writer.epoch, std::memory_order_relaxed);
         std::atomic_signal_fence(std::memory_order_seq_cst);
@@ -223,11 +224,6 @@ class SlotRing {
         } while (!counters_->cursor.compare_exchange_weak(position, next, std::memory_order_acq_rel,
                                                           std::memory_order_relaxed));
         raise_to(counters_->clear_before, next);
-        std::uint64_t filled = counters_->filled.load(std::memory_order_relaxed);
-        while (!counters_->filled.compare_exchange_weak(filled, filled_word::next(filled, 0),
-                                                        std::memory_order_acq_rel,
-                                                        std::memory_order_relaxed)) {
-        }
         counters_->max_priority.store(1.0, std::memory_order_relaxed);
         doubt();
         writer.busy->store(0, std::memory_order_release);
@@ -276,7 +272,7 @@ class SlotRing {
         word(slot).store(slot_word::committed(seq), std::memory_order_release);  // W2
     }
 
-    // Adds to `filled` unless a recount or clear came since it was read as `before`.
+    // Adds to `filled` unless a recount came since it was read as `before`.
     void raise_filled(std::uint64_t before, std::uint64_t rows) {
         std::uint64_t now = counters_->filled.load(std::memory_order_relaxed);
         while (filled_word::recount(now) == filled_word::recount(before)) {

@@ -80,7 +80,8 @@ void SumTree::recompute_group(std::uint64_t group) {
     for (std::size_t i = 0; i < leaves_per_group; i += 4) {
         for (std::size_t lane = 0; lane < 4; ++lane) {
             const float value = leaf[i + lane];
-            sums[lane] += double{value};
+            // Whatever somebody wrote over a leaf: the running sums never fall.
+            sums[lane] += value > 0 ? double{value} : 0.0;
             const float candidate = value > 0 ? value : std::numeric_limits<float>::infinity();
             minima[lane] = candidate < minima[lane] ? candidate : minima[lane];
         }
@@ -148,7 +149,8 @@ void SumTree::find_prefix_sums(double* masses, std::uint64_t* slots, std::size_t
     }
     for (std::size_t i = 0; i < count; ++i) {
         const float* group = leaves_ + slots[i] * leaves_per_group;
-        slots[i] = slots[i] * leaves_per_group + descend<leaves_per_group>(group, masses[i]);
+        const std::uint64_t leaf = descend<leaves_per_group>(group, masses[i]);
+        slots[i] = std::min(slots[i] * leaves_per_group + leaf, capacity_ - 1);
     }
     lines_visited_ += count;
 }

@@ -12,6 +12,7 @@
 #include <thread>
 #include <vector>
 
+#include "forked_child.hpp"
 #include "ring_on_heap.hpp"
 #include "slot_ring.hpp"
 
@@ -378,19 +379,17 @@ TEST_CASE("clear: the rows are gone, the next one goes to slot 0") {
     HeapWriter writer(1, 6);
     for (std::uint64_t id = 1; id <= 6; ++id) add_row(heap, writer, id);
     heap.ring.raise_max_priority(9.0);
-    const std::uint64_t recount = filled_word::recount(heap.counters->filled);
     heap.ring.clear(writer.writer());
     CHECK(heap.ring.position() == 12);
     CHECK(heap.ring.clear_before() == 12);
-    CHECK(heap.filled() == 0);
-    CHECK(filled_word::recount(heap.counters->filled) == recount + 1);
-    CHECK(heap.doubts() > 0);
+    CHECK(heap.doubts() > 0);  // the count is left to a recount
+    const std::uint64_t before = heap.filled();
     CHECK(heap.ring.max_priority() == 1.0);
     CHECK(writer.busy == 0);
     CHECK(heap.complete_rows() == 0);
     for (std::uint64_t slot = 0; slot < 4; ++slot) CHECK(row_in(heap, slot) == 0);
     CHECK(add_row(heap, writer, 7).first_slot == 0);
-    CHECK(heap.filled() == 1);
+    CHECK(heap.filled() == before + 1);
     CHECK(row_in(heap, 0) == 7);
     heap.ring.clear(writer.writer());
     heap.ring.clear(writer.writer());
@@ -416,9 +415,10 @@ TEST_CASE("after a clear, slots of old rows and of old dead claims count anew") 
     abandon_claim(heap, dead);
     abandon_claim(heap, dead);  // over the row in slot 0: not fresh
     heap.ring.clear(writer.writer());
+    const std::uint64_t before = heap.filled();
     heap.ring.add(4, writer.writer(), everybody_is_dead,
                   [](std::uint64_t, std::byte*) { return 1.0F; });
-    CHECK(heap.filled() == 4);
+    CHECK(heap.filled() == before + 4);
     CHECK(heap.complete_rows() == 4);
 }
 
@@ -435,8 +435,28 @@ TEST_CASE("a clear in the middle of an add puts the count in doubt") {
         return 1.0F;
     });
     CHECK(heap.doubts() > doubts_after_clear);
-    CHECK(heap.filled() == 0);  // the straddling raise was not added
     CHECK(heap.complete_rows() == 0);
+}
+
+TEST_CASE("a row that takes an old row's place across a clear puts the count in doubt") {
+    HeapRing heap(4);
+    HeapWriter writer(1);
+    for (std::uint64_t id = 1; id <= 6; ++id) add_row(heap, writer, id);
+    heap.counters->cursor = 12;  // the first step of another process's clear
+    std::uint64_t doubts = 0;
+    heap.ring.add(2, writer.writer(), nobody_is_dead, [&](std::uint64_t i, std::byte*) {
+        if (i == 0) {
+            // All its other steps, and a recount, which counts the claim of slot 0. The writer
+            // still takes the old row in slot 1 for a counted one.
+            heap.counters->clear_before = 12;
+            heap.counters->filled = filled_word::next(heap.counters->filled, 1);
+            heap.ring.doubt();
+            doubts = heap.doubts();
+        }
+        return 1.0F;
+    });
+    CHECK(heap.complete_rows() == 2);
+    CHECK((heap.filled() == 2 || heap.doubts() > doubts));
 }
 
 TEST_CASE("a raise that straddles a recount doubts instead of counting twice") {
@@ -539,7 +559,7 @@ bool add_until(HeapRing& heap, HeapWriter& writer, const MortalWriters& mortals,
 
 struct Traffic {
     std::vector<Commits> commits;
-    std::uint64_t reads = 0;
+    std::atomic<std::uint64_t> reads{0};
     std::uint64_t torn = 0;
     std::uint64_t went_back = 0;
     std::uint64_t wrong_row = 0;
@@ -640,6 +660,10 @@ TEST_CASE("writers and readers on one ring: no torn row, no seq twice, no row lo
                     [&, i] { read_until(stop, heap, words, traffic[writer_count + i]); });
             }
             std::this_thread::sleep_for(thread_test_time);
+            // On a tiny ring the readers may find every row just being overwritten.
+            if (capacity >= 64) {
+                CHECK(comes_true([&] { return traffic[writer_count].reads > 0; }));
+            }
             stop = true;
             for (std::thread& thread : threads) thread.join();
             std::uint64_t rows = 0;
@@ -657,8 +681,6 @@ TEST_CASE("writers and readers on one ring: no torn row, no seq twice, no row lo
                 CHECK(each.went_back == 0);
                 CHECK(each.wrong_row == 0);
             }
-            // On a tiny ring the readers may find every row just being overwritten.
-            if (capacity >= 64) CHECK(traffic[writer_count].reads + traffic.back().reads > 0);
             CHECK(heap.filled() == heap.complete_rows());
             CHECK(heap.doubts() == 0);
             CheckedRow row(words);
@@ -813,8 +835,9 @@ TEST_CASE("clears among writers: what is counted is there, what was cleared is g
     writers.front().busy = 0;
     heap.ring.clear(writers.front().writer());
     CHECK(heap.complete_rows() == 0);
+    const std::uint64_t before = heap.filled();
     for (std::uint64_t id = 1; id <= 5; ++id) {
         CHECK(add_row(heap, writers.front(), id).first_slot == id - 1);
     }
-    CHECK(heap.filled() == 5);
+    CHECK(heap.filled() == before + 5);
 }
