@@ -17,6 +17,7 @@ namespace mpbuffer {
 namespace {
 
 constexpr int max_redraws = 64;
+constexpr int max_scans = 32;
 
 std::uint64_t now_ns() {
     timespec now{};
@@ -131,6 +132,8 @@ ReplayBuffer::~ReplayBuffer() {
 void ReplayBuffer::close() noexcept {
     if (!open_) return;
     open_ = false;
+    // A child forked half-way would close descriptors and unmap memory that are no longer its.
+    const ForkPause pause;
     if (here_.load(std::memory_order_relaxed) == fork_generation() && lock_fd_ >= 0) {
         try {
             release_learner();
@@ -141,7 +144,6 @@ void ReplayBuffer::close() noexcept {
     }
     local_.reset();
     segment_.close(lock_fd_);
-    const ForkPause pause;
     if (lock_fd_ >= 0) ::close(lock_fd_);
     lock_fd_ = -1;
 }
@@ -295,10 +297,13 @@ void ReplayBuffer::sample_uniform(std::size_t count, const SampleTarget& target)
                 slot = draw();
                 continue;
             }
-            if (redraws == max_redraws || redraws % max_redraws == 0) filled = filled_slots(false);
-            if (filled.empty() || redraws > 16 * max_redraws) {
+            // Few rows are complete: look for them, a bounded number of times.
+            if (redraws >= max_redraws + max_scans) {
                 throw_empty("no row is complete: every slot is empty or being written");
             }
+            if (redraws > max_redraws) std::this_thread::yield();
+            if (filled.empty() || redraws > max_redraws) filled = filled_slots(false);
+            if (filled.empty()) continue;
             slot = filled[draws.below(filled.size())];
         }
         target.indexes[i] = static_cast<std::int64_t>(slot);

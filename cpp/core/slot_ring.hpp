@@ -135,10 +135,15 @@ class SlotRing {
             const RingWriter& writer;
             const AddOutcome& outcome;
             std::uint64_t skips = 0;
+            std::uint64_t counted = 0;
             bool finished = false;
+            void count_rows() {
+                add_to(*writer.rows, outcome.rows_added - counted);
+                counted = outcome.rows_added;
+            }
             ~Tally() {
                 if (!finished) ring.doubt();
-                add_to(*writer.rows, outcome.rows_added);
+                count_rows();
                 if (skips != 0) add_to(*writer.skips, skips);
                 // Release: the counts and raises before are done when the flag is seen down.
                 writer.busy->store(0, std::memory_order_release);
@@ -173,6 +178,7 @@ class SlotRing {
             }
             if (raise != 0) raise_filled(filled, raise);
             if (clear_before() != cleared) doubt();
+            tally.count_rows();
             claims += wanted;
             if (claims >= claims_at_once && outcome.rows_added < n) {
                 const auto now = std::chrono::steady_clock::now();

@@ -727,7 +727,10 @@ TEST_CASE("a forked child's first calls may come from several threads") {
             std::thread asking([&] {
                 at_once();
                 if (buffer->processes().empty()) ++wrong;
-                (void)buffer->learner_status();
+                {
+                    const std::scoped_lock lock(buffer->learner_mutex());
+                    (void)buffer->learner_status();
+                }
             });
             adding.join();
             drawing.join();
