@@ -26,15 +26,16 @@ CORE_MAY_INCLUDE = {
     "row_copy": set(),
     "sampler": set(),
     "slot_word": set(),
+    "stop_points": set(),
     "sum_tree": set(),
     "file_locks": {"error"},
     "memory_room": {"error"},
-    "process_table": {"error", "file_locks"},
-    "shared_segment": {"error", "file_locks", "memory_room"},
-    "slot_ring": {"row_copy", "slot_word"},
+    "process_table": {"error", "file_locks", "stop_points"},
+    "shared_segment": {"error", "file_locks", "memory_room", "stop_points"},
+    "slot_ring": {"row_copy", "slot_word", "stop_points"},
     "schema": {"error", "slot_ring"},
     "layout": {"error", "process_table", "shared_segment", "slot_ring", "sum_tree"},
-    "learner": {"error", "layout", "sampler", "slot_ring", "sum_tree"},
+    "learner": {"error", "layout", "sampler", "slot_ring", "stop_points", "sum_tree"},
     "inspection": {
         "error",
         "file_locks",
@@ -53,6 +54,7 @@ CORE_MAY_INCLUDE = {
         "process_table",
         "shared_segment",
         "slot_ring",
+        "stop_points",
     },
 }
 BINDINGS_MAY_INCLUDE = {

@@ -54,6 +54,8 @@ class ApexRun:
             stderr=subprocess.PIPE,
             text=True,
             start_new_session=True,
+            # What runs in the background of a script ignores Ctrl-C, and hands that down.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
         )
 
     def __enter__(self):

@@ -4,8 +4,6 @@ import multiprocessing
 import os
 import pickle
 import signal
-import subprocess
-import sys
 import time
 
 import hypothesis
@@ -13,7 +11,13 @@ import numpy as np
 import pytest
 from hypothesis import stateful
 from hypothesis import strategies as st
-from watched_processes import TESTS, BufferElsewhere, join_within, run_python, wait_for_child
+from watched_processes import (
+    BufferElsewhere,
+    join_within,
+    python_started,
+    run_python,
+    wait_for_child,
+)
 
 import mpbuffer
 from mpbuffer import LearnerBusy, PrioritizedReplayBuffer
@@ -1005,19 +1009,12 @@ os.read(child_tells, 1)
 print("ready", flush=True)
 os.kill(os.getpid(), 9)
 """
-    with subprocess.Popen(
-        [sys.executable, "-c", script],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        cwd=TESTS,
-    ) as holder:
-        try:
-            assert holder.stdout.readline() == b"ready\n"
-            assert holder.wait(30) == -signal.SIGKILL
-            assert buffer.sample(1)["a"].shape == (1, 1)
-        finally:
-            holder.stdin.close()
-            assert holder.stdout.read() == b"", "the child has ended too"
+    with python_started(script=script) as holder:
+        assert holder.stdout.readline() == b"ready\n"
+        assert holder.wait(30) == -signal.SIGKILL
+        assert buffer.sample(1)["a"].shape == (1, 1)
+        holder.stdin.close()
+        assert holder.stdout.read() == b"", "the child has ended too"
 
 
 def test_threads_share_the_role():

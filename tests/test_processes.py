@@ -17,11 +17,11 @@ import explorer_processes as work
 import numpy as np
 import pytest
 from watched_processes import (
-    TESTS,
     BufferElsewhere,
     StillRunning,
     join_within,
     killed_at_the_end,
+    python_started,
     receive_within,
     run_python,
     wait_for_child,
@@ -613,6 +613,7 @@ if __name__ == "__main__":
     ours, theirs = context.Pipe()
     child = context.Process(target=work.add_to_each, args=(buffer, 1, theirs))
     child.start()
+    assert ours.poll(30), "the child has not added its row"
     ours.recv()
     grandchild = os.fork()
     if grandchild == 0:
@@ -624,13 +625,7 @@ if __name__ == "__main__":
     print(buffer.name, flush=True)
     os.kill(os.getpid(), 9)
 """
-    with subprocess.Popen(
-        [sys.executable, "-c", script],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-        cwd=TESTS,
-    ) as creator:
+    with python_started(script=script, text=True) as creator:
         name = creator.stdout.readline().strip()
         assert creator.wait(30) == -signal.SIGKILL
         with ReplayBuffer(10, {"a": {}}):

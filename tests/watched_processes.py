@@ -61,12 +61,12 @@ def killed_at_the_end(processes):
                 process.join(DEADLINE)
 
 
-def run_python(*arguments, script=None, stdin=b"", seconds=DEADLINE, prefix=()):
-    """Run a script in an interpreter of its own; returns the CompletedProcess, bytes captured.
+@contextlib.contextmanager
+def python_started(*arguments, script=None, prefix=(), **options):
+    """A script in an interpreter of its own, as a subprocess.Popen with pipes.
 
-    The script finds the modules of this directory, where it runs: at the root of the repository it
-    would import the sources in place of the package. A process that hangs is ended with the group
-    it started, so that its children go too.
+    It finds the modules of this directory, where it runs: at the root of the repository it would
+    import the sources in place of the package. On the way out whatever it started is ended too.
     """
     command = [*prefix, sys.executable, *arguments]
     if script is not None:
@@ -79,20 +79,36 @@ def run_python(*arguments, script=None, stdin=b"", seconds=DEADLINE, prefix=()):
         command,
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        env=environment,
         cwd=TESTS,
+        env=environment,
         start_new_session=True,
+        **options,
     )
     try:
-        out, err = process.communicate(stdin, timeout=seconds)
-    except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGKILL)
-        out, err = process.communicate()
-        raise StillRunning(
-            f"the script had not ended after {seconds} s\n{out.decode()}\n{err.decode()}"
-        ) from None
-    return subprocess.CompletedProcess(command, process.returncode, out, err)
+        yield process
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait(DEADLINE)
+        for pipe in filter(None, (process.stdin, process.stdout, process.stderr)):
+            with contextlib.suppress(OSError):
+                pipe.close()
+
+
+def run_python(*arguments, script=None, stdin=b"", seconds=DEADLINE, prefix=()):
+    """Run a script as above to its end; returns the CompletedProcess, bytes captured."""
+    with python_started(
+        *arguments, script=script, prefix=prefix, stderr=subprocess.PIPE
+    ) as process:
+        try:
+            out, err = process.communicate(stdin, timeout=seconds)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            out, err = process.communicate(timeout=seconds)
+            raise StillRunning(
+                f"the script had not ended after {seconds} s\n{out.decode()}\n{err.decode()}"
+            ) from None
+    return subprocess.CompletedProcess(process.args, process.returncode, out, err)
 
 
 def _send_outcome(connection, function, args, kwargs):
