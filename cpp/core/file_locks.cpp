@@ -57,33 +57,20 @@ std::string file_system_of(int fd) {
     struct statfs facts;
     if (fstatfs(fd, &facts) == -1) return "an unknown file system";
     switch (static_cast<std::uint32_t>(facts.f_type)) {
-        case 0x01021994:
-            return "tmpfs";
-        case 0x858458f6:
-            return "ramfs";
-        case 0xef53:
-            return "ext2/3/4";
-        case 0x58465342:
-            return "xfs";
-        case 0x9123683e:
-            return "btrfs";
-        case 0x794c7630:
-            return "overlayfs";
-        case 0x6969:
-            return "nfs";
-        case 0x65735546:
-            return "fuse";
-        case 0x01021997:
-            return "9p";
+        case 0x01021994: return "tmpfs";
+        case 0x858458f6: return "ramfs";
+        case 0xef53: return "ext2/3/4";
+        case 0x58465342: return "xfs";
+        case 0x9123683e: return "btrfs";
+        case 0x794c7630: return "overlayfs";
+        case 0x6969: return "nfs";
+        case 0x65735546: return "fuse";
+        case 0x01021997: return "9p";
         case 0xff534d42:
-        case 0xfe534d42:
-            return "cifs";
-        case 0x2fc12fc1:
-            return "zfs";
-        case 0x0bd00bd0:
-            return "lustre";
-        default:
-            break;
+        case 0xfe534d42: return "cifs";
+        case 0x2fc12fc1: return "zfs";
+        case 0x0bd00bd0: return "lustre";
+        default: break;
     }
     char type[32];
     std::snprintf(type, sizeof type, "file system type 0x%llx",

@@ -121,8 +121,7 @@ bool lives_in_memory(const std::string& directory) {
         case 0x858458f6:  // ramfs
         case 0x958458f6:  // hugetlbfs
             return true;
-        default:
-            return false;
+        default: return false;
     }
 }
 

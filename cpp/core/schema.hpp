@@ -25,7 +25,7 @@ class Schema {
     const std::vector<Field>& fields() const { return fields_; }
     std::size_t row_bytes() const {
         return row_bytes_;
-    }                            // without the padding behind the last field
+    }  // without the padding behind the last field
     std::size_t stride() const;  // from one record to the next
 
   private:
