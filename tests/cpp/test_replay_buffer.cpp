@@ -783,7 +783,10 @@ TEST_CASE("one handle in several threads") {
             const std::uint64_t now = buffer->rows_added();
             if (now < rows || buffer->next_slot() >= 512) ++wrong;
             rows = now;
-            const LearnerStatus status = buffer->learner_status();
+            const LearnerStatus status = [&buffer] {
+                const std::scoped_lock lock(buffer->learner_mutex());
+                return buffer->learner_status();
+            }();
             if (status.sampleable > 512 || status.process > 1) ++wrong;
             if (buffer->processes().size() != 1 || buffer->max_priority() != 1.0) ++wrong;
         }
