@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mpbuffer import _core
+from mpbuffer.errors import SegmentMismatch
 from mpbuffer.process_exit import close_at_exit
 from mpbuffer.schema import describe, fields_from, read_description
 
@@ -115,13 +116,22 @@ def attach(name: str) -> ReplayBuffer:
         If 1022 handles are open already.
     """
     buffer: ReplayBuffer = PrioritizedReplayBuffer.__new__(PrioritizedReplayBuffer)
-    description = _core.attach(buffer, name)
+    description = _open(buffer, name)
     if not _core.shape(buffer)["prioritized"]:
-        _core.close(buffer)
-        buffer = ReplayBuffer.__new__(ReplayBuffer)
-        description = _core.attach(buffer, name)
+        opened, buffer = buffer, ReplayBuffer.__new__(ReplayBuffer)
+        _core.move(opened, buffer)
     _finish_attaching(buffer, name, description)
     return buffer
+
+
+def _open(buffer: ReplayBuffer, name: str, descriptor: int = -1) -> str:
+    try:
+        return _core.attach(buffer, name, descriptor)
+    except UnicodeDecodeError as error:
+        _core.close(buffer)
+        raise SegmentMismatch(
+            f"cannot attach {name!r}: its description is damaged ({error!r})"
+        ) from error
 
 
 def _finish_attaching(buffer: ReplayBuffer, name: str, description: str) -> None:
@@ -138,11 +148,11 @@ def _attach_copy(cls: type[AnyBuffer], name: str, source: Any) -> AnyBuffer:
     """Open a pickled buffer: through the descriptor that came along, or by name."""
     buffer = cls.__new__(cls)
     if source is None:
-        description = _core.attach(buffer, name)
+        description = _open(buffer, name)
     else:
         descriptor = source.detach()
         try:
-            description = _core.attach(buffer, name, descriptor)
+            description = _open(buffer, name, descriptor)
         finally:
             os.close(descriptor)
     _finish_attaching(buffer, name, description)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import operator
 from collections.abc import Mapping
 from typing import Any
@@ -16,6 +17,7 @@ __all__ = ["Field", "describe", "fields_from", "read_description"]
 
 Field = tuple[str, "np.dtype[Any]", list[int]]
 
+_MOST_ELEMENTS = 2**40
 _DESCRIPTION_KEYS = {"class", "fields", "strict", "attributes"}
 
 
@@ -114,6 +116,13 @@ def _dtype_from_json(description: Any) -> np.dtype[Any]:
     return np.lib.format.descr_to_dtype(with_tuples(description))
 
 
+def _extents_from_json(shape: Any) -> list[int]:
+    extents = [operator.index(extent) for extent in shape]
+    if min(extents, default=1) < 1 or math.prod(extents) > _MOST_ELEMENTS:
+        raise ValueError(f"shape {extents}")
+    return extents
+
+
 def describe(class_name: str, fields: list[Field], strict: bool) -> str:
     """Return the JSON text that a segment carries, so that it can be attached by name."""
     return json.dumps(
@@ -141,11 +150,26 @@ def read_description(name: str, text: str) -> tuple[list[Field], bool]:
         description = json.loads(text)
         unknown = set(description) - _DESCRIPTION_KEYS | set(description["attributes"])
         fields = [
-            (str(each["name"]), _dtype_from_json(each["descr"]), [int(x) for x in each["shape"]])
-            for each in description["fields"]
+            (
+                str(each["name"]).encode().decode(),
+                _dtype_from_json(each["descr"]),
+                _extents_from_json(each["shape"]),
+            )
+            for each in ([] if unknown else description["fields"])
         ]
+        if not unknown and (not fields or len({field[0] for field in fields}) != len(fields)):
+            raise ValueError("no fields, or two of one name")
         strict = bool(description["strict"])
-    except (ValueError, TypeError, KeyError, IndexError) as error:
+    except (
+        ValueError,
+        TypeError,
+        KeyError,
+        IndexError,
+        AttributeError,
+        OverflowError,
+        RecursionError,
+        SyntaxError,
+    ) as error:
         raise SegmentMismatch(
             f"cannot attach {name!r}: its description is damaged ({error!r})"
         ) from error

@@ -10,6 +10,7 @@
 #include "error.hpp"
 #include "errors.hpp"
 #include "hot_calls.hpp"
+#include "inspection_calls.hpp"
 #include "numpy_api.hpp"
 #include "schema.hpp"
 #include "source_digest.hpp"
@@ -122,6 +123,14 @@ std::string attach(const py::object& self, const std::string& name, int descript
         description = state.core->description();
     });
     return description;
+}
+
+// Hands what `source` has open to `target`, an object of another class that has nothing open yet.
+void move(const py::object& source, const py::object& target) {
+    if (buffer_object(target).state != nullptr) {
+        throw py::value_error("this buffer object is open already");
+    }
+    std::swap(buffer_object(source).state, buffer_object(target).state);
 }
 
 void set_fields(const py::object& self, const std::vector<FieldDescription>& fields, bool strict) {
@@ -288,6 +297,7 @@ PYBIND11_MODULE(_core, module) {
                py::arg("fields"), py::arg("prioritized"), py::arg("alpha"), py::arg("eps"),
                py::arg("seed"), py::arg("strict"), py::arg("description"));
     module.def("attach", attach, py::arg("buffer"), py::arg("name"), py::arg("descriptor") = -1);
+    module.def("move", move, py::arg("source"), py::arg("target"));
     module.def("set_fields", set_fields, py::arg("buffer"), py::arg("fields"), py::arg("strict"));
     module.def("close", close, py::arg("buffer"));
     module.def("is_open", is_open, py::arg("buffer"));
@@ -346,6 +356,7 @@ PYBIND11_MODULE(_core, module) {
     module.def("leaves", leaves, py::arg("buffer"));
     module.def("learner_status", learner_status, py::arg("buffer"));
     module.def("processes", processes, py::arg("buffer"));
+    add_inspection_calls(module);
 }
 
 }  // namespace mpbuffer::bindings

@@ -1,5 +1,6 @@
 #include "layout.hpp"
 
+#include <algorithm>
 #include <cmath>
 #include <cstring>
 #include <ctime>
@@ -18,6 +19,7 @@ static_assert(max_ring_entries == max_rings);
 
 constexpr std::uint64_t max_segment_bytes = std::uint64_t{1} << 46;
 constexpr std::uint64_t max_capacity = std::uint64_t{1} << 40;
+constexpr std::uint64_t max_description_bytes = std::uint64_t{1} << 30;
 
 class Fnv {
   public:
@@ -47,14 +49,6 @@ std::uint64_t layout_signature() {
           std::uint64_t{slot_word::epoch_bits}, std::uint64_t{header_bytes}}) {
         hash.add(value);
     }
-    return hash.value();
-}
-
-std::uint64_t header_checksum(SegmentHeader header, const std::string& description) {
-    header.checksum = 0;
-    Fnv hash;
-    hash.add(&header, sizeof header);
-    hash.add(description.data(), description.size());
     return hash.value();
 }
 
@@ -113,11 +107,19 @@ SegmentHeader place_everything(const RingShape& shape, std::uint64_t description
 bool plausible(const RingShape& shape, std::uint64_t description_bytes) {
     return shape.capacity >= 1 && shape.capacity <= max_capacity && shape.stride >= 1 &&
            shape.stride <= max_segment_bytes && shape.row_bytes <= shape.stride &&
-           shape.stride % record_alignment == 0 && description_bytes <= (std::uint64_t{1} << 30) &&
+           shape.stride % record_alignment == 0 && description_bytes <= max_description_bytes &&
            shape.capacity <= max_segment_bytes / (shape.stride + 32);
 }
 
 }  // namespace
+
+std::uint64_t header_checksum(SegmentHeader header, const std::string& description) {
+    header.checksum = 0;
+    Fnv hash;
+    hash.add(&header, sizeof header);
+    hash.add(description.data(), description.size());
+    return hash.value();
+}
 
 SegmentHeader plan_segment(const RingShape& shape, const std::string& description,
                            std::uint64_t seed) {
@@ -168,7 +170,7 @@ SegmentHeader read_header(const std::byte* segment, std::size_t bytes, const std
         refuse("the file has " + std::to_string(bytes) + " bytes, its header says " +
                std::to_string(header.total_bytes) + " (truncated, or damaged)");
     }
-    if (header.description_bytes > bytes - header_bytes) {
+    if (header.description_bytes > std::min(bytes - header_bytes, max_description_bytes)) {
         refuse("the description's length of " + std::to_string(header.description_bytes) +
                " bytes does not fit into the file (damaged)");
     }

@@ -94,6 +94,9 @@ struct RingShape {
 SegmentHeader plan_segment(const RingShape& shape, const std::string& description,
                            std::uint64_t seed);
 
+// What header.checksum has to be, whatever it is: for tests that damage a header and seal it again.
+std::uint64_t header_checksum(SegmentHeader header, const std::string& description);
+
 // Writes header and description into the segment's first bytes.
 void write_header(std::byte* segment, SegmentHeader header, const std::string& description);
 

@@ -9,6 +9,7 @@
 #include <thread>
 
 #include "error.hpp"
+#include "stop_points.hpp"
 
 namespace mpbuffer {
 
@@ -60,6 +61,7 @@ void Learner::take_over() {
     sampleable_ = 0;
     const std::uint64_t lap = position - position % capacity;
     for (std::uint64_t slot = 0; slot < capacity; ++slot) {
+        stop_point(StopPoint::take_over_slot);
         const std::uint64_t word = ring_.word(slot).load(std::memory_order_acquire);
         const std::uint64_t seq = slot_word::seq(word);
         const bool present = slot_word::is_committed(word) && seq >= cleared_ &&
@@ -93,7 +95,9 @@ bool Learner::settle(std::uint64_t slot, std::uint64_t seq) {
         leaf = rule_.leaf(ring_.max_priority());
     }
     tree_.store_leaf(slot, leaf);
+    stop_point(StopPoint::leaf_stored);
     leaf_seq_[slot].store(seq, std::memory_order_release);  // L1
+    stop_point(StopPoint::leaf_seq_stored);
     return true;
 }
 
@@ -144,6 +148,7 @@ void Learner::fold_range(std::uint64_t first, std::uint64_t last) {
         if (++slot == capacity) slot = 0;
     }
     sampleable_ = sampleable;
+    stop_point(StopPoint::fold_to_refresh);
     const std::uint64_t count = last - first;
     if (count >= capacity) {
         tree_.rebuild();
@@ -245,6 +250,7 @@ void Learner::draw_again(std::size_t i, std::size_t count, Generator& generator)
     const std::uint64_t slot = slots_[i];
     if (tree_.leaf(slot) > 0) {
         store_leaf(slot, 0);
+        stop_point(StopPoint::draw_again_leaf_zeroed);
         touched_.assign(1, slot);
         tree_.refresh_slots(touched_);
         expect(slot, slot_word::seq(ring_.word(slot).load(std::memory_order_acquire)));
@@ -295,13 +301,16 @@ std::uint64_t Learner::update(std::span<const std::int64_t> slots,
             ++stale;
             continue;
         }
+        stop_point(StopPoint::update_looked_at);
         tree_.store_leaf(slot, leaves[i]);
+        stop_point(StopPoint::update_leaf_stored);
         largest = std::max(largest, priorities[i]);
         touched_.push_back(slot);
     }
     updates_ += touched_.size();
     stale_ += stale;
     if (!touched_.empty()) {
+        stop_point(StopPoint::update_to_refresh);
         tree_.refresh_slots(touched_);
         ring_.raise_max_priority(largest);
     }
@@ -328,6 +337,7 @@ void Learner::publish() {
     // Pairs with the reader's acquire load of the sequence: what follows is not seen before "odd".
     std::atomic_thread_fence(std::memory_order_release);
 #endif
+    stop_point(StopPoint::line_odd);
     line_->process.store(process_, std::memory_order_relaxed);
     line_->pid.store(pid_, std::memory_order_relaxed);
     line_->since.store(since_, std::memory_order_relaxed);

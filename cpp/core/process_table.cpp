@@ -13,6 +13,7 @@
 
 #include "error.hpp"
 #include "file_locks.hpp"
+#include "stop_points.hpp"
 
 namespace mpbuffer {
 
@@ -94,6 +95,7 @@ Identity ProcessTable::enroll(int lock_fd, std::uint64_t* left_busy) {
             continue;
         }
         if (!try_lock(lock_fd, lock_byte_of(number), LockKind::exclusive)) continue;
+        stop_point(StopPoint::number_locked);
         if (names_living_process(mine)) {
             unlock(lock_fd, lock_byte_of(number));
             continue;
@@ -101,6 +103,7 @@ Identity ProcessTable::enroll(int lock_fd, std::uint64_t* left_busy) {
 
         const Identity identity{number, mine.epoch.load(std::memory_order_relaxed) + 1};
         mine.epoch.store(identity.epoch, std::memory_order_release);
+        stop_point(StopPoint::epoch_raised);
         mine.start_time.store(0, std::memory_order_release);  // names nobody while half filled
         mine.pid.store(pid, std::memory_order_relaxed);
         mine.pid_namespace.store(pid_namespace, std::memory_order_relaxed);
@@ -112,6 +115,7 @@ Identity ProcessTable::enroll(int lock_fd, std::uint64_t* left_busy) {
         copy(mine.skips_before, mine.ring[0].skips);
         copy(mine.steals_before, mine.ring[0].steals);
         mine.start_time.store(start_time, std::memory_order_release);
+        stop_point(StopPoint::process_described);
 
         for (unsigned ring = 0; left_busy != nullptr && ring < max_rings; ++ring) {
             if (mine.ring[ring].busy.load(std::memory_order_acquire) != 0) {

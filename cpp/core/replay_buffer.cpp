@@ -11,6 +11,7 @@
 
 #include "error.hpp"
 #include "file_locks.hpp"
+#include "stop_points.hpp"
 
 namespace mpbuffer {
 
@@ -68,6 +69,7 @@ std::unique_ptr<ReplayBuffer> ReplayBuffer::create(const BufferSettings& setting
         new ReplayBuffer(std::move(segment), header, settings.description));
     buffer->ring_.initialise();
     buffer->start();
+    stop_point(StopPoint::segment_written);
     buffer->segment_.publish();
     return buffer;
 }
@@ -138,6 +140,7 @@ void ReplayBuffer::close() noexcept {
         try {
             release_learner();
             processes_.leave(lock_fd_, identity_);
+            stop_point(StopPoint::handle_left);
         } catch (const std::exception&) {
             // The locks go with the descriptor below, whatever the program did to it before.
         }
@@ -221,6 +224,7 @@ std::uint64_t ReplayBuffer::add(std::uint64_t n, std::span<const FieldSource> fi
         [fields, leaves, common_leaf](std::uint64_t i, std::byte* record) {
             for (const FieldSource& field : fields) {
                 store_to_record(record + field.offset, field.values + i * field.step, field.bytes);
+                stop_point(StopPoint::field_copied);
             }
             return leaves == nullptr ? common_leaf : leaves[i];
         });
@@ -485,6 +489,7 @@ Learner& ReplayBuffer::learner() {
                           "; it is free after its close(), release_learner() or end");
     }
     try {
+        stop_point(StopPoint::role_taken);
         const RingEntry& ring = shape();
         std::byte* base = segment_.data();
         local_->learner = std::make_unique<Learner>(

@@ -18,6 +18,7 @@
 
 #include "error.hpp"
 #include "file_locks.hpp"
+#include "stop_points.hpp"
 
 namespace mpbuffer {
 
@@ -113,7 +114,7 @@ bool looks_like_segment(int fd, bool temporary) {
 
 enum class Removal { absent, removed, in_use, being_removed, not_ours };
 
-Removal remove_if_dead(const std::string& path, bool temporary) {
+Removal remove_if_dead(const std::string& path, bool temporary, bool look_only = false) {
     struct stat facts;
     if (lstat(path.c_str(), &facts) == -1) {
         return errno == ENOENT ? Removal::absent : Removal::not_ours;
@@ -131,7 +132,7 @@ Removal remove_if_dead(const std::string& path, bool temporary) {
     }
     if (!resolves_to(path, file.get())) return Removal::being_removed;
     if (!looks_like_segment(file.get(), temporary)) return Removal::not_ours;
-    if (unlink(path.c_str()) == -1 && errno != ENOENT) return Removal::not_ours;
+    if (!look_only && unlink(path.c_str()) == -1 && errno != ENOENT) return Removal::not_ours;
     return Removal::removed;
 }
 
@@ -297,9 +298,11 @@ SharedSegment SharedSegment::create(const std::string& name, std::size_t bytes,
     if (!options.force_named_creation) {
         segment.data_fd_ = open_nameless(segment.directory_);
         if (segment.data_fd_ >= 0) {
+            stop_point(StopPoint::segment_made);
             fchmod(segment.data_fd_, 0600);  // whatever the umask took away
             require_ofd_locks(segment.data_fd_);
             take_presence(segment.data_fd_);  // nobody else can have this file
+            stop_point(StopPoint::segment_present);
         }
     }
     // A sweep may find the temporary name before the lock is on it; then another is made.
@@ -308,6 +311,7 @@ SharedSegment SharedSegment::create(const std::string& name, std::size_t bytes,
         const int flags = O_RDWR | O_CREAT | O_EXCL | O_NOFOLLOW;
         Descriptor file(open_retrying(path.c_str(), flags, 0600));
         if (file.get() < 0) throw_creation_failure(verb, options.directory, errno);
+        stop_point(StopPoint::segment_made);
         fchmod(file.get(), 0600);
         try {
             require_ofd_locks(file.get());
@@ -319,11 +323,13 @@ SharedSegment SharedSegment::create(const std::string& name, std::size_t bytes,
         if (take_presence(file.get()) && fstat(file.get(), &facts) == 0 && facts.st_nlink > 0) {
             segment.data_fd_ = file.release();
             segment.path_ = path;
+            stop_point(StopPoint::segment_present);
         } else if (attempt == 100) {
             throw_creation_failure(verb, options.directory, EBUSY);
         }
     }
     allocate(segment.data_fd_, bytes, verb, options);
+    stop_point(StopPoint::segment_allocated);
     segment.map(bytes, verb);
     return segment;
 }
@@ -349,6 +355,7 @@ void SharedSegment::publish() {
             }
         }
         if (result == 0) {
+            stop_point(StopPoint::segment_linked);
             path_ = path;
             published_ = true;
             return;
@@ -384,12 +391,14 @@ SharedSegment SharedSegment::attach(const std::string& name, const SegmentOption
                 default: throw_system_failure(verb + ": " + path, errno);
             }
         }
+        stop_point(StopPoint::attach_opened);
         const std::size_t bytes = require_segment_file(file.get(), path, verb);
         PassingLock presence(file.get(), lock_byte::presence, LockKind::shared);
         struct stat facts;
         if (presence.held() && fstat(file.get(), &facts) == 0 && facts.st_nlink > 0) {
             segment.published_ = true;
             presence.keep();
+            stop_point(StopPoint::attach_present);
             segment.data_fd_ = file.release();
             segment.map(bytes, verb);
             return segment;
@@ -452,6 +461,7 @@ void SharedSegment::close(int lock_fd) noexcept {
     }
     if (data_ != nullptr) munmap(data_, size_);
     ::close(data_fd_);
+    stop_point(StopPoint::segment_unmapped);
     data_ = nullptr;
     size_ = 0;
     data_fd_ = -1;
@@ -460,7 +470,9 @@ void SharedSegment::close(int lock_fd) noexcept {
             const PassingLock nobody_left(lock_fd, lock_byte::presence, LockKind::exclusive);
             if (nobody_left.held() && resolves_to(path_, lock_fd) &&
                 looks_like_segment(lock_fd, !published_)) {
+                stop_point(StopPoint::last_one_out);
                 unlink(path_.c_str());
+                stop_point(StopPoint::last_unlinked);
             }
         } catch (const std::exception&) {
         }
@@ -468,11 +480,12 @@ void SharedSegment::close(int lock_fd) noexcept {
     if (own >= 0) ::close(own);
 }
 
-std::vector<std::string> SharedSegment::sweep(const std::string& directory) {
+std::vector<std::string> SharedSegment::sweep(const std::string& directory, bool look_only) {
     std::vector<std::string> removed;
     for (const std::string& name : names_in(directory)) {
         try {
-            if (remove_if_dead(path_of(directory, name), is_temporary(name)) == Removal::removed) {
+            const std::string path = path_of(directory, name);
+            if (remove_if_dead(path, is_temporary(name), look_only) == Removal::removed) {
                 removed.push_back(name);
             }
         } catch (const Error&) {  // a file that cannot be asked is left alone
@@ -490,6 +503,10 @@ std::vector<std::string> SharedSegment::list(const std::string& directory) {
     };
     names.erase(std::remove_if(names.begin(), names.end(), hidden), names.end());
     return names;
+}
+
+std::string segment_path(const std::string& name, const std::string& directory) {
+    return path_of(directory, name);
 }
 
 std::string default_name() {

@@ -81,7 +81,9 @@ class SharedSegment {
     void close(int lock_fd = -1) noexcept;
 
     // Removes this user's provably dead segments; returns their names (temporary ones as .tmp-...).
-    static std::vector<std::string> sweep(const std::string& directory = "/dev/shm");
+    // look_only: removes nothing, returns the names all the same.
+    static std::vector<std::string> sweep(const std::string& directory = "/dev/shm",
+                                          bool look_only = false);
 
     // The names of this user's visible segments, dead ones included.
     static std::vector<std::string> list(const std::string& directory = "/dev/shm");
@@ -97,6 +99,9 @@ class SharedSegment {
     std::string directory_;  // absolute
     std::string path_;       // where the file is visible now; empty: nowhere
 };
+
+// Where this user's segment of that name is visible.
+std::string segment_path(const std::string& name, const std::string& directory = "/dev/shm");
 
 // Unique: "<pid>-<12 hex digits>".
 std::string default_name();

@@ -25,6 +25,7 @@
 
 #include "row_copy.hpp"
 #include "slot_word.hpp"
+#include "stop_points.hpp"
 
 namespace mpbuffer {
 
@@ -155,6 +156,7 @@ class SlotRing {
         // Seen set by whoever finds this process dead: then a raise of `filled` may be missing.
         writer.busy->store(writer.epoch, std::memory_order_relaxed);
         std::atomic_signal_fence(std::memory_order_seq_cst);
+        stop_point(StopPoint::busy_raised);
         while (outcome.rows_added < n) {
             const std::uint64_t wanted = std::min(rows_per_claim, n - outcome.rows_added);
             // Acquire: pairs with the release of a recount, so that a commit below comes after it.
@@ -162,6 +164,7 @@ class SlotRing {
             const std::uint64_t cleared = clear_before();
             const std::uint64_t first =
                 counters_->cursor.fetch_add(wanted, std::memory_order_relaxed);
+            stop_point(StopPoint::position_taken);
             std::uint64_t raise = 0;
             std::uint64_t slot = first % capacity_;
             for (std::uint64_t seq = first; seq != first + wanted; ++seq) {
@@ -176,7 +179,9 @@ class SlotRing {
                 }
                 if (++slot == capacity_) slot = 0;
             }
+            stop_point(StopPoint::filled_to_raise);
             if (raise != 0) raise_filled(filled, raise);
+            stop_point(StopPoint::filled_raised);
             if (clear_before() != cleared) doubt();
             tally.count_rows();
             claims += wanted;
@@ -198,6 +203,7 @@ class SlotRing {
         const std::uint64_t expected = slot_word::committed(want);
         if (word(slot).load(std::memory_order_acquire) != expected) return false;  // R1
         copy(static_cast<const std::byte*>(record(slot)));
+        stop_point(StopPoint::row_copied);
         return unchanged(slot, expected);
     }
 
@@ -207,6 +213,7 @@ class SlotRing {
         const std::uint64_t seen = word(slot).load(std::memory_order_acquire);  // R1
         if (!slot_word::is_committed(seen) || slot_word::seq(seen) < cleared) return 0;
         copy(static_cast<const std::byte*>(record(slot)));
+        stop_point(StopPoint::row_copied);
         return unchanged(slot, seen) ? slot_word::seq(seen) : 0;
     }
 
@@ -215,6 +222,7 @@ class SlotRing {
         const std::uint64_t expected = slot_word::committed(want);
         if (word(slot).load(std::memory_order_acquire) != expected) return false;  // R1
         leaf = meta_[slot].leaf_in.load(std::memory_order_relaxed);
+        stop_point(StopPoint::row_copied);
         return unchanged(slot, expected);
     }
 
@@ -223,15 +231,19 @@ class SlotRing {
     void clear(const RingWriter& writer) {
         writer.busy->store(writer.epoch, std::memory_order_relaxed);
         std::atomic_signal_fence(std::memory_order_seq_cst);
+        stop_point(StopPoint::clear_busy);
         std::uint64_t position = counters_->cursor.load(std::memory_order_relaxed);
         std::uint64_t next = 0;
         do {
             next = (position + capacity_ - 1) / capacity_ * capacity_;
         } while (!counters_->cursor.compare_exchange_weak(position, next, std::memory_order_acq_rel,
                                                           std::memory_order_relaxed));
+        stop_point(StopPoint::clear_cursor_moved);
         raise_to(counters_->clear_before, next);
+        stop_point(StopPoint::clear_before_raised);
         counters_->max_priority.store(1.0, std::memory_order_relaxed);
         doubt();
+        stop_point(StopPoint::clear_doubted);
         writer.busy->store(0, std::memory_order_release);
     }
 
@@ -259,6 +271,7 @@ class SlotRing {
                 if (!mine && !is_dead(owner, slot_word::epoch(seen))) return false;
                 fresh = fresh || slot_word::fresh(seen);
             }
+            stop_point(StopPoint::slot_looked_at);
             const std::uint64_t mine = slot_word::claimed(seq, writer.number, writer.epoch, fresh);
             // W1. On failure acquire: the loop decides anew on what it sees.
             if (word(slot).compare_exchange_strong(seen, mine, std::memory_order_acq_rel,
@@ -266,6 +279,7 @@ class SlotRing {
 #ifndef MPBUFFER_TSAN
                 std::atomic_thread_fence(std::memory_order_release);  // W1
 #endif
+                stop_point(StopPoint::claim_taken);
                 if (steal) add_to(*writer.steals, 1);
                 return true;
             }
@@ -275,7 +289,9 @@ class SlotRing {
 
     void commit(std::uint64_t slot, std::uint64_t seq, float leaf) {
         meta_[slot].leaf_in.store(leaf, std::memory_order_relaxed);
+        stop_point(StopPoint::leaf_in_stored);
         word(slot).store(slot_word::committed(seq), std::memory_order_release);  // W2
+        stop_point(StopPoint::row_committed, seq);
     }
 
     // Adds to `filled` unless a recount came since it was read as `before`.
