@@ -1,0 +1,388 @@
+"""Single-line mutants of the protocol: each passes the plain functional tests and fails one more.
+
+    python tests/mutants.py [--only TEXT] [--list] [--keep DIRECTORY] [--jobs N]
+
+Copies the C++ tree, builds the functional tests and the harness of stop points once, then applies
+one mutant after the other, rebuilds what it touches, and runs two things: the functional tests that
+look at one process without deaths, stops or races, which have to pass, and the test that is named
+beside the mutant, which has to fail. Ends with status 0 if every mutant was caught.
+
+A swap of two neighbouring lines counts as one line.
+"""
+
+import argparse
+import dataclasses
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+BUILD_SECONDS = 900
+TEST_SECONDS = 300
+
+# What doctest cases are called that play a death, a stop or a race: they are no plain tests.
+NOT_PLAIN = (
+    "*dead*,*die*,*kill*,*stop*,*thread*,*fork*,*flaw*,*race*,*slept*,*overtaken*,*owner*,*while*,"
+    "*same time*,*among*,*successor*,*hole*,*writ*,*stand*,*child*,*under the copy*,*straddles*,"
+    "*error ends*,*middle*,*nobody claims*,*taken over*,*every slot*,*each step*,*at once*,*meets*,"
+    "*when its name is gone*,*other's name*,*first calls*,*sandbox*,*/dev/shm*,*refused*,"
+    "*random operations*"
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Mutant:
+    name: str
+    flaw: str  # of the design document's list, or in words
+    file: str  # in cpp/core
+    old: str
+    new: str
+    caught_by: str  # "mpbuffer_stops ARGUMENTS", or a file of doctest cases and a case
+
+
+MUTANTS = [
+    Mutant(
+        "a claimer overwrites a newer row",
+        "flaw 3",
+        "slot_ring.hpp",
+        "            if (slot_word::seq(seen) >= seq) return false;\n",
+        "",
+        "mpbuffer_stops --only position_taken --hits 200",
+    ),
+    Mutant(
+        "the claim of a living owner is taken over",
+        "flaw 4",
+        "slot_ring.hpp",
+        "if (!mine && !is_dead(owner, slot_word::epoch(seen))) return false;",
+        "(void)mine, (void)owner, (void)is_dead;",
+        "mpbuffer_stops --only claim_taken --hits 100",
+    ),
+    Mutant(
+        "an abandoned claim is never taken over",
+        "flaw 9",
+        "slot_ring.hpp",
+        "if (!mine && !is_dead(owner, slot_word::epoch(seen))) return false;",
+        "(void)is_dead; if (!mine) return false;",
+        "mpbuffer_stops --only claim_taken --hits 100",
+    ),
+    Mutant(
+        "the claim looks committed: the word is published before the copy",
+        "flaw 12",
+        "slot_ring.hpp",
+        "const std::uint64_t mine = slot_word::claimed(seq, writer.number, writer.epoch, fresh);",
+        "const std::uint64_t mine = slot_word::committed(seq);",
+        "mpbuffer_stops --only field_copied --hits 100",
+    ),
+    Mutant(
+        "the word is not looked at again after a read",
+        "flaw 12",
+        "slot_ring.hpp",
+        "        return word(slot).load(std::memory_order_relaxed) == expected;\n",
+        "        (void)slot, (void)expected; return true;\n",
+        "mpbuffer_stops --only row_copied --hits 200",
+    ),
+    Mutant(
+        "the word is committed before its leaf",
+        "order of commit",
+        "slot_ring.hpp",
+        "        meta_[slot].leaf_in.store(leaf, std::memory_order_relaxed);\n"
+        "        stop_point(StopPoint::leaf_in_stored);\n"
+        "        word(slot).store(slot_word::committed(seq), std::memory_order_release);  // W2\n",
+        "        word(slot).store(slot_word::committed(seq), std::memory_order_release);  // W2\n"
+        "        stop_point(StopPoint::leaf_in_stored);\n"
+        "        meta_[slot].leaf_in.store(leaf, std::memory_order_relaxed);\n",
+        "mpbuffer_stops --only leaf_in_stored --hits 200",
+    ),
+    Mutant(
+        "who takes a claim over forgets that its slot was empty",
+        "stored size",
+        "slot_ring.hpp",
+        "                fresh = fresh || slot_word::fresh(seen);\n",
+        "",
+        "mpbuffer_stops --only claim_taken --hits 300",
+    ),
+    Mutant(
+        "add does not raise its busy flag",
+        "stored size",
+        "slot_ring.hpp",
+        "        writer.busy->store(writer.epoch, std::memory_order_relaxed);\n"
+        "        std::atomic_signal_fence(std::memory_order_seq_cst);\n"
+        "        stop_point(StopPoint::busy_raised);\n",
+        "        std::atomic_signal_fence(std::memory_order_seq_cst);\n"
+        "        stop_point(StopPoint::busy_raised);\n",
+        "mpbuffer_stops --only filled_to_raise --hits 300",
+    ),
+    Mutant(
+        "clear does not raise its busy flag",
+        "stored size",
+        "slot_ring.hpp",
+        "        writer.busy->store(writer.epoch, std::memory_order_relaxed);\n"
+        "        std::atomic_signal_fence(std::memory_order_seq_cst);\n"
+        "        stop_point(StopPoint::clear_busy);\n",
+        "        std::atomic_signal_fence(std::memory_order_seq_cst);\n"
+        "        stop_point(StopPoint::clear_busy);\n",
+        "mpbuffer_stops --only clear_ --hits 200",
+    ),
+    Mutant(
+        "a raise that straddles a recount counts twice",
+        "stored size",
+        "slot_ring.hpp",
+        "while (filled_word::recount(now) == filled_word::recount(before)) {",
+        "(void)before; while (true) {",
+        "test_slot_ring a raise that straddles a recount*",
+    ),
+    Mutant(
+        "add never gives up",
+        "flaw 10",
+        "slot_ring.hpp",
+        "                if (now >= deadline) break;\n",
+        "                if (now < deadline) continue;\n",
+        "mpbuffer_stops --only all_slots_held --hits 50",
+    ),
+    Mutant(
+        "a zombie passes for alive",
+        "flaw 9",
+        "process_table.cpp",
+        "stat->state != 'Z' && ",
+        "",
+        "mpbuffer_stops --only claim_taken --hits 100",
+    ),
+    Mutant(
+        "a number's old claims pass for those of its new holder",
+        "flaw 8",
+        "process_table.cpp",
+        "if (((epoch ^ epoch_low_bits) & mask) != 0) return true;",
+        "if (((epoch ^ epoch_low_bits) & mask) != 0) return false;",
+        "mpbuffer_stops --only claim_taken --hits 200",
+    ),
+    Mutant(
+        "a number is taken though its holder lives without its lock",
+        "flaw 8",
+        "process_table.cpp",
+        "        if (names_living_process(mine)) {\n",
+        "        if (false) {\n",
+        "test_process_table flaw 8:*",
+    ),
+    Mutant(
+        "a forked child goes on as its parent",
+        "flaw 5",
+        "replay_buffer.cpp",
+        "    if (here_.load(std::memory_order_acquire) != fork_generation()) [[unlikely]]\n"
+        "        adopt();\n",
+        "",
+        "mpbuffer_stops --only busy_raised --hits 50",
+    ),
+    Mutant(
+        "a forked child keeps its parent's locks",
+        "flaw 6",
+        "replay_buffer.cpp",
+        "    if (lock_fd_ >= 0) ::close(lock_fd_);\n    lock_fd_ = -1;\n    identity_ = {};",
+        "    lock_fd_ = -1;\n    identity_ = {};",
+        "test_replay_buffer a child that never uses its copy*",
+    ),
+    Mutant(
+        "the dead holder of a number was busy, and its successor tells nobody",
+        "stored size",
+        "replay_buffer.cpp",
+        "        ring_.doubt();\n        processes_.forget_busy",
+        "        processes_.forget_busy",
+        "mpbuffer_stops --only filled_to_raise --hits 800",
+    ),
+    Mutant(
+        "the last one out removes whatever has the name now",
+        "names",
+        "shared_segment.cpp",
+        "if (nobody_left.held() && resolves_to(path_, lock_fd) &&",
+        "if (nobody_left.held() &&",
+        "mpbuffer_stops --only segment_unmapped --hits 100",
+    ),
+    Mutant(
+        "an attach keeps a segment whose name is gone",
+        "names",
+        "shared_segment.cpp",
+        "if (presence.held() && fstat(file.get(), &facts) == 0 && facts.st_nlink > 0) {",
+        "if (presence.held() && fstat(file.get(), &facts) == 0) {",
+        "mpbuffer_stops --only attach_opened --hits 100",
+    ),
+    Mutant(
+        "a creator under a temporary name does not say that it is there",
+        "names",
+        "shared_segment.cpp",
+        "if (take_presence(file.get()) && fstat(file.get(), &facts) == 0 && facts.st_nlink > 0) {",
+        "if (fstat(file.get(), &facts) == 0 && facts.st_nlink > 0) {",
+        "mpbuffer_stops --only segment_allocated --hits 100",
+    ),
+    Mutant(
+        "leaf seq before leaf",
+        "flaw 11",
+        "learner.cpp",
+        "    tree_.store_leaf(slot, leaf);\n"
+        "    stop_point(StopPoint::leaf_stored);\n"
+        "    leaf_seq_[slot].store(seq, std::memory_order_release);  // L1\n",
+        "    leaf_seq_[slot].store(seq, std::memory_order_release);  // L1\n"
+        "    stop_point(StopPoint::leaf_stored);\n"
+        "    tree_.store_leaf(slot, leaf);\n",
+        "mpbuffer_stops --only leaf_stored --hits 200",
+    ),
+    Mutant(
+        "a hole is given up",
+        "flaw 2",
+        "learner.cpp",
+        "                expect(slot, seq);\n",
+        "",
+        "mpbuffer_stops --only claim_taken --hits 200",
+    ),
+    Mutant(
+        "a successor does not wait for what is being written",
+        "flaw 2",
+        "learner.cpp",
+        "        if (newest >= cleared_ && !(present && seq >= newest)) expect(slot, newest);\n",
+        "        (void)newest;\n",
+        "mpbuffer_stops --only claim_taken --hits 200",
+    ),
+    Mutant(
+        "a fold forgets what is claimed while it runs",
+        "fold",
+        "learner.cpp",
+        "    folded_ = std::max(position, folded_);\n",
+        "    folded_ = std::max(ring_.position(), folded_);\n",
+        "mpbuffer_stops --only filled_raised --hits 500",
+    ),
+]
+
+
+def run(command, seconds, **more):
+    return subprocess.run(
+        command,
+        timeout=seconds,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=False,
+        **more,
+    )
+
+
+# One executable for each file of doctest cases, so that a mutant costs what its tests need.
+MORE_TARGETS = """
+foreach(name learner process_table replay_buffer shared_segment slot_ring)
+  add_executable(test_${name} EXCLUDE_FROM_ALL ../tests/cpp/main.cpp ../tests/cpp/test_${name}.cpp)
+  target_link_libraries(test_${name} PRIVATE mpbuffer_core)
+endforeach()
+set_target_properties(mpbuffer_stops PROPERTIES UNITY_BUILD ON)
+"""
+PLAIN_TESTS = ("test_replay_buffer", "test_learner")
+
+
+class Workshop:
+    """A copy of the tree with one build directory, to try mutants in."""
+
+    def __init__(self, folder, jobs):
+        self.folder, self.jobs = Path(folder), jobs
+        for part in ("cpp", "tests/cpp"):
+            shutil.copytree(ROOT / part, self.folder / part, dirs_exist_ok=True)
+        with (self.folder / "cpp/CMakeLists.txt").open("a") as recipe:
+            recipe.write(MORE_TARGETS)
+        for mutant in MUTANTS:  # a run that was cut short left objects of a mutant
+            (self.folder / "cpp/core" / mutant.file).touch()
+        self.build_folder = self.folder / "build"
+        options = ["-DCMAKE_BUILD_TYPE=Debug", "-DCMAKE_CXX_FLAGS_DEBUG=-O0"]
+        options += ["-DMPBUFFER_BUILD_EXTENSION=OFF", "-DMPBUFFER_STOP_POINTS=ON"]
+        configured = run(
+            ["cmake", "-S", str(self.folder / "cpp"), "-B", str(self.build_folder), *options], 300
+        )
+        if configured.returncode != 0:
+            raise SystemExit(configured.stdout)
+
+    def build(self, tests):
+        """Build the plain tests and the programs of the named tests."""
+        programs = {*PLAIN_TESTS, *(test.split()[0] for test in tests)}
+        built = run(
+            ["cmake", "--build", str(self.build_folder), "-j", str(self.jobs)]
+            + [word for program in sorted(programs) for word in ("--target", program)],
+            BUILD_SECONDS,
+        )
+        return built.returncode == 0, built.stdout
+
+    def plain_tests(self):
+        for program in PLAIN_TESTS:
+            outcome = run([str(self.build_folder / program), f"-tce={NOT_PLAIN}"], TEST_SECONDS)
+            if outcome.returncode != 0:
+                break
+        return outcome
+
+    def catching_test(self, named):
+        program, _, rest = named.partition(" ")
+        command = [str(self.build_folder / program)]
+        if program == "mpbuffer_stops":
+            command += [*rest.split(), "--jobs", str(self.jobs), "--slack", "5"]
+        else:
+            command += [f"-tc={rest}"]
+        try:
+            return run(command, TEST_SECONDS)
+        except subprocess.TimeoutExpired:
+            return subprocess.CompletedProcess(command, 124, "did not end", "")
+
+    def try_mutant(self, mutant):
+        path = self.folder / "cpp/core" / mutant.file
+        text = path.read_text()
+        if text.count(mutant.old) != 1:
+            return f"NOT APPLIED: {mutant.file} has the line {text.count(mutant.old)} times"
+        path.write_text(text.replace(mutant.old, mutant.new))
+        try:
+            built, log = self.build([mutant.caught_by])
+            if not built:
+                return "NOT BUILT\n" + log[-2000:]
+            if (plain := self.plain_tests()).returncode != 0:
+                return "NOT PLAIN: the functional tests fail\n" + plain.stdout[-1500:]
+            caught = self.catching_test(mutant.caught_by)
+            return "MISSED" if caught.returncode == 0 else "caught"
+        finally:
+            path.write_text(text)
+
+
+def check_unchanged(workshop, mutants):
+    """Without a mutant everything passes, or catching means nothing."""
+    built, log = workshop.build([mutant.caught_by for mutant in mutants])
+    if not built:
+        raise SystemExit(log[-3000:])
+    if (plain := workshop.plain_tests()).returncode != 0:
+        raise SystemExit("without a mutant: " + plain.stdout[-3000:])
+    for test in sorted({mutant.caught_by for mutant in mutants}):
+        if (outcome := workshop.catching_test(test)).returncode != 0:
+            raise SystemExit(f"without a mutant, {test}: {outcome.stdout[-3000:]}")
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--only", default="", help="mutants whose name or file has this in it")
+    parser.add_argument("--list", action="store_true", help="print the table, run nothing")
+    parser.add_argument("--keep", help="work in this directory and leave it")
+    parser.add_argument("--jobs", type=int, default=2)
+    parser.add_argument("--unchecked", action="store_true", help="skip the tests without a mutant")
+    arguments = parser.parse_args()
+    chosen = [m for m in MUTANTS if arguments.only in m.name or arguments.only in m.file]
+    if arguments.list:
+        for mutant in chosen:
+            print(f"{mutant.file:20} {mutant.flaw:16} {mutant.name}: {mutant.caught_by}")
+        return 0
+    with tempfile.TemporaryDirectory() as scratch:
+        workshop = Workshop(arguments.keep or scratch, arguments.jobs)
+        if not arguments.unchecked:
+            check_unchanged(workshop, chosen)
+        failures = 0
+        for mutant in chosen:
+            start = time.monotonic()
+            outcome = workshop.try_mutant(mutant)
+            failures += outcome != "caught"
+            seconds = time.monotonic() - start
+            print(f"{mutant.name} ({mutant.caught_by}): {outcome} [{seconds:.0f} s]", flush=True)
+    print(f"{len(chosen) - failures} of {len(chosen)} mutants caught")
+    return 1 if failures or not chosen else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
