@@ -116,15 +116,12 @@ MUTANTS = [
         "mpbuffer_stops --only filled_to_raise --hits 300",
     ),
     Mutant(
-        "clear does not raise its busy flag",
+        "the count does not notice a clear that has not ended",
         "stored size",
-        "slot_ring.hpp",
-        "        writer.busy->store(writer.epoch, std::memory_order_relaxed);\n"
-        "        std::atomic_signal_fence(std::memory_order_seq_cst);\n"
-        "        stop_point(StopPoint::clear_busy);\n",
-        "        std::atomic_signal_fence(std::memory_order_seq_cst);\n"
-        "        stop_point(StopPoint::clear_busy);\n",
-        "mpbuffer_stops --only clear_ --hits 200",
+        "replay_buffer.cpp",
+        "if (doubts != local_->doubts_seen || cleared != local_->cleared_seen) return",
+        "if (doubts != local_->doubts_seen) return",
+        "mpbuffer_stops --only clear_before_raised --hits 200",
     ),
     Mutant(
         "a raise that straddles a recount counts twice",

@@ -144,7 +144,9 @@ class RingCell {
             arena.reuse_numbers(random_);
         }
         Children children;
-        const std::size_t victims = exclusive() ? 1 : random_.between(1, 4);
+        // A second clear would have the count mended that the first one left.
+        const bool alone = numbers_go_on && scene_ == Scene::clearing;
+        const std::size_t victims = exclusive() || alone ? 1 : random_.between(1, 4);
         if (scene_ == Scene::learning || scene_ == Scene::reading) release_role(arena);
         std::size_t seat = 1;
         if (random_.one_in(3)) {
@@ -154,7 +156,7 @@ class RingCell {
         if (random_.one_in(2)) arena.clear();
         // A killed learner is followed by another one that runs into the same step; killed writers
         // too, who may get a dead one's number before anybody has asked for the stored size.
-        const std::size_t generations = fate_ != Fate::kill ? 1 : exclusive() ? 4 : 2;
+        const std::size_t generations = fate_ != Fate::kill || alone ? 1 : exclusive() ? 4 : 2;
         std::size_t stopped = 0;
         bool role_is_free = scene_ != Scene::reading;
         for (std::size_t generation = 0; generation < generations; ++generation) {

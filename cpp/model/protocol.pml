@@ -1,0 +1,1015 @@
+/* The shared-memory protocol of cpp/core as processes for spin: writers (claim, copy, commit, count),
+ * a learner (take over, fold, draw, update), one who clears, and observers (uniform read, stored
+ * size). Writers, learner, clearer and observers may die before every access to shared memory.
+ *
+ * Each `atomic` holds one access to shared memory, plus what its process decides from it alone. The
+ * names of the steps are those of slot_ring.hpp, learner.cpp and replay_buffer.cpp. README.md says
+ * what is left out. Memory is sequentially consistent here; litmus/ is about weaker memory.
+ *
+ * Sizes and budgets are macros (below); each FLAW_... macro puts in one mistake that must make an
+ * assertion fail. -DOUTCOMES turns the assertions about the inside (I1, I2, I3, I5) off, so that a
+ * flaw has to show in what a user sees.
+ */
+
+#ifndef CAP
+#define CAP 1                /* slots */
+#endif
+#ifndef WRITERS
+#define WRITERS 2
+#endif
+#ifndef CALLS
+#define CALLS 1              /* calls of add, each writer */
+#endif
+#ifndef EXTRA_CALLS
+#define EXTRA_CALLS 0        /* calls that only the first writer makes on top */
+#endif
+#ifndef ROWS
+#define ROWS 1               /* rows of a call */
+#endif
+#ifndef BATCH
+#define BATCH 1              /* positions claimed at once (rows_per_claim) */
+#endif
+#ifndef CLAIMS
+#define CLAIMS 2             /* positions a call claims before it gives up with SlotsHeld */
+#endif
+#ifndef CLEARS
+#define CLEARS 0             /* calls of clear, by a process of their own */
+#endif
+#ifndef DEATHS
+#define DEATHS 0             /* of writers, clearer and observers, together */
+#endif
+#ifndef RESTARTS
+#define RESTARTS 0           /* dead writers whose number a new process takes */
+#endif
+#ifndef LEARNERS
+#define LEARNERS 1           /* processes that hold the learner role one after another; 0: none */
+#endif
+#ifndef LEARNER_OPS
+#define LEARNER_OPS 2        /* folds, samples and updates, all learners together */
+#endif
+#ifndef OBSERVERS
+#define OBSERVERS 0
+#endif
+#ifndef ASKS
+#define ASKS 1               /* stored sizes asked while others work, each observer */
+#endif
+#ifndef READS
+#define READS 0              /* uniform reads, each observer */
+#endif
+#ifndef STALLS
+#define STALLS 0             /* writers that stop for good in the middle of a call and stay alive */
+#endif
+#ifndef CLEARER_STALLS
+#define CLEARER_STALLS 0     /* the same for who clears */
+#endif
+
+#define CLEARER (WRITERS + 1)
+#define OBSERVER (WRITERS + 2)
+#define NUMBERS (WRITERS + 3)                     /* process numbers; 0 is nobody */
+#define COUNTING (OBSERVERS && ASKS)              /* else the count is left out: nobody reads it */
+#define EPOCHS (RESTARTS || defined(FLAW_NUMBER_TAKEN_WHILE_HELD))
+
+/* What must hold: never written, names for the messages of the assertions. */
+hidden byte I1_seq_of_a_slot_only_grows;
+hidden byte I2_one_live_writer_of_a_slot;
+hidden byte I3_claim_taken_only_from_the_dead;
+hidden byte I4_read_returns_one_whole_row;
+hidden byte I4_read_returns_no_cleared_row;
+hidden byte I5_row_is_in_the_tree_or_awaited;
+hidden byte no_committed_row_is_missing_in_the_tree;
+hidden byte no_leaf_of_another_row;
+hidden byte no_update_is_lost;
+hidden byte no_leaf_without_a_row;
+hidden byte sampleable_is_exact;
+hidden byte stored_size_is_exact;
+hidden byte no_row_is_dropped;
+hidden byte given_up_only_to_the_living;
+
+#define MUST(name, holds)    if :: (holds) :: else -> assert(name) fi
+#ifdef OUTCOMES
+#define INSIDE(name, holds)  skip
+#else
+#define INSIDE(name, holds)  MUST(name, holds)
+#endif
+
+/* Shared memory. A word is {seq, own, inc, fresh}; own 0: committed. */
+byte cursor = CAP, clear_before = CAP;
+byte word_seq[CAP], word_own[CAP];
+bit word_fresh[CAP];
+#if EPOCHS
+byte word_inc[CAP];
+#define INC(slot) word_inc[slot]
+#define SET_INC(slot, value) word_inc[slot] = value
+#else
+#define INC(slot) 0
+#define SET_INC(slot, value) skip
+#endif
+byte record_a[CAP], record_b[CAP];                /* a row is its seq, written as two words */
+#if LEARNERS
+byte leaf_in[CAP];                                /* a leaf is 2 * seq, + 1 once updated */
+byte leaf_seq[CAP], leaf[CAP];
+byte key[CAP];                                    /* what callers keep: generation last drawn */
+byte updated[CAP];                                /* ghost: seq of the last update accepted */
+#endif
+#if COUNTING
+byte filled_stamp, filled_count;
+bit busy[NUMBERS];                                /* busy != 0 */
+byte busy_inc[NUMBERS];                           /* and the epoch it holds */
+bit doubtful[OBSERVERS];                          /* doubts != doubts_seen of that observer */
+#if OBSERVERS > 1
+#define DOUBT doubtful[0] = 1; doubtful[1] = 1
+#else
+#define DOUBT doubtful[0] = 1
+#endif
+#else
+#define DOUBT skip
+#endif
+
+/* The process table and the kernel's locks. */
+bit alive[NUMBERS];
+byte epoch[NUMBERS];
+bit enrolling[NUMBERS];                           /* byte locked, epoch not moved yet */
+#define DEAD(number, inc) (epoch[number] != (inc) || !alive[number])
+
+/* Budgets. */
+byte deaths_left = DEATHS, restarts_left = RESTARTS, stalls_left = STALLS, clearer_stalls_left = CLEARER_STALLS;
+byte learner_deaths_left = LEARNERS - (LEARNERS > 0), learner_ops_left = LEARNER_OPS;
+byte running = WRITERS + (CLEARS > 0);            /* writers and clearer that are not done */
+
+/* Writers that differ in nothing but their number: let the first to claim be number 1. */
+#if LEARNERS && !COUNTING && WRITERS == 2 && !EXTRA_CALLS
+#define ALIKE
+bit started;
+#endif
+
+/* Death and stop only before stores: before a load they leave the same behind as before the store
+ * that comes next, and the load can always be made in time. */
+#define MAY_DIE                                                                                   \
+    if                                                                                            \
+    :: deaths_left > 0 -> deaths_left--; alive[me] = 0; goto died                                 \
+    :: stalls_left > 0 -> stalls_left--; goto done                                                \
+    :: true                                                                                       \
+    fi
+
+/* ------------------------------------------------------------------------------- a writer */
+
+#define GIVE_UP 0
+#define ASK 1
+#define TRY 2
+#define TAKEN 3
+
+inline look_at_word()
+{
+    seen_seq = word_seq[slot]; seen_own = word_own[slot];
+    seen_inc = INC(slot); seen_fresh = word_fresh[slot];
+    if
+#ifndef FLAW_SLEEPING_CLAIMER
+    :: seen_seq >= seq -> verdict = GIVE_UP
+#endif
+    :: else ->
+        fresh = (seen_seq < cleared);
+        if
+        :: seen_own == 0 -> verdict = TRY
+        :: seen_own == me -> inherit(); verdict = TRY
+        :: else -> verdict = ASK
+        fi
+    fi
+}
+
+inline inherit()
+{
+#ifndef FLAW_FRESH_NOT_INHERITED
+    fresh = fresh || seen_fresh
+#else
+    skip
+#endif
+}
+
+#ifdef FLAW_STEAL_BY_TIMEOUT
+#define PROVED_DEAD (true)
+#elif defined(FLAW_ZOMBIE_PASSES_FOR_ALIVE)
+#define PROVED_DEAD (false)
+#elif defined(FLAW_NUMBER_REUSED_WITHOUT_EPOCH)
+#define PROVED_DEAD (!alive[seen_own])
+#else
+#define PROVED_DEAD (DEAD(seen_own, seen_inc))
+#endif
+
+inline publish_word()
+{
+    word_seq[slot] = seq; word_own[slot] = 0; SET_INC(slot, 0); word_fresh[slot] = 0
+}
+
+proctype Writer(byte me; byte my_inc)
+{
+    byte calls, rows, claims, k, seq, slot, cleared, stamp, raise, verdict;
+    byte seen_seq, seen_own, seen_inc;
+    bit seen_fresh, fresh, doubt;
+
+#ifdef FLAW_NUMBER_TAKEN_WHILE_HELD
+    epoch[me] = my_inc;
+#endif
+next_call:
+    do
+    :: calls < CALLS + EXTRA_CALLS * (me == 1) ->
+        atomic { calls++; rows = 0; claims = 0 }
+#if COUNTING && !defined(FLAW_NO_BUSY_FLAG)
+        atomic { MAY_DIE; busy[me] = 1; busy_inc[me] = my_inc }
+#endif
+        do
+        :: rows < ROWS && claims < CLAIMS ->
+#if COUNTING
+            stamp = filled_stamp;
+#endif
+#if CLEARS
+            cleared = clear_before;
+#endif
+            atomic {
+#ifdef ALIKE
+                (me == 1 || started);
+                if :: started -> MAY_DIE :: else -> started = 1 fi;
+#else
+                MAY_DIE;
+#endif
+#if !CLEARS
+                cleared = clear_before;
+#endif
+                k = (BATCH < ROWS - rows -> BATCH : ROWS - rows);
+                seq = cursor;
+                cursor = cursor + k;
+                claims = claims + k;
+                raise = 0
+            }
+            do
+            :: k > 0 ->
+                /* claim */
+                atomic { slot = seq % CAP; look_at_word() }
+                do
+                :: verdict == ASK ->
+                    atomic {
+                        if
+                        :: PROVED_DEAD -> inherit(); verdict = TRY
+                        :: else ->
+                            MUST(given_up_only_to_the_living,
+                                 enrolling[seen_own] || !DEAD(seen_own, seen_inc));
+                            verdict = GIVE_UP
+                        fi
+                    }
+                :: verdict == TRY ->
+                    atomic {
+                        MAY_DIE;
+                        if
+#ifndef FLAW_CLAIM_WITHOUT_COMPARING
+                        :: (word_seq[slot] != seen_seq || word_own[slot] != seen_own
+                            || INC(slot) != seen_inc || word_fresh[slot] != seen_fresh) ->
+                            look_at_word()
+#endif
+                        :: else ->
+                            INSIDE(I1_seq_of_a_slot_only_grows, seq > word_seq[slot]);
+                            INSIDE(I3_claim_taken_only_from_the_dead,
+                                   word_own[slot] == 0 || DEAD(word_own[slot], INC(slot))
+                                   || enrolling[word_own[slot]]
+                                   || (word_own[slot] == me && INC(slot) == my_inc));
+                            word_seq[slot] = seq; word_own[slot] = me;
+                            SET_INC(slot, my_inc); word_fresh[slot] = fresh;
+                            verdict = TAKEN
+                        fi
+                    }
+                :: else -> break
+                od;
+                if
+                :: verdict == TAKEN ->
+#ifdef FLAW_PUBLISH_BEFORE_COPY
+                    atomic { MAY_DIE; publish_word() }
+#define STILL_MINE true
+#else
+#define STILL_MINE (word_seq[slot] == seq && word_own[slot] == me && INC(slot) == my_inc)
+#endif
+                    atomic {
+                        MAY_DIE;
+                        INSIDE(I2_one_live_writer_of_a_slot, STILL_MINE);
+                        record_a[slot] = seq
+                    }
+                    atomic {
+                        MAY_DIE;
+                        INSIDE(I2_one_live_writer_of_a_slot, STILL_MINE);
+                        record_b[slot] = seq
+                    }
+                    /* commit */
+#if LEARNERS
+                    atomic { MAY_DIE; leaf_in[slot] = 2 * seq }
+#endif
+                    atomic {
+                        MAY_DIE;
+                        INSIDE(I2_one_live_writer_of_a_slot, STILL_MINE);
+                        INSIDE(I1_seq_of_a_slot_only_grows, word_seq[slot] <= seq);
+                        publish_word();
+                        rows++;
+                        raise = raise + fresh
+                    }
+#ifdef FLAW_EXPLORER_WRITES_LEAF
+                    atomic { MAY_DIE; leaf[slot] = 2 * seq }
+                    atomic { MAY_DIE; leaf_seq[slot] = seq }
+#endif
+                :: else ->
+#ifdef FLAW_SKIPPED_ROW_IS_DROPPED
+                    claims = claims - 1;
+                    rows++;
+                    assert(no_row_is_dropped)
+#else
+                    skip
+#endif
+                fi;
+                atomic {
+                    k--; seq++; verdict = 0; fresh = 0; slot = 0;
+                    seen_seq = 0; seen_own = 0; seen_inc = 0; seen_fresh = 0
+                }
+            :: else -> break
+            od;
+#if COUNTING
+            if
+            :: raise > 0 ->
+                atomic {
+                    MAY_DIE;
+                    if
+#ifndef FLAW_RAISE_WITHOUT_STAMP
+                    :: filled_stamp != stamp -> doubt = 1
+#endif
+                    :: else -> filled_count = filled_count + raise
+                    fi
+                };
+                if :: doubt -> atomic { MAY_DIE; DOUBT; doubt = 0 } :: else fi
+            :: else
+            fi;
+#ifndef FLAW_CLEAR_SEEN_WITHOUT_DOUBT
+            doubt = (clear_before != cleared);
+            if :: doubt -> atomic { MAY_DIE; DOUBT; doubt = 0 } :: else fi;
+#endif
+#endif
+            atomic { cleared = 0; stamp = 0; raise = 0; seq = 0 }
+        :: else -> break
+        od;
+#if COUNTING
+        atomic { MAY_DIE; busy[me] = 0 }
+#endif
+    :: else -> break
+    od;
+    goto done;
+
+died:
+#if RESTARTS
+    if
+    :: atomic { restarts_left > 0 -> restarts_left--; alive[me] = 1; enrolling[me] = 1 }
+        atomic { MAY_DIE; epoch[me]++; my_inc = epoch[me]; enrolling[me] = 0 }
+        atomic {
+            k = 0; seq = 0; slot = 0; cleared = 0; stamp = 0; raise = 0; verdict = 0; doubt = 0;
+            seen_seq = 0; seen_own = 0; seen_inc = 0; seen_fresh = 0; fresh = 0; rows = 0
+        }
+#if COUNTING
+        doubt = busy[me];
+        if
+        :: doubt -> atomic { MAY_DIE; DOUBT }; atomic { MAY_DIE; busy[me] = 0; doubt = 0 }
+        :: else
+        fi;
+#endif
+        goto next_call
+    :: true
+    fi;
+#endif
+done:
+    atomic {
+        running--; enrolling[me] = 0;
+        calls = 0; rows = 0; claims = 0; k = 0; seq = 0; slot = 0; cleared = 0; stamp = 0;
+        raise = 0; verdict = 0; doubt = 0; fresh = 0;
+        seen_seq = 0; seen_own = 0; seen_inc = 0; seen_fresh = 0
+    }
+}
+
+/* ------------------------------------------------------------------------- who clears */
+
+#if CLEARS
+
+#define CLEARER_MAY_DIE                                                                           \
+    if                                                                                            \
+    :: deaths_left > 0 -> deaths_left--; alive[me] = 0; goto died                                 \
+    :: clearer_stalls_left > 0 -> clearer_stalls_left--; goto done                                \
+    :: true                                                                                       \
+    fi
+
+proctype Clearer(byte me)
+{
+    byte calls, position, next;
+    bit again;
+    do
+    :: calls < CLEARS ->
+        calls++;
+#if COUNTING && !defined(FLAW_NO_BUSY_FLAG)
+        atomic { CLEARER_MAY_DIE; busy[me] = 1 }
+#endif
+        atomic { position = cursor; again = 1 }
+        do
+        :: again ->
+            atomic {
+                CLEARER_MAY_DIE;
+                next = (position + CAP - 1) / CAP * CAP;
+                if
+                :: cursor == position -> cursor = next; again = 0
+                :: else -> position = cursor
+                fi
+            }
+        :: else -> break
+        od;
+        atomic { CLEARER_MAY_DIE; if :: clear_before < next -> clear_before = next :: else fi }
+#if COUNTING
+#ifndef SPARE_CLEAR_WITHOUT_DOUBT
+        atomic { CLEARER_MAY_DIE; DOUBT }
+#endif
+        atomic { CLEARER_MAY_DIE; busy[me] = 0 }
+#endif
+    :: else -> break
+    od;
+died:
+done:
+    atomic { running--; calls = 0; position = 0; next = 0; again = 0 }
+}
+#endif
+
+/* ----------------------------------------------------------------------------- the learner */
+
+#if LEARNERS
+
+#define LEARNER_MAY_DIE                                                                           \
+    if                                                                                            \
+    :: learner_deaths_left > 0 -> learner_deaths_left--; goto died                                \
+    :: true                                                                                       \
+    fi
+#define SETTLED(slot, seq) (leaf_seq[slot] == (seq) && leaf[slot] > 0)
+
+inline expect(at, position)
+{
+    if :: pending[at] < (position) -> pending[at] = position :: else fi
+}
+
+inline zero_leaf(at)
+{
+    if :: leaf[at] > 0 -> leaf[at] = 0; sampleable-- :: else fi
+}
+
+/* Takes the leaf that came with row `s` of `slot`; `ok`: it was there. */
+inline settle(s)
+{
+    ok = (word_seq[slot] == s && word_own[slot] == 0);
+    if
+    :: ok ->
+        new_leaf = leaf_in[slot];
+        atomic {
+            LEARNER_MAY_DIE;
+#ifndef SPARE_LEAF_IN_WITHOUT_SECOND_LOOK
+            ok = (word_seq[slot] == s && word_own[slot] == 0);
+#endif
+            if
+            :: ok ->
+                before = (leaf[slot] > 0);
+                sampleable = sampleable + !before;
+#ifdef FLAW_LEAF_SEQ_BEFORE_LEAF
+                leaf_seq[slot] = s
+#else
+                leaf[slot] = new_leaf
+#endif
+            :: else
+            fi
+        }
+        if
+        :: ok ->
+            atomic {
+                LEARNER_MAY_DIE;
+#ifdef FLAW_LEAF_SEQ_BEFORE_LEAF
+                leaf[slot] = new_leaf;
+#else
+                leaf_seq[slot] = s;
+#endif
+                new_leaf = 0
+            }
+        :: else -> new_leaf = 0
+        fi
+    :: else
+    fi
+}
+
+inline fold()
+{
+    seen = clear_before;
+    if
+    :: seen != cleared ->
+        /* fold_clear */
+        slot = 0;
+        do
+        :: slot < CAP ->
+            atomic {
+                LEARNER_MAY_DIE;
+#ifndef FLAW_CLEAR_LEAVES_THE_LEAVES
+                if :: leaf_seq[slot] < seen -> zero_leaf(slot) :: else fi;
+#endif
+                slot++
+            }
+        :: else -> break
+        od;
+        atomic {
+            slot = 0;
+            do
+            :: slot < CAP ->
+                if :: pending[slot] < seen -> pending[slot] = 0 :: else fi;
+                slot++
+            :: else -> break
+            od;
+            cleared = seen; slot = 0
+        }
+    :: else
+    fi;
+    atomic {
+        position = cursor;
+        s = folded;
+        if :: s + CAP < position -> s = position - CAP :: else fi;
+        if :: s < cleared -> s = cleared :: else fi
+    }
+    /* fold_range */
+    do
+    :: s < position ->
+        slot = s % CAP;
+        if
+#ifndef FLAW_FOLD_TAKES_SETTLED_ROWS_AGAIN
+        :: SETTLED(slot, s)
+#endif
+        :: else ->
+            settle(s);
+            if
+            :: ok
+            :: else ->
+                atomic {
+                    LEARNER_MAY_DIE;
+                    if
+                    :: word_seq[slot] <= s ->
+#ifndef FLAW_PENDING_DROPPED
+                        expect(slot, s);
+#endif
+#ifdef FLAW_HOLE_LOSES_ITS_OLD_ROW
+                        zero_leaf(slot)
+#else
+                        if :: word_own[slot] != 0 -> zero_leaf(slot) :: else fi
+#endif
+                    :: else
+                    fi
+                }
+            fi
+        fi;
+        atomic { s++; ok = 0 }
+    :: else -> break
+    od;
+    atomic { if :: folded < position -> folded = position :: else fi; slot = 0; s = 0; position = 0 }
+    /* recheck_pending */
+    do
+    :: slot < CAP ->
+        if
+        :: pending[slot] > 0 ->
+            atomic {
+                LEARNER_MAY_DIE;
+                seen = word_seq[slot]; ok = 0; need = 0;
+                if
+                :: word_own[slot] != 0 -> zero_leaf(slot);
+#ifdef FLAW_HOLE_TIMED_OUT
+                    pending[slot] = 0
+#endif
+                :: else ->
+                    if
+                    :: seen < cleared
+                    :: seen >= cleared && SETTLED(slot, seen) -> ok = 1
+                    :: else -> need = 1
+                    fi
+                fi
+            }
+            if :: need -> settle(seen) :: else fi;
+            atomic {
+                if :: ok && seen >= pending[slot] -> pending[slot] = 0 :: else fi;
+                ok = 0; need = 0; seen = 0
+            }
+        :: else
+        fi;
+        slot++
+    :: else -> break
+    od;
+    atomic {
+        slot = 0; ok = 0; before = 0; seen = 0;
+        do
+        :: slot < CAP ->
+            INSIDE(I5_row_is_in_the_tree_or_awaited,
+                   word_own[slot] != 0 || word_seq[slot] < clear_before
+                   || word_seq[slot] >= folded
+                   || (leaf_seq[slot] == word_seq[slot] && leaf[slot] / 2 == word_seq[slot])
+                   || pending[slot] >= word_seq[slot]);
+            slot++
+        :: else -> break
+        od;
+        slot = 0;
+        check_sampleable()
+    }
+}
+
+inline check_sampleable()
+{
+#ifdef FLAW_EXPLORER_WRITES_LEAF
+    skip                                          /* does not count them at all */
+#elif CAP == 1
+    MUST(sampleable_is_exact, sampleable == (leaf[0] > 0))
+#else
+    MUST(sampleable_is_exact, sampleable == (leaf[0] > 0) + (leaf[1] > 0))
+#endif
+}
+
+proctype Learner()
+{
+    byte folded, cleared, position, s, slot, seen, new_leaf, sampleable, since;
+    byte pending[CAP];
+    bit ok, before, need;
+
+take_over:
+    position = cursor;
+    atomic { cleared = clear_before; folded = position }
+    do
+    :: slot < CAP ->
+        atomic {
+            seen = word_seq[slot];
+            ok = (word_own[slot] == 0 && seen >= cleared);
+#ifdef FLAW_TAKE_OVER_TRUSTS_LEAVES
+            need = (ok && !(leaf[slot] > 0))
+#else
+            need = (ok && !SETTLED(slot, seen))
+#endif
+        }
+        if
+        :: need -> settle(seen); sampleable = sampleable + (ok && before)
+        :: else
+        fi;
+        atomic {
+            LEARNER_MAY_DIE;
+            if
+            :: ok -> sampleable = sampleable + !need
+            :: else -> leaf[slot] = 0
+            fi;
+            s = position - position % CAP + slot;
+            if :: s >= position -> s = s - CAP :: else fi;
+#ifndef FLAW_TAKE_OVER_EXPECTS_NOTHING
+            if
+            :: s >= cleared && !(ok && seen >= s) -> expect(slot, s)
+            :: else
+            fi;
+#endif
+            slot++; ok = 0; need = 0; before = 0; seen = 0; s = 0
+        }
+    :: else -> break
+    od;
+#ifdef FLAW_TAKE_OVER_READS_CURSOR_AFTER_SCAN
+    folded = cursor;
+#endif
+    atomic { slot = 0; position = 0; check_sampleable() }
+
+    do
+    :: atomic { learner_ops_left > 0 -> learner_ops_left-- }
+        if
+        :: /* sample; one that finds its row is a fold, for everybody else */
+            since = clear_before;
+            fold();
+            do
+            :: atomic {
+                    sampleable > 0 ->
+                    if
+                    :: leaf[0] > 0 -> slot = 0
+#if CAP > 1
+                    :: leaf[1] > 0 -> slot = 1
+#endif
+                    fi;
+                    s = leaf_seq[slot];
+                    ok = (s >= cleared)
+                }
+                if
+                :: ok -> ok = (word_seq[slot] == s && word_own[slot] == 0)
+                :: else
+                fi;
+                if
+                :: ok ->
+                    seen = record_a[slot];
+                    position = record_b[slot];
+                    atomic {
+#ifndef FLAW_ROW_WITHOUT_SECOND_LOOK
+                        ok = (word_seq[slot] == s && word_own[slot] == 0)
+#endif
+                    }
+                :: else
+                fi;
+                if
+                :: ok ->
+                    atomic {
+                        MUST(I4_read_returns_one_whole_row, seen == s && position == s);
+                        MUST(I4_read_returns_no_cleared_row, s >= since);
+                        MUST(no_leaf_of_another_row, leaf[slot] / 2 == s);
+                        key[slot] = s
+                    }
+                    break
+                :: else ->
+                    /* draw_again */
+#ifndef FLAW_REDRAW_WITHOUT_BOUND
+                    atomic {
+                        LEARNER_MAY_DIE;
+                        zero_leaf(slot);
+#ifndef SPARE_FAILED_DRAW_EXPECTS_NOTHING
+                        expect(slot, word_seq[slot]);
+#endif
+                        slot = 0; s = 0; seen = 0; position = 0
+                    }
+                    fold()
+#else
+                    atomic { slot = 0; s = 0; seen = 0; position = 0 }
+#endif
+                fi
+            :: else -> break                     /* EmptyBuffer, in the end */
+            od;
+            atomic { slot = 0; s = 0; seen = 0; position = 0; ok = 0; since = 0 }
+        :: /* update */
+            if
+            :: slot = 0
+#if CAP > 1
+            :: slot = 1
+#endif
+            fi;
+            seen = clear_before;
+            atomic {
+                if
+                :: key[slot] > 0 -> s = key[slot]
+                :: s = leaf_seq[slot]
+                fi;
+                ok = (s >= seen && leaf[slot] > 0
+#if !defined(FLAW_UPDATE_UNCHECKED) && !defined(SPARE_UPDATE_TRUSTS_WORD)
+                      && s == leaf_seq[slot]
+#endif
+#if !defined(FLAW_UPDATE_UNCHECKED) && !defined(SPARE_UPDATE_TRUSTS_LEAF_SEQ)
+                      && word_seq[slot] == s && word_own[slot] == 0
+#endif
+                );
+            }
+            if
+            :: ok ->
+                atomic { LEARNER_MAY_DIE; leaf[slot] = 2 * s + 1; updated[slot] = s }
+            :: else
+            fi;
+            atomic { slot = 0; s = 0; seen = 0; ok = 0 }
+        fi
+    :: running == 0 -> break
+    od;
+
+    /* Everybody else is done: one more fold, then all must be in its place. */
+    fold();
+    atomic {
+        do
+        :: slot < CAP ->
+            if
+            :: word_own[slot] == 0 && word_seq[slot] >= clear_before ->
+                MUST(no_committed_row_is_missing_in_the_tree,
+                     leaf_seq[slot] == word_seq[slot] && leaf[slot] > 0);
+                MUST(no_leaf_of_another_row, leaf[slot] / 2 == word_seq[slot]);
+                MUST(no_update_is_lost, updated[slot] != word_seq[slot] || leaf[slot] % 2 == 1)
+            :: else -> MUST(no_leaf_without_a_row, leaf[slot] == 0)
+            fi;
+            slot++
+        :: else -> break
+        od
+    }
+    goto done;
+
+died:
+    atomic {
+        folded = 0; cleared = 0; position = 0; s = 0; slot = 0; seen = 0; new_leaf = 0;
+        sampleable = 0; since = 0; ok = 0; before = 0; need = 0; pending[0] = 0;
+#if CAP > 1
+        pending[1] = 0
+#endif
+    }
+    goto take_over;
+done:
+    skip
+}
+#endif
+
+/* ---------------------------------------------------------------------------- an observer */
+
+#if OBSERVERS
+
+#define OBSERVER_MAY_DIE                                                                          \
+    if                                                                                            \
+    :: OBSERVERS > 1 && me > 0 && deaths_left > 0 -> deaths_left--; goto died                     \
+    :: true                                                                                       \
+    fi
+
+inline stored_size()
+{
+    number = 1;
+    do
+    :: number <= CLEARER ->
+        atomic { ok = busy[number]; inc = busy_inc[number] }
+        if
+        :: ok ->
+            ok = DEAD(number, inc);
+            if
+            :: ok ->
+#ifdef FLAW_BUSY_FORGOTTEN_BEFORE_DOUBT
+                atomic { OBSERVER_MAY_DIE;
+                         if :: busy_inc[number] == inc -> busy[number] = 0 :: else fi }
+                atomic { OBSERVER_MAY_DIE; DOUBT }
+#else
+                atomic { OBSERVER_MAY_DIE; DOUBT }
+                atomic { OBSERVER_MAY_DIE;
+                         if :: busy_inc[number] == inc -> busy[number] = 0 :: else fi }
+#endif
+            :: else
+            fi
+        :: else
+        fi;
+        atomic { number++; ok = 0; inc = 0 }
+    :: else -> break
+    od;
+    number = 0;
+    atomic { OBSERVER_MAY_DIE; ok = doubtful[me]; doubtful[me] = 0 }
+#if CLEARS
+    cleared = clear_before;
+#ifndef FLAW_CLEAR_NOT_SEEN_BY_COUNT
+    ok = (ok || cleared != cleared_seen);
+#endif
+#else
+    cleared = CAP;
+#endif
+    if
+    :: ok ->
+        /* recount */
+        ok = 0;
+        atomic { stamp = filled_stamp; count = filled_count }
+#if CLEARS
+        cleared = clear_before;
+#endif
+        counted = 0;
+        do
+        :: slot < CAP ->
+            atomic {
+                claim[slot] = 0;
+                if
+                :: word_seq[slot] < cleared
+                :: word_seq[slot] >= cleared && word_own[slot] == 0 -> counted++
+                :: word_seq[slot] >= cleared && word_own[slot] != 0 && !word_fresh[slot] ->
+                    counted++; claim[slot] = word_seq[slot]
+                :: else
+                fi;
+                slot++
+            }
+        :: else -> break
+        od;
+        atomic {
+            OBSERVER_MAY_DIE;
+            if
+#ifdef FLAW_EQUAL_COUNT_NEEDS_NO_STAMP
+            :: count == counted -> cleared_seen = cleared
+#endif
+            :: else ->
+                if
+                :: filled_stamp == stamp && filled_count == count ->
+                    filled_count = counted; cleared_seen = cleared;
+#ifndef FLAW_RECOUNT_WITHOUT_STAMP
+                    filled_stamp++
+#endif
+                :: else -> doubtful[me] = 1
+                fi
+            fi;
+            slot = 0; stamp = 0; count = 0; cleared = 0
+        }
+    :: else ->
+        counted = filled_count;
+        do
+        :: slot < CAP ->
+            atomic {
+                if
+                :: (claim[slot] > 0 && (word_seq[slot] != claim[slot] || word_own[slot] == 0
+                                        || claim[slot] < cleared)) ->
+                    claim[slot] = 0
+                :: else
+                fi;
+                slot++
+            }
+        :: else -> break
+        od;
+        atomic { slot = 0; cleared = 0 }
+    fi;
+    atomic {
+        size = 0;
+        do
+        :: slot < CAP -> size = size + (claim[slot] > 0); slot++
+        :: else -> break
+        od;
+        slot = 0;
+        if :: size < counted -> size = counted - size :: else -> size = 0 fi;
+        counted = 0
+    }
+}
+
+proctype Observer(byte me)
+{
+    byte asks, reads, number, inc, stamp, count, counted, cleared, slot, seq, size;
+    byte claim[CAP];
+    byte cleared_seen = CAP;
+    byte a, b;
+    bit ok;
+    do
+#if ASKS
+    :: asks < ASKS && running > 0 -> asks++; stored_size(); size = 0
+#endif
+#if READS
+    :: reads < READS ->
+        /* read_any */
+        atomic { reads++; cleared = clear_before }
+        if
+        :: slot = 0
+#if CAP > 1
+        :: slot = 1
+#endif
+        fi;
+        atomic {
+            seq = word_seq[slot];
+            ok = (word_own[slot] == 0 && seq >= cleared)
+        }
+        if
+        :: ok ->
+            if
+            :: a = record_a[slot]; b = record_b[slot]
+            :: b = record_b[slot]; a = record_a[slot]
+            fi;
+            atomic {
+#ifndef FLAW_ROW_WITHOUT_SECOND_LOOK
+                ok = (word_seq[slot] == seq && word_own[slot] == 0);
+#endif
+                MUST(I4_read_returns_one_whole_row, !ok || (a == seq && b == seq));
+                MUST(I4_read_returns_no_cleared_row, !ok || seq >= cleared)
+            }
+        :: else
+        fi;
+        atomic { slot = 0; seq = 0; a = 0; b = 0; ok = 0; cleared = 0 }
+#endif
+    :: running == 0 -> break
+    od;
+#if ASKS
+    stored_size();
+    atomic {
+        if
+        :: word_own[slot] == 0 && word_seq[slot] >= clear_before -> counted++
+        :: else
+        fi;
+#if CAP > 1
+        if
+        :: word_own[1] == 0 && word_seq[1] >= clear_before -> counted++
+        :: else
+        fi;
+#endif
+        MUST(stored_size_is_exact, stalls_left < STALLS || size == counted)
+    }
+#endif
+died:
+    skip
+}
+#endif
+
+init {
+    atomic {
+        byte number = 1;
+        do
+        :: number < NUMBERS -> alive[number] = 1; number++
+        :: else -> break
+        od;
+#ifdef FLAW_FORKED_CHILD_KEEPS_IDENTITY
+        run Writer(1, 0); run Writer(1, 0);
+#elif defined(FLAW_NUMBER_TAKEN_WHILE_HELD)
+        run Writer(1, 0); run Writer(1, 1);
+#else
+        number = 1;
+        do
+        :: number <= WRITERS -> run Writer(number, 0); number++
+        :: else -> break
+        od;
+#endif
+#if CLEARS
+        run Clearer(CLEARER);
+#endif
+#if LEARNERS
+        run Learner();
+#endif
+#if OBSERVERS
+        run Observer(0);
+#if OBSERVERS > 1
+        run Observer(1);
+#endif
+#endif
+    }
+}

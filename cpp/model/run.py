@@ -1,0 +1,266 @@
+#!/usr/bin/env python3
+"""Runs the spin model of the protocol: every configuration to its end, every flaw until it shows.
+
+A configuration passes if spin's search completed (nothing cut off by depth, memory or time) with
+0 errors. A flaw passes if the assertion named beside it, or a cycle without progress, is reported.
+Needs spin and a C compiler. `--short`: the small configurations and the flaws that show fast.
+"""
+
+from __future__ import annotations
+
+import argparse
+import concurrent.futures
+import dataclasses
+import pathlib
+import re
+import subprocess
+import sys
+import tempfile
+import time
+
+MODEL = pathlib.Path(__file__).with_name("protocol.pml")
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """One run: macros of the model, and what has to come out."""
+
+    name: str
+    macros: str
+    fails: str = ""  # name of the assertion that must fail; "cycle"; "" for none
+    short: bool = False
+    cycles: bool = False  # look for endless loops as well (a process that never comes back)
+
+
+TREE = "LEARNERS=2 "
+COUNT = "LEARNERS=0 OBSERVERS=1 "
+READ = "LEARNERS=0 OBSERVERS=1 ASKS=0 "
+
+CONFIGURATIONS = [
+    # The tree: claim, commit, steal, fold, pending recheck, draw, update, clear, take_over.
+    Case("tree, capacity 1", TREE + "CAP=1 DEATHS=2", short=True),
+    Case("tree, capacity 1, clear", TREE + "CAP=1 DEATHS=2 CLEARS=1 LEARNER_OPS=1"),
+    Case("tree, capacity 1, three rows", TREE + "CAP=1 EXTRA_CALLS=1 DEATHS=1 LEARNER_OPS=1"),
+    Case(
+        "tree, capacity 1, number taken again",
+        "LEARNERS=1 LEARNER_OPS=0 CAP=1 EXTRA_CALLS=1 DEATHS=2 RESTARTS=1",
+    ),
+    Case("tree, capacity 1, two learner deaths", "LEARNERS=3 LEARNER_OPS=1 CAP=1 DEATHS=2"),
+    Case("tree, capacity 1, writers stopped", TREE + "CAP=1 STALLS=2 DEATHS=1 LEARNER_OPS=1"),
+    Case("tree, capacity 2", TREE + "CAP=2 DEATHS=2", short=True),
+    Case("tree, capacity 2, batches of two", TREE + "CAP=2 ROWS=2 BATCH=2 DEATHS=2"),
+    Case("tree, capacity 2, clear", TREE + "CAP=2 DEATHS=2 CLEARS=1 LEARNER_OPS=1"),
+    # The count: `filled`, its stamp, doubts, busy flags, recount.
+    Case("count, capacity 1", COUNT + "CAP=1 DEATHS=2", short=True),
+    Case("count, capacity 1, clear", COUNT + "CAP=1 DEATHS=2 CLEARS=1"),
+    Case("count, capacity 1, clear stopped", COUNT + "CAP=1 CLEARS=1 CLEARER_STALLS=1"),
+    Case(
+        "count, capacity 1, number taken again", COUNT + "CAP=1 DEATHS=1 RESTARTS=1 EXTRA_CALLS=1"
+    ),
+    Case("count, capacity 1, two who ask and die", "LEARNERS=0 OBSERVERS=2 CAP=1 DEATHS=2"),
+    Case("count, capacity 2", COUNT + "CAP=2 DEATHS=2 ROWS=2 CLAIMS=3", short=True),
+    Case("count, capacity 2, clear", COUNT + "CAP=2 DEATHS=2 CLEARS=1"),
+    # Uniform reads.
+    Case("read, capacity 1, clear", READ + "READS=1 CAP=1 DEATHS=2 CLEARS=1", short=True),
+    Case(
+        "read, capacity 2, clear, batches",
+        READ + "READS=1 CAP=2 ROWS=2 BATCH=2 DEATHS=2 CLEARS=1",
+    ),
+    # No endless loop, with writers dead and stopped.
+    Case("cycles, capacity 1", "CAP=1 LEARNERS=2 LEARNER_OPS=1 STALLS=1 DEATHS=1", cycles=True),
+    Case("cycles, capacity 2", "CAP=2 LEARNERS=1 LEARNER_OPS=1 STALLS=1 DEATHS=1", cycles=True),
+    # Everything at once, with one writer.
+    Case(
+        "everything, capacity 1, one writer",
+        "WRITERS=1 CAP=1 EXTRA_CALLS=1 LEARNERS=2 LEARNER_OPS=1 OBSERVERS=1 CLEARS=1 DEATHS=1",
+    ),
+]
+
+SEEN = "OUTCOMES CAP=1 "  # what a user sees; assertions about the inside are off
+READER = SEEN + "LEARNERS=0 OBSERVERS=1 ASKS=0 READS=1 "
+COUNTER = SEEN + "LEARNERS=0 OBSERVERS=1 "
+
+
+def flaw(macro: str, macros: str, fails: str, short: bool = True, cycles: bool = False) -> Case:
+    """Make a case with one mistake put in."""
+    return Case(macro, macros + " " + macro, fails, short, cycles)
+
+
+FLAWS = [
+    # The flaws of simpler designs, by their numbers in the design.
+    flaw("FLAW_EXPLORER_WRITES_LEAF", SEEN, "no_leaf_of_another_row"),  # 1
+    flaw("FLAW_HOLE_TIMED_OUT", "CAP=1", "I5_row_is_in_the_tree_or_awaited", short=False),  # 2
+    flaw("FLAW_HOLE_TIMED_OUT", SEEN, "no_committed_row_is_missing_in_the_tree"),
+    flaw("FLAW_PENDING_DROPPED", SEEN, "no_committed_row_is_missing_in_the_tree"),
+    flaw("FLAW_SLEEPING_CLAIMER", "CAP=1", "I1_seq_of_a_slot_only_grows", short=False),  # 3
+    flaw("FLAW_SLEEPING_CLAIMER", SEEN, "no_committed_row_is_missing_in_the_tree"),
+    flaw("FLAW_STEAL_BY_TIMEOUT", "CAP=1", "I3_claim_taken_only_from_the_dead", short=False),  # 4
+    flaw("FLAW_STEAL_BY_TIMEOUT", READER, "I4_read_returns_one_whole_row"),
+    flaw(
+        "FLAW_FORKED_CHILD_KEEPS_IDENTITY", "CAP=1", "I2_one_live_writer_of_a_slot", short=False
+    ),  # 5
+    flaw("FLAW_FORKED_CHILD_KEEPS_IDENTITY", READER, "I4_read_returns_one_whole_row"),
+    flaw(
+        "FLAW_NUMBER_REUSED_WITHOUT_EPOCH",
+        "CAP=1 LEARNERS=0 DEATHS=1 RESTARTS=1",
+        "given_up_only_to_the_living",
+    ),  # 8
+    flaw("FLAW_NUMBER_TAKEN_WHILE_HELD", "CAP=1", "I2_one_live_writer_of_a_slot", short=False),
+    flaw("FLAW_NUMBER_TAKEN_WHILE_HELD", READER, "I4_read_returns_one_whole_row"),
+    flaw(
+        "FLAW_ZOMBIE_PASSES_FOR_ALIVE", "CAP=1 LEARNERS=0 DEATHS=1", "given_up_only_to_the_living"
+    ),  # 9
+    flaw(
+        "FLAW_REDRAW_WITHOUT_BOUND", "CAP=1 LEARNERS=1 LEARNER_OPS=1 STALLS=1", "cycle", cycles=True
+    ),  # 10
+    flaw("FLAW_SKIPPED_ROW_IS_DROPPED", "CAP=1 LEARNERS=0", "no_row_is_dropped"),
+    flaw(
+        "FLAW_LEAF_SEQ_BEFORE_LEAF",
+        SEEN + "LEARNERS=2 LEARNER_OPS=1",
+        "no_leaf_of_another_row",
+        short=False,
+    ),  # 11
+    flaw("FLAW_PUBLISH_BEFORE_COPY", READER, "I4_read_returns_one_whole_row"),  # 12
+    flaw("FLAW_ROW_WITHOUT_SECOND_LOOK", READER, "I4_read_returns_one_whole_row"),
+    # Our own: claims.
+    flaw("FLAW_CLAIM_WITHOUT_COMPARING", "CAP=1", "I1_seq_of_a_slot_only_grows"),
+    flaw("FLAW_CLAIM_WITHOUT_COMPARING", SEEN, "no_leaf_of_another_row", short=False),
+    # The count.
+    flaw(
+        "FLAW_EQUAL_COUNT_NEEDS_NO_STAMP",
+        COUNTER + "DEATHS=1 CLEARS=1",
+        "stored_size_is_exact",
+        short=False,
+    ),
+    flaw("FLAW_FRESH_NOT_INHERITED", COUNTER + "DEATHS=1", "stored_size_is_exact"),
+    flaw("FLAW_RAISE_WITHOUT_STAMP", COUNTER + "DEATHS=1", "stored_size_is_exact"),
+    flaw("FLAW_RECOUNT_WITHOUT_STAMP", COUNTER + "CAP=2 DEATHS=1", "stored_size_is_exact"),
+    flaw("FLAW_NO_BUSY_FLAG", COUNTER + "DEATHS=1", "stored_size_is_exact"),
+    flaw(
+        "FLAW_BUSY_FORGOTTEN_BEFORE_DOUBT",
+        COUNTER + "OBSERVERS=2 DEATHS=2",
+        "stored_size_is_exact",
+        short=False,
+    ),
+    flaw("FLAW_CLEAR_SEEN_WITHOUT_DOUBT", COUNTER + "CLEARS=1", "stored_size_is_exact"),
+    flaw(
+        "FLAW_CLEAR_NOT_SEEN_BY_COUNT",
+        COUNTER + "CLEARS=1 CLEARER_STALLS=1",
+        "stored_size_is_exact",
+        short=False,
+    ),
+    flaw(
+        "FLAW_CLEAR_NOT_SEEN_BY_COUNT",
+        COUNTER + "CLEARS=1 SPARE_CLEAR_WITHOUT_DOUBT",
+        "stored_size_is_exact",
+    ),
+    # The learner.
+    flaw("FLAW_CLEAR_LEAVES_THE_LEAVES", SEEN + "CLEARS=1 LEARNER_OPS=1", "no_leaf_without_a_row"),
+    flaw("FLAW_FOLD_TAKES_SETTLED_ROWS_AGAIN", SEEN, "no_update_is_lost"),
+    flaw("FLAW_HOLE_LOSES_ITS_OLD_ROW", SEEN + "DEATHS=1", "no_update_is_lost", short=False),
+    flaw(
+        "FLAW_TAKE_OVER_TRUSTS_LEAVES",
+        SEEN + "LEARNERS=2",
+        "no_committed_row_is_missing_in_the_tree",
+    ),
+    flaw(
+        "FLAW_TAKE_OVER_EXPECTS_NOTHING",
+        SEEN + "LEARNERS=2",
+        "no_committed_row_is_missing_in_the_tree",
+    ),
+    flaw(
+        "FLAW_TAKE_OVER_READS_CURSOR_AFTER_SCAN",
+        SEEN + "LEARNERS=2",
+        "no_committed_row_is_missing_in_the_tree",
+    ),
+    flaw(
+        "FLAW_UPDATE_UNCHECKED",
+        SEEN + "LEARNERS=1 LEARNER_OPS=3",
+        "no_leaf_of_another_row",
+        short=False,
+    ),
+    # Not flaws: what the code does twice over. Each of these alone may go, and nothing fails.
+    flaw(
+        "SPARE_CLEAR_WITHOUT_DOUBT",
+        "CAP=1 LEARNERS=0 OBSERVERS=1 CLEARS=1 DEATHS=1",
+        "",
+        short=False,
+    ),
+    flaw("SPARE_UPDATE_TRUSTS_WORD", "CAP=1 LEARNERS=2", "", short=False),
+    flaw("SPARE_UPDATE_TRUSTS_LEAF_SEQ", "CAP=1 LEARNERS=2", "", short=False),
+    flaw("SPARE_FAILED_DRAW_EXPECTS_NOTHING", "CAP=1 LEARNERS=2", "", short=False),
+    flaw("SPARE_LEAF_IN_WITHOUT_SECOND_LOOK", "CAP=1 LEARNERS=2", "", short=False),
+]
+
+
+def output_of(arguments: list[str], where: pathlib.Path) -> str:
+    """Return what a command prints, whatever its exit status."""
+    done = subprocess.run(
+        arguments, cwd=where, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    )
+    return done.stdout
+
+
+def run(case: Case, memory_mb: int) -> tuple[bool, str]:
+    """Generate, compile and run one verifier; say whether the outcome is the wanted one."""
+    start = time.monotonic()
+    with tempfile.TemporaryDirectory() as folder:
+        where = pathlib.Path(folder)
+        chosen = dict(macro.partition("=")[::2] for macro in case.macros.split())
+        macros = [f"-D{name}={value}" if value else f"-D{name}" for name, value in chosen.items()]
+        text = output_of(["spin", *macros, "-a", str(MODEL)], where)
+        if not (where / "pan.c").exists():
+            return False, "spin: " + text.strip()
+        kind = "-DNP" if case.cycles else "-DSAFETY"
+        level = "-O0" if case.fails else "-O2"  # most flaws show before -O2 has paid
+        options = f"{level} -w {kind} -DCOLLAPSE -DNOFAIR -DMEMLIM={memory_mb} -o pan"
+        text = output_of(["cc", *options.split(), "pan.c"], where)
+        if not (where / "pan").exists():
+            return False, "cc: " + text.strip()
+        text = output_of(["./pan", "-m1000000", *(["-l"] if case.cycles else [])], where)
+    stored = re.search(r"(\d+) states, stored", text)
+    errors = re.search(r"errors: (\d+)", text)
+    states = int(stored[1]) if stored else 0
+    broken = re.search(r"assertion violated (\S+)", text)
+    found = broken[1] if broken else "cycle" if re.search(r"pan:\d+: non-progress", text) else ""
+    completed = (
+        errors is not None
+        and "Search not completed" not in text
+        and "max search depth" not in text
+        and "out of memory" not in text
+    )
+    if case.fails:
+        good = found == case.fails
+        outcome = f"fails: {found}" if found else "NOT FOUND"
+    else:
+        good = completed and errors is not None and int(errors[1]) == 0
+        outcome = "completed, 0 errors" if good else f"FAILED: {found or text[-300:]}"
+    seconds = time.monotonic() - start
+    return good, f"{states:>11,} states  {seconds:6.1f} s  {outcome}"
+
+
+def main() -> int:
+    """Run the chosen cases; return the exit status."""
+    options = argparse.ArgumentParser(description=__doc__)
+    options.add_argument("--short", action="store_true", help="a minute's selection")
+    options.add_argument("--only", default="", help="runs whose name or macros contain this")
+    options.add_argument("--jobs", type=int, default=1, help="runs at a time")
+    options.add_argument("--memory", type=int, default=12000, help="limit of one run, MB")
+    chosen = options.parse_args()
+    cases = [
+        case
+        for case in CONFIGURATIONS + FLAWS
+        if (case.short or not chosen.short) and chosen.only in case.name + " " + case.macros
+    ]
+    failures = 0
+    with concurrent.futures.ThreadPoolExecutor(chosen.jobs) as pool:
+        results = pool.map(lambda case: run(case, chosen.memory), cases)
+        for case, (good, outcome) in zip(cases, results, strict=True):
+            failures += not good
+            print(f"{'ok  ' if good else 'BAD '} {case.name:<40} {outcome}", flush=True)
+    print(f"{len(cases) - failures} of {len(cases)} as wanted")
+    return 1 if failures or not cases else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
