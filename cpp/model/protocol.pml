@@ -675,7 +675,7 @@ take_over:
     do
     :: atomic { learner_ops_left > 0 -> learner_ops_left-- }
         if
-        :: /* sample; one that finds its row is a fold, for everybody else */
+        :: /* sample; one that keeps no key is a fold, for everybody else */
             since = clear_before;
             fold();
             do
@@ -711,7 +711,7 @@ take_over:
                         MUST(I4_read_returns_one_whole_row, seen == s && position == s);
                         MUST(I4_read_returns_no_cleared_row, s >= since);
                         MUST(no_leaf_of_another_row, leaf[slot] / 2 == s);
-                        key[slot] = s
+                        if :: key[slot] = s :: true fi    /* callers may keep an older one */
                     }
                     break
                 :: else ->
