@@ -83,7 +83,7 @@ PACKAGE_MAY_IMPORT = {
 }
 PACKAGE_MAY_NEED = {
     "_core": {"numpy", "typing_extensions"},
-    "batches": {"torch"},
+    "batches": {"numpy", "torch"},
     "commands": {"click", "rich"},
 }
 CAPABILITY_MAY_IMPORT = {"buffer", "errors", "schema"}  # every module that comes later
