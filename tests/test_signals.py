@@ -48,9 +48,17 @@ def killed_after(process, seconds):
         signal.signal(signal.SIGALRM, old)
 
 
+def heed_interrupts():
+    """A shell starts what it puts into the background with SIGINT ignored."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def interrupt(script, after=0.1):
     """Run the script, which says "ready", send SIGINT, and let it tell how the calls ended."""
-    with python_started(script=script) as process, killed_after(process, DEADLINE):
+    with (
+        python_started(script=script, preexec_fn=heed_interrupts) as process,
+        killed_after(process, DEADLINE),
+    ):
         lines = lines_of(process)
         assert next(lines, "nothing") == "ready"
         time.sleep(after)
