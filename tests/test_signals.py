@@ -64,7 +64,10 @@ def interrupt(script, after=0.1):
         time.sleep(after)
         os.kill(process.pid, signal.SIGINT)
         begun = time.monotonic()
-        assert next(lines, "nothing") == "interrupted"
+        outcome = next(lines, "nothing")
+        if outcome == "too little room":
+            pytest.skip(outcome)
+        assert outcome == "interrupted"
         assert time.monotonic() - begun < PROMPTLY
         assert next(lines, "nothing") == "usable"
         assert process.wait() == 0
@@ -171,7 +174,7 @@ except KeyboardInterrupt:
     print("interrupted", flush=True)
 except mpbuffer.NotEnoughMemory:
     print("too little room", flush=True)
-    raise
+    raise SystemExit from None
 with mpbuffer.{cls.__name__}(10, {FIELDS}, name="signals.large") as buffer:
     buffer.add(a=1)
     buffer.sample(1)
