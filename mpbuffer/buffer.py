@@ -241,7 +241,7 @@ class ReplayBuffer(_core.ReplayBuffer):
     env_dict : mapping of str to mapping
         Field names to ``{"shape": int or tuple of int, "dtype": dtype}``. Shape defaults to 1, so
         that rows come out ``(batch_size, 1)``; dtype to `default_dtype`. Any NumPy dtype of fixed
-        size.
+        size. Other keys are ignored with a UserWarning that names them.
     default_dtype : dtype_like, optional
         float32.
     name : str, optional

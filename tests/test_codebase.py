@@ -30,8 +30,9 @@ CORE_MAY_INCLUDE = {
     "sum_tree": set(),
     "file_locks": {"error"},
     "memory_room": {"error"},
+    "owned_descriptor": {"error", "file_locks"},
     "process_table": {"error", "file_locks", "stop_points"},
-    "shared_segment": {"error", "file_locks", "memory_room", "stop_points"},
+    "shared_segment": {"error", "file_locks", "memory_room", "owned_descriptor", "stop_points"},
     "slot_ring": {"row_copy", "slot_word", "stop_points"},
     "draws": {"row_copy", "slot_ring"},
     "schema": {"error", "slot_ring"},
@@ -53,6 +54,7 @@ CORE_MAY_INCLUDE = {
         "fork_watch",
         "layout",
         "learner",
+        "owned_descriptor",
         "process_table",
         "shared_segment",
         "slot_ring",
@@ -95,7 +97,7 @@ SOURCE_SUFFIXES = {"", ".cpp", ".hpp", ".json", ".md", ".py", ".pyi", ".toml", "
 
 def source_files():
     """All files that somebody wrote; none that a tool made."""
-    files = [path for path in ROOT.iterdir() if path.is_file()]
+    files = [path for path in ROOT.iterdir() if path.is_file() and path.name != ".git"]
     for folder in SOURCE_FOLDERS:
         files += [path for path in (ROOT / folder).rglob("*") if path.is_file()]
     return sorted(

@@ -42,7 +42,11 @@ IndexError
     If the batch is longer than the buffer.
 SlotsHeld
     If living processes held every slot for 1 s; tells how many rows were
-    added. After any other error nothing has changed.
+    added. Ctrl-C ends that wait, and what was added stays. After any other
+    error nothing has changed.
+OSError
+    If another process's claim is met and this program has closed the
+    descriptor through which the buffer asks whether that process lives.
 BufferClosed
     After close().
 )";
@@ -75,8 +79,8 @@ Raises
 ValueError
     If a priority is NaN, infinite, negative or too large for a float32 leaf,
     or their number is not 1 or n; and as for ReplayBuffer.add.
-KeyError, TypeError, IndexError, SlotsHeld, BufferClosed
-    As for ReplayBuffer.add. After any error but SlotsHeld nothing has changed.
+KeyError, TypeError, IndexError, SlotsHeld, OSError, BufferClosed
+    As for ReplayBuffer.add.
 )";
 
 inline constexpr char uniform_sample[] =

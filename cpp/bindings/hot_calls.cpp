@@ -245,18 +245,21 @@ PyObject* add(PyObject* self, PyObject* const* args, Py_ssize_t nargs, PyObject*
 
         std::uint64_t first = 0;
         {
-            const Locked lock(core.add_mutex());
+            Locked lock(core.add_mutex());
             const MaybeWithoutGil unlocked(n * core.shape().row_bytes >= bytes_worth_releasing);
-            first = core.add(n, {sources, field_count},
-                             with_priorities ? given.leaves.data() : nullptr, given.largest);
+            first =
+                core.add(n, {sources, field_count}, with_priorities ? given.leaves.data() : nullptr,
+                         given.largest, [&lock] { lock.let_signals_through(); });
         }
         state.episode_length += n;
         return PyLong_FromUnsignedLongLong(first);
     });
 }
 
-std::size_t convert_batch_size(PyObject* value) {
-    if (value == nullptr) throw_python(PyExc_TypeError, "sample() needs a batch_size");
+std::size_t convert_batch_size(const char* method, PyObject* value) {
+    if (value == nullptr) {
+        throw_python(PyExc_TypeError, std::string(method) + "() needs a batch_size");
+    }
     const Py_ssize_t size = PyNumber_AsSsize_t(value, PyExc_OverflowError);
     if (size == -1 && PyErr_Occurred() != nullptr) throw py::error_already_set();
     if (size < 1) {
@@ -276,16 +279,18 @@ double convert_beta(PyObject* value) {
     return beta;
 }
 
-// Uniform draws; any process.
+// Uniform draws; any process. A uniform buffer's method of that kind is called sample.
+template <bool called_sample>
 PyObject* sample_uniform(PyObject* self, PyObject* const* args, Py_ssize_t nargs,
                          PyObject* kwnames) {
+    constexpr const char* method = called_sample ? "sample" : "sample_uniform";
     return guarded([&]() -> PyObject* {
         BufferState& state = state_of(self);
         ReplayBuffer& core = *state.core;
         const auto given =
-            arguments<3>("sample", {names().batch_size, names().return_indexes, names().out}, 1,
-                         args, nargs, kwnames);
-        const std::size_t count = convert_batch_size(given[0]);
+            arguments<3>(method, {names().batch_size, names().return_indexes, names().out}, 1, args,
+                         nargs, kwnames);
+        const std::size_t count = convert_batch_size(method, given[0]);
         const int with_indexes = given[1] == nullptr ? 0 : PyObject_IsTrue(given[1]);
         if (with_indexes < 0) throw py::error_already_set();
         OutputBatch batch(state, count, {false, with_indexes != 0}, given[2]);
@@ -304,7 +309,7 @@ PyObject* sample(PyObject* self, PyObject* const* args, Py_ssize_t nargs, PyObje
         ReplayBuffer& core = *state.core;
         const auto given = arguments<3>("sample", {names().batch_size, names().beta, names().out},
                                         2, args, nargs, kwnames);
-        const std::size_t count = convert_batch_size(given[0]);
+        const std::size_t count = convert_batch_size("sample", given[0]);
         const double beta = given[1] == nullptr ? 0.4 : convert_beta(given[1]);
         OutputBatch batch(state, count, {true, true}, given[2]);
         {
@@ -436,11 +441,22 @@ BufferState& state_of(py::handle object) {
 }
 
 Locked::Locked(std::mutex& mutex) : lock_(mutex, std::try_to_lock) {
-    if (lock_.owns_lock()) [[likely]]
-        return;
+    if (!lock_.owns_lock()) [[unlikely]]
+        lock();
+}
+
+void Locked::lock() {
     PyThreadState* thread = PyEval_SaveThread();
     lock_.lock();
     PyEval_RestoreThread(thread);
+}
+
+void Locked::let_signals_through() {
+    const py::gil_scoped_acquire held;
+    lock_.unlock();
+    const bool raised = PyErr_CheckSignals() != 0;
+    lock();
+    if (raised) throw py::error_already_set();
 }
 
 namespace {
@@ -526,12 +542,12 @@ ConvertedIndexes convert_indexes(const BufferState& state, const char* verb, PyO
 void add_buffer_types(py::module_& module) {
     static PyMethodDef uniform_methods[] = {
         method("add", add, docstrings::uniform_add),
-        method("sample", sample_uniform, docstrings::uniform_sample),
+        method("sample", sample_uniform<true>, docstrings::uniform_sample),
         {nullptr, nullptr, 0, nullptr}};
     static PyMethodDef prioritized_methods[] = {
         method("add", add, docstrings::prioritized_add),
         method("sample", sample, docstrings::prioritized_sample),
-        method("sample_uniform", sample_uniform, docstrings::sample_uniform),
+        method("sample_uniform", sample_uniform<false>, docstrings::sample_uniform),
         method("update_priorities", update_priorities, docstrings::update_priorities),
         {nullptr, nullptr, 0, nullptr}};
     const py::object uniform = make_type("mpbuffer._core.ReplayBuffer", docstrings::uniform_type,

@@ -42,7 +42,13 @@ class Locked {
   public:
     explicit Locked(std::mutex& mutex);
 
+    // Runs the handlers of signals that came, without the mutex: they may call this buffer. Throws
+    // what they raise, KeyboardInterrupt for one; then the mutex is held all the same. Called with
+    // or without the GIL.
+    void let_signals_through();
+
   private:
+    void lock();
     std::unique_lock<std::mutex> lock_;
 };
 

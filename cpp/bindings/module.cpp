@@ -23,6 +23,9 @@ namespace mpbuffer::bindings {
 
 namespace {
 
+// How much is copied, counting 64 bytes more a row, before a long call looks for signals again.
+constexpr std::size_t bytes_between_signals = std::size_t{16} << 20;
+
 using FieldDescription = std::tuple<std::string, py::object, std::vector<npy_intp>>;
 
 PyArray_Descr* descr_of(const py::object& dtype) {
@@ -171,8 +174,15 @@ std::string name(const py::object& self) {
 // Rows of the given slots; those that hold none are left out if `skip_missing`, else IndexError.
 py::dict read_rows(BufferState& state, const std::vector<std::uint64_t>& slots, bool skip_missing) {
     const OutputArrays output(state, slots.size());
+    const std::size_t row_bytes = state.core->shape().row_bytes;
     std::size_t rows = 0;
+    std::size_t unseen_bytes = 0;
     for (const std::uint64_t slot : slots) {
+        unseen_bytes += row_bytes + 64;
+        if (unseen_bytes > bytes_between_signals) {
+            unseen_bytes = 0;
+            if (PyErr_CheckSignals() != 0) throw py::error_already_set();
+        }
         const Locked lock(state.core->learner_mutex());
         if (state.core->read_slot(slot, rows, output.targets)) {
             ++rows;

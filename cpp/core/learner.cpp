@@ -205,7 +205,7 @@ void Learner::require_rows() {
         if (attempt == 0) deadline = now + patience;
         if (hopeless || attempt == max_refolds || now >= deadline) {
             throw EmptyBuffer(hopeless && ring_.position() == ring_.clear_before()
-                                  ? "no rows have been added"
+                                  ? ring_.why_empty()
                                   : "no row is complete: every slot is empty or being written");
         }
         if (attempt > 0) std::this_thread::yield();

@@ -3,6 +3,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <chrono>
 #include <ctime>
 #include <new>
 #include <set>
@@ -19,6 +20,11 @@ namespace {
 
 constexpr int max_redraws = 64;
 constexpr int max_scans = 32;
+
+// How long an add tries that finds every slot held by living processes, and for how much of it at a
+// time before it lets the caller look at what else there is (signals).
+constexpr auto patience = std::chrono::milliseconds(1000);
+constexpr auto patience_at_once = std::chrono::milliseconds(20);
 
 std::uint64_t now_ns() {
     timespec now{};
@@ -123,7 +129,7 @@ void ReplayBuffer::start() {
 // this handle's locks.
 void ReplayBuffer::open_locks() const {
     const ForkPause pause;
-    if (lock_fd_ < 0) lock_fd_ = segment_.open_lock_descriptor();
+    if (!lock_fd_.present()) lock_fd_ = segment_.open_lock_descriptor();
 }
 
 ReplayBuffer::~ReplayBuffer() {
@@ -137,25 +143,33 @@ void ReplayBuffer::close() noexcept {
     open_ = false;
     // A child forked half-way would close descriptors and unmap memory that are no longer its.
     const ForkPause pause;
-    if (here_.load(std::memory_order_relaxed) == fork_generation() && lock_fd_ >= 0) {
+    // Where the program closed ours, the locks are gone with it; a fresh one does to ask and leave.
+    OwnedDescriptor fresh;
+    const bool lost = lock_fd_.present() && !lock_fd_.ours();
+    if (lost) {
         try {
-            release_learner();
-            processes_.leave(lock_fd_, identity_);
+            fresh = segment_.open_lock_descriptor();
+        } catch (const std::exception&) {  // the next sweep removes what we cannot
+        }
+    }
+    const int lock_fd = lost ? fresh.number() : lock_fd_.number();
+    if (here_.load(std::memory_order_relaxed) == fork_generation() && lock_fd >= 0) {
+        try {
+            if (!lost) release_learner();
+            processes_.leave(lock_fd, identity_);
             stop_point(StopPoint::handle_left);
         } catch (const std::exception&) {
             // The locks go with the descriptor below, whatever the program did to it before.
         }
     }
     local_.reset();
-    segment_.close(lock_fd_);
-    if (lock_fd_ >= 0) ::close(lock_fd_);
-    lock_fd_ = -1;
+    segment_.close(lock_fd);
+    lock_fd_.close();
 }
 
 void ReplayBuffer::after_fork_in_child() noexcept {
     // Not unlocked: the description is still the parent's. Closing the copy keeps it so.
-    if (lock_fd_ >= 0) ::close(lock_fd_);
-    lock_fd_ = -1;
+    lock_fd_.close();
     identity_ = {};
     (void)local_.release();
     leaf_priority_ = -1;
@@ -185,7 +199,7 @@ void ReplayBuffer::adopt() const {
 
 void ReplayBuffer::enroll() const {
     std::uint64_t left_busy = 0;
-    const Identity identity = processes_.enroll(lock_fd_, &left_busy);
+    const Identity identity = processes_.enroll(lock_fd_.number(), &left_busy);
     if (left_busy != 0) {
         ring_.doubt();
         processes_.forget_busy(identity, left_busy);
@@ -201,7 +215,13 @@ RingWriter ReplayBuffer::writer() const {
 }
 
 bool ReplayBuffer::dead(unsigned number, std::uint64_t epoch) const {
-    return processes_.dead(number, epoch, slot_word::epoch_bits, lock_fd_);
+    return processes_.dead(number, epoch, slot_word::epoch_bits, locks("ask who is alive in"));
+}
+
+int ReplayBuffer::locks(const char* verb) const {
+    if (lock_fd_.ours()) [[likely]]
+        return lock_fd_.number();
+    return lock_fd_.require(std::string("cannot ") + verb + " '" + name_ + "'");
 }
 
 int ReplayBuffer::data_descriptor() const {
@@ -210,7 +230,8 @@ int ReplayBuffer::data_descriptor() const {
 }
 
 std::uint64_t ReplayBuffer::add(std::uint64_t n, std::span<const FieldSource> fields,
-                                const float* leaves, double largest_priority) {
+                                const float* leaves, double largest_priority,
+                                const std::function<void()>& give_way) {
     ready();
     float common_leaf = 0;
     if (prioritized() && leaves == nullptr) {
@@ -221,19 +242,35 @@ std::uint64_t ReplayBuffer::add(std::uint64_t n, std::span<const FieldSource> fi
         }
         common_leaf = leaf_;
     }
-    const AddOutcome outcome = ring_.add(
-        n, writer(), [this](unsigned owner, std::uint64_t epoch) { return dead(owner, epoch); },
-        [fields, leaves, common_leaf](std::uint64_t i, std::byte* record) {
-            for (const FieldSource& field : fields) {
-                store_to_record(record + field.offset, field.values + i * field.step, field.bytes);
-                stop_point(StopPoint::field_copied);
-            }
-            return leaves == nullptr ? common_leaf : leaves[i];
-        });
-    if (outcome.rows_added < n) [[unlikely]]
-        throw_slots_held(outcome.rows_added, n);
+    std::uint64_t first_slot = 0;
+    std::uint64_t added = 0;
+    std::chrono::steady_clock::time_point deadline{};
+    for (;;) {
+        const AddOutcome outcome = ring_.add(
+            n - added, writer(),
+            [this](unsigned owner, std::uint64_t epoch) { return dead(owner, epoch); },
+            [fields, leaves, common_leaf, added](std::uint64_t i, std::byte* record) {
+                i += added;
+                for (const FieldSource& field : fields) {
+                    store_to_record(record + field.offset, field.values + i * field.step,
+                                    field.bytes);
+                    stop_point(StopPoint::field_copied);
+                }
+                return leaves == nullptr ? common_leaf : leaves[i];
+            },
+            patience_at_once);
+        if (added == 0) first_slot = outcome.first_slot;
+        added += outcome.rows_added;
+        if (added == n) [[likely]]
+            break;
+        const auto now = std::chrono::steady_clock::now();
+        if (deadline == std::chrono::steady_clock::time_point{}) deadline = now + patience;
+        if (now >= deadline) throw_slots_held(added, n);
+        if (give_way) give_way();
+        ready();
+    }
     if (largest_priority > ring_.max_priority()) ring_.raise_max_priority(largest_priority);
-    return outcome.first_slot;
+    return first_slot;
 }
 
 void ReplayBuffer::throw_slots_held(std::uint64_t added, std::uint64_t n) const {
@@ -246,7 +283,7 @@ void ReplayBuffer::throw_slots_held(std::uint64_t added, std::uint64_t n) const 
     for (const unsigned owner : owners) {
         if (!holders.empty()) holders += ", ";
         holders += process_in_words(owner, processes_.record(owner).pid.load(),
-                                    processes_.state(owner, lock_fd_));
+                                    processes_.state(owner, locks("ask who is alive in")));
     }
     throw SlotsHeld("cannot add to '" + name_ + "': every slot is being written by others, " +
                     (holders.empty() ? "who were faster" : holders) + "; " + std::to_string(added) +
@@ -331,7 +368,7 @@ void ReplayBuffer::draw_uniform(std::size_t count, Draws& draws) {
     draws.cleared = ring_.clear_before();
     const std::uint64_t position = ring_.position();
     const std::uint64_t oldest = std::max(draws.cleared, position - std::min(position, capacity()));
-    if (position <= oldest) throw_empty("no rows have been added");
+    if (position <= oldest) throw_empty(ring_.why_empty());
     draws.first_slot = oldest % capacity();
     draws.slots_claimed = position - oldest;
     draws.slots.resize(count);
@@ -409,7 +446,7 @@ std::uint64_t ReplayBuffer::stored_size() {
         if (number == identity_.number) continue;
         std::atomic<std::uint64_t>& busy = processes_.record(number).ring[0].busy;
         std::uint64_t epoch = busy.load(std::memory_order_acquire);
-        if (epoch != 0 && processes_.dead(number, epoch, 64, lock_fd_)) {
+        if (epoch != 0 && processes_.dead(number, epoch, 64, locks("ask who is alive in"))) {
             ring_.doubt();
             // Fails if somebody else was faster; then the doubt was raised twice, harmlessly.
             busy.compare_exchange_strong(epoch, 0, std::memory_order_acq_rel);
@@ -479,13 +516,14 @@ std::uint64_t ReplayBuffer::rows_added() const {
 
 std::vector<ProcessStatus> ReplayBuffer::processes() const {
     ready();
+    const int lock_fd = locks("ask who is alive in");
     std::vector<ProcessStatus> all;
     for (unsigned number = 1; number <= processes_.high_water(); ++number) {
         const ProcessRecord& record = processes_.record(number);
         if (record.epoch.load(std::memory_order_acquire) == 0) continue;
         const RingState& counts = record.ring[0];
         all.push_back({number, record.pid.load(),
-                       number == identity_.number ? 'R' : processes_.state(number, lock_fd_),
+                       number == identity_.number ? 'R' : processes_.state(number, lock_fd),
                        counts.rows.load() - record.rows_before.load(),
                        counts.skips.load() - record.skips_before.load(),
                        counts.steals.load() - record.steals_before.load()});
@@ -506,7 +544,8 @@ LearnerStatus ReplayBuffer::learner_status() const {
         std::atomic_signal_fence(std::memory_order_seq_cst);
         if (sequence % 2 == 0 && line_->sequence.load() == sequence) break;
     }
-    if (status.process != 0 && !is_learner() && !held_elsewhere(lock_fd_, lock_byte::learner)) {
+    if (status.process != 0 && !is_learner() &&
+        !held_elsewhere(locks("ask for the learner of"), lock_byte::learner)) {
         status.process = 0;
     }
     return status;
@@ -521,8 +560,14 @@ std::vector<float> ReplayBuffer::leaves() const {
 
 std::string ReplayBuffer::holder_of_learner_role() const {
     const auto number = static_cast<unsigned>(line_->process.load());
-    if (number == 0 || number > max_processes) return "another process is just taking it";
-    return process_in_words(number, line_->pid.load(), processes_.state(number, lock_fd_)) +
+    const std::uint64_t pid = line_->pid.load();
+    // Until the holder has announced itself the line may still tell of a predecessor who was
+    // killed.
+    if (number == 0 || number > max_processes || processes_.record(number).pid.load() != pid ||
+        processes_.dead(number, lock_fd_.number())) {
+        return "another process is just taking it";
+    }
+    return process_in_words(number, pid, processes_.state(number, lock_fd_.number())) +
            " has had it since " + time_in_words(line_->since.load());
 }
 
@@ -534,7 +579,8 @@ Learner& ReplayBuffer::learner() {
         throw InvalidArgument("cannot take the learner's role of '" + name_ +
                               "': the buffer is not prioritized");
     }
-    if (!try_lock(lock_fd_, lock_byte::learner, LockKind::exclusive)) {
+    const int lock_fd = locks("take the learner's role of");
+    if (!try_lock(lock_fd, lock_byte::learner, LockKind::exclusive)) {
         throw LearnerBusy("cannot take the learner's role of '" + name_ +
                           "': " + holder_of_learner_role() +
                           "; it is free after its close(), release_learner() or end");
@@ -547,7 +593,7 @@ Learner& ReplayBuffer::learner() {
             ring_, at<std::atomic<std::uint64_t>>(base, ring.leaf_seq_offset),
             at<float>(base, ring.leaf_offset), line_, priority_rule(), ring.row_bytes);
     } catch (...) {
-        unlock(lock_fd_, lock_byte::learner);
+        unlock(lock_fd, lock_byte::learner);
         throw;
     }
     local_->learner->announce(identity_.number, static_cast<std::uint64_t>(getpid()), now_ns());
@@ -558,7 +604,7 @@ void ReplayBuffer::release_learner() {
     if (!local_ || !local_->learner) return;
     local_->learner->announce(0, 0, 0);
     local_->learner.reset();
-    unlock(lock_fd_, lock_byte::learner);
+    unlock(locks("release the learner's role of"), lock_byte::learner);
 }
 
 }  // namespace mpbuffer

@@ -29,6 +29,7 @@
 #include "fork_watch.hpp"
 #include "layout.hpp"
 #include "learner.hpp"
+#include "owned_descriptor.hpp"
 #include "process_table.hpp"
 #include "shared_segment.hpp"
 #include "slot_ring.hpp"
@@ -97,9 +98,10 @@ class ReplayBuffer final : private ForkWatched {
     // Adds n rows (1 <= n <= capacity). `leaves`: of each row, or null for that of the largest
     // priority so far; `largest_priority`: of those given, 0 without. Returns the first row's slot.
     // Waits for nobody, unless living processes hold every slot: after 1 s of that SlotsHeld names
-    // them, and how many rows have been added.
+    // them, and how many rows have been added. Meanwhile `give_way` is called some fifty times a
+    // second, between two claims: it may release add_mutex until it returns, and throw.
     std::uint64_t add(std::uint64_t n, std::span<const FieldSource> fields, const float* leaves,
-                      double largest_priority);
+                      double largest_priority, const std::function<void()>& give_way = {});
     void clear();
 
     // Any process, under learner_mutex.
@@ -167,6 +169,7 @@ class ReplayBuffer final : private ForkWatched {
     void enroll() const;
     RingWriter writer() const;
     bool dead(unsigned number, std::uint64_t epoch) const;
+    int locks(const char* verb) const;  // lock_fd_, if the program has left it alone
     std::uint64_t recount(std::uint64_t doubts);
     void draw_uniform(std::size_t count, Draws& draws);
     std::uint64_t draw_slot(const Draws& draws);
@@ -191,7 +194,7 @@ class ReplayBuffer final : private ForkWatched {
     std::shared_mutex copying_;  // shared by threads that copy rows under no mutex; close() waits
     mutable std::mutex identity_mutex_;
     mutable std::atomic<std::uint64_t> here_;  // the fork generation this handle is set up for
-    mutable int lock_fd_ = -1;
+    mutable OwnedDescriptor lock_fd_;
     mutable Identity identity_;
     mutable std::unique_ptr<Local> local_;
     double leaf_priority_ = -1;  // the priority that leaf_ belongs to

@@ -23,6 +23,7 @@
 #include <vector>
 
 #include "memory_room.hpp"
+#include "owned_descriptor.hpp"
 
 namespace mpbuffer {
 
@@ -69,15 +70,17 @@ class SharedSegment {
     std::size_t size() const { return size_; }
     const std::string& name() const { return name_; }
     const std::string& directory() const { return directory_; }
-    int data_descriptor() const { return data_fd_; }  // mapped, holds presence, otherwise unlocked
-    bool is_open() const { return data_fd_ >= 0; }
+    // Mapped, holds presence, otherwise unlocked. SystemFailure if the program closed it.
+    int data_descriptor() const;
+    bool is_open() const { return data_fd_.present(); }
 
-    // A description for this process's own locks; the caller closes it.
-    int open_lock_descriptor() const;
+    // A description for this process's own locks. SystemFailure if none can be opened.
+    OwnedDescriptor open_lock_descriptor() const;
 
     // Unmaps, closes, and removes the name if nobody else is left. lock_fd: a description of this
     // file to ask through (any locks it holds stay), or -1 to have one opened. Never throws; a
-    // name that could not be removed is left to the next sweep. Twice is once.
+    // name that could not be removed is left to the next sweep. A descriptor that the program
+    // closed is not closed again, whatever has its number now. Twice is once.
     void close(int lock_fd = -1) noexcept;
 
     // Removes this user's provably dead segments; returns their names (temporary ones as .tmp-...).
@@ -89,11 +92,12 @@ class SharedSegment {
     static std::vector<std::string> list(const std::string& directory = "/dev/shm");
 
   private:
+    int fresh_description() const;
     void map(std::size_t bytes, const std::string& verb);
 
     std::byte* data_ = nullptr;
     std::size_t size_ = 0;
-    int data_fd_ = -1;
+    OwnedDescriptor data_fd_;
     bool published_ = false;
     std::string name_;
     std::string directory_;  // absolute

@@ -124,6 +124,12 @@ class SlotRing {
         return counters_->clear_before.load(std::memory_order_acquire);
     }
 
+    // What to tell whoever finds no row at all.
+    const char* why_empty() const {
+        return position() == capacity_ ? "no rows have been added"
+                                       : "no rows have been added since it was cleared";
+    }
+
     // Writes n rows: `copy_row(i, record)` stores row i and returns its leaf. Rows of one call lie
     // one after another unless other processes' claims came between. Claims at most
     // 4 * capacity + n positions, then goes on trying for `patience` before it gives up.

@@ -517,6 +517,26 @@ TEST_CASE("the learner's role goes from hand to hand, and the priorities with it
     CHECK(buffer->leaves() == leaves);
 }
 
+TEST_CASE("who is just taking the role is not told by the name of a killed predecessor") {
+    const Watchdog watchdog;
+    const ScratchDirectory scratch;
+    const auto buffer = create(scratch, 8);
+    ForkedChild learner([&](const Channel& parent) {
+        parent.tell(becomes_learner(*buffer));
+        return stay_until_killed();
+    });
+    CHECK(learner.hear() == 1);
+    CHECK(busy_message(*buffer).find("pid " + std::to_string(learner.pid())) != std::string::npos);
+    learner.kill_to_zombie();
+    const int successor = open_lock_descriptor(buffer->data_descriptor());
+    CHECK(comes_true([&] { return try_lock(successor, lock_byte::learner, LockKind::exclusive); }));
+    CHECK(busy_message(*buffer).find("another process is just taking it") != std::string::npos);
+    const auto number_again = attach(scratch);  // while the line still names that number
+    CHECK(busy_message(*buffer).find("another process is just taking it") != std::string::npos);
+    ::close(successor);
+    CHECK(becomes_learner(*buffer));
+}
+
 TEST_CASE("a uniform buffer has no learner") {
     const ScratchDirectory scratch;
     const auto buffer = create(scratch, 8, false);

@@ -133,11 +133,10 @@ TEST_CASE("create, publish, attach, last one out, without a name and with a temp
         CHECK(exists(scratch.file("apex")));
         CHECK_THROWS_AS(mine.publish(), BufferClosed);
         CHECK_THROWS_AS((void)mine.open_lock_descriptor(), BufferClosed);
-        const int lock_fd = other.open_lock_descriptor();
-        REQUIRE(try_lock(lock_fd, lock_byte::learner, LockKind::exclusive));
-        other.close(lock_fd);
+        const OwnedDescriptor locks = other.open_lock_descriptor();
+        REQUIRE(try_lock(locks.number(), lock_byte::learner, LockKind::exclusive));
+        other.close(locks.number());
         CHECK(scratch.is_empty());
-        ::close(lock_fd);
     }
     CHECK(open_descriptors() == descriptors);
 }
@@ -436,7 +435,8 @@ TEST_CASE("an attach meets the last one out: it waits a little, and then there i
     const Watchdog watchdog;
     const ScratchDirectory scratch;
     SharedSegment segment = make("apex", in(scratch));
-    const int remover = segment.open_lock_descriptor();
+    const OwnedDescriptor remover_locks = segment.open_lock_descriptor();
+    const int remover = remover_locks.number();
     unlock(segment.data_descriptor(), lock_byte::presence);
     REQUIRE(try_lock(remover, lock_byte::presence, LockKind::exclusive));
     const auto begin = std::chrono::steady_clock::now();
@@ -456,7 +456,6 @@ TEST_CASE("an attach meets the last one out: it waits a little, and then there i
     std::this_thread::sleep_for(std::chrono::milliseconds(15));
     unlock(remover, lock_byte::presence);  // it was a sweep that thought better of it
     CHECK(child.wait() == 0);
-    ::close(remover);
 }
 
 TEST_CASE("race: creators by temporary names against sweeps") {
