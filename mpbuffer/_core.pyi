@@ -1,3 +1,4 @@
+from collections.abc import Callable
 from typing import Any, final
 
 import numpy as np
@@ -63,6 +64,8 @@ def create(
     seed: int,
     strict: bool,
     description: str,
+    interleave_nodes: bool,
+    progress: Callable[[int], object],
 ) -> None: ...
 def attach(buffer: ReplayBuffer, name: str, descriptor: int = -1) -> str: ...
 def move(source: ReplayBuffer, target: ReplayBuffer) -> None: ...

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import secrets
 import sys
+import time
 from collections.abc import Mapping
 from typing import Any, NamedTuple, TypeVar
 
@@ -226,6 +228,22 @@ def _accept_cpprb_arguments(ctx: Any, backend: str | None) -> None:
             raise ProcessError("ctx is a SyncManager that has been shut down")
 
 
+class _CreationLog:
+    """Told how many bytes are allocated; says so once a second."""
+
+    def __init__(self, name: str, logger: Any) -> None:
+        usable = isinstance(logger, (logging.Logger, logging.LoggerAdapter))
+        self._logger = logger if usable else logging.getLogger("mpbuffer")
+        self._name = name
+        self._next = time.monotonic() + 1.0
+
+    def __call__(self, done: int) -> None:
+        now = time.monotonic()
+        if now >= self._next:
+            self._next = now + 1.0
+            self._logger.info("creating %r: %.1f GB allocated", self._name, done / 2**30)
+
+
 class ReplayBuffer(_core.ReplayBuffer):
     """A replay buffer in shared memory, sampled uniformly.
 
@@ -251,7 +269,13 @@ class ReplayBuffer(_core.ReplayBuffer):
         line in the process table. Random if not given.
     strict : bool, optional
         Whether add() refuses fields that the buffer does not have; else it warns, once per name.
-    ctx, backend, logger, check_for_update : optional
+    numa_interleave : bool, optional
+        Whether the memory is spread over all NUMA nodes, page by page; else each page lies where
+        the creating thread runs.
+    logger : logging.Logger, optional
+        Told how far the allocation is, once a second, where it takes over a second. The logger
+        ``mpbuffer`` if not given.
+    ctx, backend, check_for_update : optional
         Accepted as cpprb's classes do, and not needed.
 
     Raises
@@ -274,13 +298,24 @@ class ReplayBuffer(_core.ReplayBuffer):
         name: str | None = None,
         seed: int | None = None,
         strict: bool = False,
+        numa_interleave: bool = False,
         ctx: Any = None,
         backend: str | None = None,
         logger: Any = None,
         check_for_update: bool = False,
     ) -> None:
         self._create(
-            size, env_dict, default_dtype, name, seed, strict, ctx, backend, prioritized=False
+            size,
+            env_dict,
+            default_dtype,
+            name,
+            seed,
+            strict,
+            numa_interleave,
+            ctx,
+            backend,
+            logger,
+            prioritized=False,
         )
 
     def _create(
@@ -291,8 +326,10 @@ class ReplayBuffer(_core.ReplayBuffer):
         name: str | None,
         seed: int | None,
         strict: bool,
+        numa_interleave: bool,
         ctx: Any,
         backend: str | None,
+        logger: Any,
         *,
         prioritized: bool,
         alpha: float = 0.0,
@@ -319,6 +356,8 @@ class ReplayBuffer(_core.ReplayBuffer):
             number,
             bool(strict),
             describe("PrioritizedReplayBuffer" if prioritized else "ReplayBuffer", fields, strict),
+            bool(numa_interleave),
+            _CreationLog(segment_name, logger),
         )
         close_at_exit(self)
 
@@ -490,7 +529,8 @@ class PrioritizedReplayBuffer(_core.PrioritizedReplayBuffer, ReplayBuffer):
 
     Parameters
     ----------
-    size, env_dict, default_dtype, name, seed, strict, ctx, backend, logger, check_for_update
+    size, env_dict, default_dtype, name, seed, strict, numa_interleave : optional
+    ctx, backend, logger, check_for_update : optional
         As for ReplayBuffer. No field may be named ``priorities``, ``weights`` or ``indexes``.
     alpha : float, optional
         Exponent of the priorities, at least 0 (0: uniform).
@@ -509,6 +549,7 @@ class PrioritizedReplayBuffer(_core.PrioritizedReplayBuffer, ReplayBuffer):
         name: str | None = None,
         seed: int | None = None,
         strict: bool = False,
+        numa_interleave: bool = False,
         ctx: Any = None,
         backend: str | None = None,
         logger: Any = None,
@@ -521,8 +562,10 @@ class PrioritizedReplayBuffer(_core.PrioritizedReplayBuffer, ReplayBuffer):
             name,
             seed,
             strict,
+            numa_interleave,
             ctx,
             backend,
+            logger,
             prioritized=True,
             alpha=alpha,
             eps=eps,

@@ -5,7 +5,6 @@
 #include <cmath>
 #include <ctime>
 #include <limits>
-#include <new>
 #include <thread>
 
 #include "error.hpp"
@@ -30,11 +29,6 @@ std::uint64_t coarse_now() {
            static_cast<std::uint64_t>(now.tv_nsec);
 }
 
-void* allocated(void* memory) {
-    if (memory == nullptr) throw std::bad_alloc();
-    return memory;
-}
-
 }  // namespace
 
 Learner::Learner(SlotRing ring, std::atomic<std::uint64_t>* leaf_seq, float* leaves,
@@ -44,11 +38,10 @@ Learner::Learner(SlotRing ring, std::atomic<std::uint64_t>* leaf_seq, float* lea
       line_(line),
       rule_(rule),
       row_bytes_(row_bytes),
-      nodes_(static_cast<std::byte*>(
-          allocated(std::aligned_alloc(64, SumTree::bytes_required(ring.capacity()))))),
-      tree_(leaves, ring.capacity(), nodes_.get()),
-      last_sampled_(static_cast<std::uint64_t*>(
-          allocated(std::calloc(ring.capacity(), sizeof(std::uint64_t))))) {
+      nodes_(SumTree::bytes_required(ring.capacity())),
+      tree_(leaves, ring.capacity(), nodes_.data()),
+      last_sampled_memory_(ring.capacity() * sizeof(std::uint64_t)),
+      last_sampled_(reinterpret_cast<std::uint64_t*>(last_sampled_memory_.data())) {
     take_over();
 }
 
@@ -236,7 +229,7 @@ void Learner::draw(std::size_t count, Generator& generator, Draws& draws) {
     draws_ += count;
     for (std::size_t i = 0; i < count; ++i) {
         __builtin_prefetch(&leaf_seq_[draws.slots[i]]);
-        __builtin_prefetch(&last_sampled_.get()[draws.slots[i]], 1);
+        __builtin_prefetch(&last_sampled_[draws.slots[i]], 1);
     }
     for (std::size_t i = 0; i < count; ++i) look_up(i, draws);
 }
@@ -257,7 +250,7 @@ void Learner::finish(double beta, Generator& generator, Draws& draws, const Samp
             draw_again(i, generator, draws);
         } while (!copy_row(ring_, i, draws, target));
     }
-    for (std::size_t i = 0; i < count; ++i) last_sampled_.get()[draws.slots[i]] = draws.seqs[i];
+    for (std::size_t i = 0; i < count; ++i) last_sampled_[draws.slots[i]] = draws.seqs[i];
     importance_weights(draws.leaves.data(), count, draws.least, beta, target.weights);
     publish();
 }
@@ -295,7 +288,7 @@ std::uint64_t Learner::update(std::span<const std::int64_t> slots,
         const auto slot = static_cast<std::uint64_t>(slots[i]);
         const std::uint64_t present = leaf_seq_[slot].load(std::memory_order_relaxed);
         std::uint64_t meant = generations.empty() ? 0 : generations[i];
-        if (meant == 0) meant = last_sampled_.get()[slot];
+        if (meant == 0) meant = last_sampled_[slot];
         if (meant == 0) meant = present;
         // The slot word tells of rows overwritten since the last fold; relaxed: nothing is read by
         // it.

@@ -16,12 +16,11 @@
 #include <atomic>
 #include <cstddef>
 #include <cstdint>
-#include <cstdlib>
-#include <memory>
 #include <span>
 #include <unordered_map>
 #include <vector>
 
+#include "big_memory.hpp"
 #include "draws.hpp"
 #include "layout.hpp"
 #include "sampler.hpp"
@@ -70,10 +69,6 @@ class Learner {
     void announce(unsigned process, std::uint64_t pid, std::uint64_t since);
 
   private:
-    struct FreeDeleter {
-        void operator()(void* memory) const { std::free(memory); }
-    };
-
     void take_over();
     bool settled(std::uint64_t slot, std::uint64_t seq) const;
     bool settle(std::uint64_t slot, std::uint64_t seq);
@@ -92,9 +87,10 @@ class Learner {
     LearnerLine* line_;
     PriorityRule rule_;
     std::size_t row_bytes_;
-    std::unique_ptr<std::byte, FreeDeleter> nodes_;
+    PrivateMemory nodes_;
     SumTree tree_;
-    std::unique_ptr<std::uint64_t, FreeDeleter> last_sampled_;  // one a slot; 0: not yet
+    PrivateMemory last_sampled_memory_;
+    std::uint64_t* last_sampled_;  // one a slot; 0: not yet
     std::unordered_map<std::uint64_t, std::uint64_t>
         pending_;  // slot -> the position expected there
     unsigned process_ = 0;
