@@ -160,6 +160,7 @@ Supply supply_pages(std::byte* memory, std::size_t bytes, const Progress& progre
         if (progress) progress(pieces.done());
     }
     supplied = pieces.done();
+    if (progress) progress(supplied);
     return supplied == bytes ? Supply::done : Supply::no_room;
 }
 

@@ -244,35 +244,57 @@ void Learner::look_up(std::size_t i, Draws& draws) const {
 void Learner::finish(double beta, Generator& generator, Draws& draws, const SampleTarget& target) {
     const std::size_t count = draws.slots.size();
     std::uint64_t redraws_left = redraws_beside_count + count;
-    for (const std::size_t i : draws.missed) {
-        do {
-            if (redraws_left-- == 0) throw EmptyBuffer("rows are overwritten faster than read");
-            draw_again(i, generator, draws);
-        } while (!copy_row(ring_, i, draws, target));
+    // Many at once share a fold; few at once are copied sooner after it.
+    std::size_t at_once = draws.missed.size();
+    while (!draws.missed.empty()) {
+        at_once = std::clamp<std::size_t>(at_once, 1, draws.missed.size());
+        if (at_once > redraws_left) throw EmptyBuffer("rows are overwritten faster than read");
+        redraws_left -= at_once;
+        const auto first = draws.missed.end() - static_cast<std::ptrdiff_t>(at_once);
+        draw_again({first, draws.missed.end()}, generator, draws);
+        const auto still_missed = std::remove_if(first, draws.missed.end(), [&](std::size_t place) {
+            return copy_row(ring_, place, draws, target);
+        });
+        const auto copied = static_cast<std::size_t>(draws.missed.end() - still_missed);
+        draws.missed.erase(still_missed, draws.missed.end());
+        at_once = copied * 8 < at_once ? at_once / 2 : at_once * 2;
     }
     for (std::size_t i = 0; i < count; ++i) last_sampled_[draws.slots[i]] = draws.seqs[i];
     importance_weights(draws.leaves.data(), count, draws.least, beta, target.weights);
     publish();
 }
 
-// The drawn row is gone: takes its slot out of the tree, unless a fold since then has found a newer
-// row there, and draws from the same stratum of what is there now. Folds, since where one row was
-// overwritten, many may have been.
-void Learner::draw_again(std::size_t i, Generator& generator, Draws& draws) {
-    const std::uint64_t gone = draws.slots[i];
-    if (tree_.leaf(gone) > 0 && leaf_seq_[gone].load(std::memory_order_relaxed) == draws.seqs[i]) {
-        store_leaf(gone, 0);
+// Takes the slots whose drawn rows are gone out of the tree, unless a fold since then has found
+// newer rows there, and draws from the same strata of what is there now. Folds once, since where
+// rows were overwritten, many may have been.
+void Learner::draw_again(std::span<const std::size_t> places, Generator& generator, Draws& draws) {
+    touched_.clear();
+    for (const std::size_t place : places) {
+        const std::uint64_t slot = draws.slots[place];
+        if (!(tree_.leaf(slot) > 0) ||
+            leaf_seq_[slot].load(std::memory_order_relaxed) != draws.seqs[place]) {
+            continue;
+        }
+        store_leaf(slot, 0);
         stop_point(StopPoint::draw_again_leaf_zeroed);
-        touched_.assign(1, gone);
-        tree_.refresh_slots(touched_);
-        expect(gone, slot_word::seq(ring_.word(gone).load(std::memory_order_acquire)));
+        expect(slot, slot_word::seq(ring_.word(slot).load(std::memory_order_acquire)));
+        touched_.push_back(slot);
     }
+    if (!touched_.empty()) tree_.refresh_slots(touched_);
     fold();
     require_rows();
-    draws.masses[i] = stratified_mass(generator, i, draws.slots.size(), tree_.total());
-    tree_.find_prefix_sums(&draws.masses[i], &draws.slots[i], 1);
-    ++draws_;
-    look_up(i, draws);
+    const std::size_t count = places.size();
+    draws.masses.resize(count);
+    touched_.resize(count);
+    for (std::size_t i = 0; i < count; ++i) {
+        draws.masses[i] = stratified_mass(generator, places[i], draws.slots.size(), tree_.total());
+    }
+    tree_.find_prefix_sums(draws.masses.data(), touched_.data(), count);
+    draws_ += count;
+    for (std::size_t i = 0; i < count; ++i) {
+        draws.slots[places[i]] = touched_[i];
+        look_up(places[i], draws);
+    }
     draws.cleared = std::max(draws.cleared, cleared_);
     draws.least = std::min(draws.least, tree_.least());
 }
