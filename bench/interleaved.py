@@ -70,7 +70,7 @@ class WorkerProcess:
 
     def __init__(self, peer: str, python: str) -> None:
         self.peer = peer
-        self.log = tempfile.TemporaryFile("w+")
+        self.log = tempfile.TemporaryFile("w+")  # noqa: SIM115 - closed by end()
         quiet = {"TF_CPP_MIN_LOG_LEVEL": "3", "GRPC_VERBOSITY": "ERROR", "GLOG_minloglevel": "2"}
         quiet |= {"CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(HERE)}
         self.process = subprocess.Popen(
@@ -280,6 +280,9 @@ class Bench:
         for case, peer, metric, values in self.figures.values():
             low, middle, high = np.percentile(values, [25, 50, 75])
             spread = {"q1": low, "median": middle, "q3": high, "values": values}
+            spread = json.loads(
+                json.dumps(spread), parse_float=lambda text: float(f"{float(text):.6g}")
+            )
             figures.append({"case": case, "peer": peer, "metric": metric} | spread)
         return {
             "question": self.question,

@@ -28,9 +28,11 @@ def explore(
     fields, at_once
         Of the rows, and how many are added by a call.
     orders : Connection
-        Gives ("run", start, end, rows per second or 0, cpus) or ("add", batches); gets the answer.
+        Gives ("run", start, number of the run, rows per second or 0, cpus) or ("add", batches);
+        gets the answer.
     counts : array of int64
-        Rows added by each explorer so far, eight numbers apart.
+        Rows added by each explorer so far, eight numbers apart; the last is the number of the run
+        that has ended.
     """
     rng = np.random.default_rng(number)
     row = random_rows(fields, 1, rng)
@@ -50,33 +52,36 @@ def explore(
                     view.add(batches[lap % len(batches)])
                 counted[mine] += order[1] * at_once
             else:
-                _, start, end, rate, cpus = order
+                _, start, run, rate, cpus = order
                 os.sched_setaffinity(0, cpus)
                 time.sleep(max(0.0, start - time.monotonic()))
                 if rate:
-                    _run_throttled(view.add, batches, end, at_once, rate, counted, mine)
+                    _run_throttled(view.add, batches, run, at_once, rate, counted, mine)
                 else:
-                    _run(view.add, batches, end, at_once, counted, mine)
+                    _run(view.add, batches, run, at_once, counted, mine)
             orders.send("done")
 
 
 def _run_throttled(
-    add: Any, batches: list, end: float, at_once: int, rate: float, counted: Any, mine: int
+    add: Any, batches: list, run: int, at_once: int, rate: float, counted: Any, mine: int
 ) -> None:
     """Add each batch at a time that was fixed at the start; what comes late is caught up with."""
     start, lap = time.monotonic(), 0
     offset = (mine * 0.618034) % 1.0  # so that explorers do not all add at the same moment
-    while (due := start + (lap + offset) * at_once / rate) < end:
+    while True:
+        due = start + (lap + offset) * at_once / rate
         time.sleep(max(0.0, due - time.monotonic()))
+        if counted[-1] >= run:
+            return
         add(batches[lap % len(batches)])
         counted[mine] += at_once
         lap += 1
 
 
-def _run(add: Any, batches: list, end: float, at_once: int, counted: Any, mine: int) -> None:
+def _run(add: Any, batches: list, run: int, at_once: int, counted: Any, mine: int) -> None:
     """Add batches without pause."""
     chunk, now = 1, time.monotonic()
-    while now < end:
+    while counted[-1] < run:
         for lap in range(chunk):
             add(batches[lap % len(batches)])
         counted[mine] += chunk * at_once

@@ -7,6 +7,7 @@ Reads a JSON object a line from standard input, {"do": NAME, ...}, and answers e
 standard error. Commands are the public methods of `Worker`.
 """
 
+import contextlib
 import gc
 import importlib
 import json
@@ -16,7 +17,7 @@ import os
 import sys
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -51,8 +52,9 @@ class Explorers:
         self.adapter = adapter
         self.at_once = at_once
         context = start_context(type(adapter))
-        shared_counts = context.RawArray("q", 8 * count)
+        shared_counts = context.RawArray("q", 8 * count + 8)
         self.counts = np.frombuffer(shared_counts, np.int64)
+        self.runs = 0
         self.orders, self.processes = [], []
         for number in range(count):
             ours, theirs = context.Pipe()
@@ -86,10 +88,22 @@ class Explorers:
             if time.monotonic() > deadline:
                 raise TimeoutError(f"{len(waiting)} explorers do not answer")
 
+    @contextlib.contextmanager
+    def adding(self, count: int, rate: float, cpus: set[int]) -> Iterator[float]:
+        """Let `count` of them add while the block runs; gives the time at which they start."""
+        start = time.monotonic() + 0.01 + 0.001 * count
+        self.runs += 1
+        self.send(count, ("run", start, self.runs, rate, cpus))
+        try:
+            yield start
+        finally:
+            self.counts[-1] = self.runs
+            self.wait(count)
+
     def arrived(self) -> int:
         """Return the rows that have come in through them."""
         rows = self.adapter.rows_arrived()
-        return int(self.counts.sum()) if rows is None else rows
+        return int(self.counts[:-8].sum()) if rows is None else rows
 
     def stop(self) -> None:
         """End them."""
@@ -307,22 +321,21 @@ class Worker:
             raise Unsupported("there is one core only")
         learners = {min(cpus)} if pinned else cpus
         priorities = one.keep(f"priorities {rows}", lambda: random_priorities(one.rng, 64, rows))
+        explorers_on = cpus - learners or cpus
+        adding = (
+            crowd.adding(explorers, rate, explorers_on)
+            if crowd and explorers
+            else contextlib.nullcontext(time.monotonic())
+        )
         os.sched_setaffinity(0, learners)
-        warm = 0.1 + 0.2 * seconds
-        start = time.monotonic() + 0.01 + 0.001 * explorers
-        if crowd is not None and explorers:
-            crowd.send(
-                explorers, ("run", start, start + warm + seconds, rate, cpus - learners or cpus)
-            )
         try:
-            while time.monotonic() < start + warm:
-                cycle(one.adapter, rows, priorities[0])
-            measured = self._timed_cycles(one, rows, priorities, seconds)
+            with adding as start:
+                warmed = start + 0.1 + 0.2 * seconds
+                while time.monotonic() < warmed:
+                    cycle(one.adapter, rows, priorities[0])
+                return self._timed_cycles(one, rows, priorities, seconds)
         finally:
             os.sched_setaffinity(0, cpus)
-            if crowd is not None and explorers:
-                crowd.wait(explorers)
-        return measured
 
     def _timed_cycles(
         self, one: Case, rows: int, priorities: np.ndarray, seconds: float
@@ -368,24 +381,23 @@ class Worker:
         adapter, crowd = one.adapter, one.explorers
         if crowd is None or not hasattr(adapter, "rows_folded"):
             raise Unsupported("it has no fold")
-        start = time.monotonic() + 0.01 + 0.001 * explorers
-        cpus = os.sched_getaffinity(0)
-        crowd.send(explorers, ("run", start, start + seconds, 0, cpus))
         priorities = random_priorities(one.rng, rows)
         sizes, before = [], adapter.rows_folded()
-        while time.monotonic() < start + seconds:
-            cycle(adapter, rows, priorities)
-            now = adapter.rows_folded()
-            sizes.append(now - before)
-            before = now
-        crowd.wait(explorers)
+        with crowd.adding(explorers, 0, os.sched_getaffinity(0)) as start:
+            while time.monotonic() < start + seconds:
+                cycle(adapter, rows, priorities)
+                now = adapter.rows_folded()
+                sizes.append(now - before)
+                before = now
         largest_first = np.sort(sizes)[::-1]
         passed = np.searchsorted(np.cumsum(largest_first), largest_first.sum() / 2)
         return {"mean": float(np.mean(sizes)), "by row": float(largest_first[passed])}
 
     def fold_alone(self, case: str, *, fold: int, rows: int, seconds: float) -> dict[str, float]:
-        """Return the CPU time of taking in a row, ns: explorers add `fold` rows and stop, then
-        the learner cycles once; less what a cycle with nothing to take in costs.
+        """Return the CPU time of taking in a row, ns.
+
+        An explorer adds `fold` rows and stops, then the learner cycles once; what a cycle with
+        nothing to take in costs is taken off.
         """
         one = self.cases[case]
         adapter, crowd = one.adapter, one.explorers
@@ -450,7 +462,7 @@ class Worker:
         first.join()
 
     def memory(self, *, capacity: int, fields: Fields, shared: bool) -> dict[str, float]:
-        """Return the bytes that a full buffer takes per row, of how many rows, and their values'."""
+        """Return the bytes that a full buffer takes per row; how many rows; bytes of values."""
         capacity = min(capacity, self.adapter_class.most_filled)
         gc.collect()
         before = proportional_set_size()
@@ -461,8 +473,9 @@ class Worker:
         return {"bytes/row": taken / capacity, "rows": capacity, "payload": payload_bytes(fields)}
 
     def recycled(self, case: str, *, rows: int, how: str, seconds: float) -> float:
-        """Return rows/s of samples into the same arrays ("out"), into new ones ("new"), or of a
-        C loop that copies the rows of such samples to those arrays ("c loop").
+        """Return rows/s of samples into the same arrays ("out") or into new ones ("new").
+
+        Or ("c loop") of a loop in C that copies the rows of such samples to those arrays.
         """
         from peers.recycled import samplers
 
