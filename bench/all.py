@@ -19,7 +19,7 @@ import memory
 import prefetch
 import row_size
 import start_up
-from interleaved import answer, options_of
+from interleaved import WorkerProcess, answer, end_all, options_of
 from report import demands_table, described, draw, rewrite, summary, tables_of
 
 QUESTIONS: tuple[ModuleType, ...] = (
@@ -31,6 +31,7 @@ QUESTIONS: tuple[ModuleType, ...] = (
     start_up,
     memory,
 )
+NEED_FRESH_PROCESSES = start_up, memory
 PAGE = pathlib.Path(__file__).with_name("README.md")
 
 
@@ -42,13 +43,18 @@ def main() -> None:
     share = options.minutes / whole
     options.out.mkdir(parents=True, exist_ok=True)
     results = []
-    for question in QUESTIONS:
-        name = question.__name__
-        options.minutes = question.MINUTES * share
-        start = time.monotonic()
-        results.append(answer(name, options, question.PEERS, question.measure))
-        (options.out / f"{name}.json").write_text(json.dumps(results[-1], indent=1) + "\n")
-        print(f"{name}: {time.monotonic() - start:.0f} s", flush=True)
+    pool: dict[str, WorkerProcess] = {}
+    try:
+        for question in QUESTIONS:
+            name = question.__name__
+            options.minutes = question.MINUTES * share
+            start = time.monotonic()
+            shared = pool if options.short or question not in NEED_FRESH_PROCESSES else None
+            results.append(answer(name, options, question.PEERS, question.measure, shared))
+            (options.out / f"{name}.json").write_text(json.dumps(results[-1], indent=1) + "\n")
+            print(f"{name}: {time.monotonic() - start:.0f} s", flush=True)
+    finally:
+        end_all(pool)
     parts = {
         "machine": described(results),
         "ratios": summary(results),

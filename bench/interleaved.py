@@ -146,23 +146,34 @@ class Bench:
         Of `options_of`.
     peers : iterable of str
         Who can answer the question at all.
+    pool : dict of str to WorkerProcess, optional
+        Workers that other questions left, to be used and left again.
     """
 
-    def __init__(self, question: str, options: argparse.Namespace, peers: Iterable[str]) -> None:
+    def __init__(
+        self,
+        question: str,
+        options: argparse.Namespace,
+        peers: Iterable[str],
+        pool: dict[str, WorkerProcess] | None = None,
+    ) -> None:
         self.question = question
         self.short: bool = options.short
         self.options = options
         self.deadline = time.monotonic() + 60 * options.minutes
         self.figures: dict[str, tuple[dict[str, Any], str, str, list[float]]] = {}
         self.skipped: list[dict[str, str]] = []
-        self.versions: dict[str, dict[str, str]] = {}
         self.notes: dict[str, Any] = {}
+        self.pool = pool
         self.workers: dict[str, WorkerProcess] = {}
         wanted = [peer for peer in peers if peer in options.peers]
         for peer in wanted:
-            self.workers[peer] = WorkerProcess(peer, options.python.get(peer, sys.executable))
-        for peer, versions in self.on_all(wanted, "versions", {}).items():
-            self.versions[peer] = versions
+            kept = pool.pop(peer, None) if pool else None
+            python = options.python.get(peer, sys.executable)
+            self.workers[peer] = kept or WorkerProcess(peer, python)
+        self.versions: dict[str, dict[str, str]] = self.on_all(wanted, "versions", {})
+        for peer in self.workers.keys() - self.versions.keys():
+            self.workers.pop(peer).end()
 
     @property
     def peers(self) -> list[str]:
@@ -269,10 +280,13 @@ class Bench:
         return repetitions
 
     def close(self) -> None:
-        """End all workers."""
-        for worker in self.workers.values():
-            worker.end()
-        self.workers.clear()
+        """End all workers, or release their buffers and leave them to the pool."""
+        if self.pool is not None:
+            self.on_all(self.peers, "release", {})
+            self.pool |= self.workers
+        else:
+            end_all(self.workers)
+        self.workers = {}
 
     def result(self) -> dict[str, Any]:
         """Return everything, as it is written to JSON."""
@@ -293,6 +307,13 @@ class Bench:
             "skipped": self.skipped,
             "figures": figures,
         }
+
+
+def end_all(workers: dict[str, WorkerProcess]) -> None:
+    """End these workers."""
+    for worker in workers.values():
+        worker.end()
+    workers.clear()
 
 
 def _said(case: dict[str, Any]) -> str:
@@ -344,9 +365,10 @@ def answer(
     options: argparse.Namespace,
     peers: Iterable[str],
     measure: Callable[[Bench], None],
+    pool: dict[str, WorkerProcess] | None = None,
 ) -> dict[str, Any]:
     """Measure one question and return what is written to JSON."""
-    bench = Bench(question, options, peers)
+    bench = Bench(question, options, peers, pool)
     try:
         if "mpbuffer" not in bench.peers:
             raise SystemExit("mpbuffer itself does not run here")

@@ -493,10 +493,14 @@ class Worker:
 
         return wait_share(self.cases[case].adapter, rows, how, computing, batches)
 
-    def close(self) -> None:
-        """Release everything."""
+    def release(self) -> None:
+        """Release all buffers."""
         for case in list(self.cases):
             self.drop(case)
+
+    def close(self) -> None:
+        """Release everything; the last command."""
+        self.release()
 
 
 def main() -> None:
