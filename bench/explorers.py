@@ -9,7 +9,7 @@ not add up. Rows/s are those that came in while the learner was timed.
 
 The learner's cost with explorers is its thread's CPU time per cycle. What it spends on rows that
 came in is taken off: rows folded, times the cost of folding a row, which is measured in the same
-run by letting an explorer add as many rows as a fold typically has, and stop.
+run: explorers add as many rows as a fold was seen to take in, and stop; then the learner folds.
 """
 
 import os
@@ -49,9 +49,8 @@ def measure(bench: Bench) -> None:
     many = min(16, max(counts))
     ours = {"case": "shared", "rows": SAMPLE, "seconds": seconds}
     sizes = bench.ask("mpbuffer", "fold_sizes", ours | {"explorers": many})
-    fold = int(min(max(sizes["by row"], BATCH), capacity / 2))
-    bench.notes["rows of a fold"] = sizes | {"measured alone": fold}
-    points.append(Point({"fold": fold}, ["mpbuffer"], "fold_alone", ours | {"fold": fold}))
+    bench.notes["rows of a fold"] = {name: f"{size:,.0f}" for name, size in sizes.items()}
+    points.append(Point({"fold of": many}, ["mpbuffer"], "fold_alone", ours | {"explorers": many}))
     bench.repeat(points)
 
 

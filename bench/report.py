@@ -201,6 +201,9 @@ def _capacity(result: Result) -> list[Table]:
         cases = [case for case in _cases(result) if case["explorers"] == explorers]
         rows = [(f"{case['capacity']:,}", "cpu us", case) for case in cases]
         tables.append((f"a cycle, µs of CPU time, while {title}", _by_peer(result, "rows", rows)))
+    cases = [case for case in _cases(result) if case["explorers"] == 0]
+    rows = [(f"{case['capacity']:,}", "lines/draw", case) for case in cases]
+    tables.append(("lines of the tree that a draw looks at", _by_peer(result, "rows", rows)))
     return tables
 
 
@@ -534,10 +537,8 @@ def draw(results: list[Result], folder: pathlib.Path) -> list[str]:
             alike = [case for case in cases if case["speed"] in (speed, "none")]
             if metric == "rows/s":
                 alike = [case for case in alike if case["explorers"]]
-            curves(axes, "explorers", metric, [(case["explorers"], case) for case in alike])
-            axes.set_xscale("symlog", base=2, linthresh=1)
-            ticks = [case["explorers"] for case in alike]
-            axes.set_xticks(ticks, [str(tick) for tick in ticks])
+            curves(axes, "explorers", metric, list(enumerate(alike)))
+            axes.set_xticks(range(len(alike)), [str(case["explorers"]) for case in alike])
             axes.set_xlabel("explorers")
             axes.set_title(title, fontsize=10)
         save(picture, "explorers")

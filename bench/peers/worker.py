@@ -139,7 +139,7 @@ class Case:
         self.at_once = at_once
         self.explorers = explorers
         self.rng = np.random.default_rng(1)
-        self.calls: dict[str, int] = {}
+        self.calls_per_second: dict[str, float] = {}
         self.kept: dict[str, Any] = {}
 
     def keep(self, name: str, make: Callable[[], Any]) -> Any:
@@ -148,20 +148,23 @@ class Case:
             self.kept[name] = make()
         return self.kept[name]
 
-    def calls_for(self, name: str, seconds: float, timed: Callable[[int], float]) -> int:
-        """Return how many calls take about so long; warms up on the first request."""
-        if name not in self.calls:
-            calls, spent = 1, timed(1)
-            while spent < seconds / 4 and calls < 10**7:
-                calls *= 2
-                spent = timed(calls)
-            self.calls[name] = max(1, round(calls * seconds / spent))
-        return self.calls[name]
-
     def rate(self, name: str, seconds: float, timed: Callable[[int], float]) -> float:
-        """Return calls per second, measured for about so long; `timed` says how long calls took."""
-        calls = self.calls_for(name, seconds, timed)
-        return calls / timed(calls)
+        """Return calls per second, measured for about so long; `timed` says how long calls took.
+
+        The first time, as many calls are made before as are then measured.
+        """
+        if name not in self.calls_per_second:
+            timed(1)
+            self.calls_per_second[name] = 1 / timed(1)
+            self.rate(name, seconds, timed)
+        calls, spent = 0, 0.0
+        while spent < 0.9 * seconds:
+            expected = self.calls_per_second[name]
+            chunk = max(1, min(round((seconds - spent) * expected), 8 * calls + 8))
+            spent += timed(chunk)
+            calls += chunk
+            self.calls_per_second[name] = calls / spent
+        return calls / spent
 
     def close(self) -> None:
         """End explorers, release memory."""
@@ -283,7 +286,7 @@ class Worker:
         """Return prioritized samples with updates per second, and thread CPU time of each."""
         one = self.cases[case]
         priorities = one.keep(f"priorities {rows}", lambda: random_priorities(one.rng, 64, rows))
-        spent = [0.0]
+        cpu_of: list[tuple[float, int]] = []
 
         def timed(calls: int) -> float:
             adapter = one.adapter
@@ -291,11 +294,15 @@ class Worker:
             for lap in range(calls):
                 cycle(adapter, rows, priorities[lap & 63])
             wall = time.perf_counter() - start
-            spent[0] = (time.thread_time() - cpu) / calls
+            cpu_of.append((time.thread_time() - cpu, calls))
             return wall
 
         rate = one.rate(f"cycles {rows}", seconds, timed)
-        return {"cycles/s": rate, "cpu us": spent[0] * 1e6}
+        cpu_seconds, calls = (sum(each) for each in zip(*cpu_of, strict=True))
+        measured = {"cycles/s": rate, "cpu us": cpu_seconds / calls * 1e6}
+        if hasattr(one.adapter, "lines_per_draw"):
+            measured["lines/draw"] = one.adapter.lines_per_draw()
+        return measured
 
     def learn(
         self,
@@ -373,9 +380,10 @@ class Worker:
     def fold_sizes(
         self, case: str, *, explorers: int, rows: int, seconds: float
     ) -> dict[str, float]:
-        """Say how many rows a fold takes in while explorers add at full speed.
+        """See how many rows the folds take in while explorers add at full speed.
 
-        "by row" is the size such that half of all rows come in folds at least that large.
+        `fold_alone` does the same again. "half in" is the size such that half of all rows come in
+        folds at least that large.
         """
         one = self.cases[case]
         adapter, crowd = one.adapter, one.explorers
@@ -389,39 +397,45 @@ class Worker:
                 now = adapter.rows_folded()
                 sizes.append(now - before)
                 before = now
+        one.kept["fold sizes"] = np.array(sizes, np.float64)
         largest_first = np.sort(sizes)[::-1]
         passed = np.searchsorted(np.cumsum(largest_first), largest_first.sum() / 2)
-        return {"mean": float(np.mean(sizes)), "by row": float(largest_first[passed])}
+        return {"mean": float(np.mean(sizes)), "half in": float(largest_first[passed])}
 
-    def fold_alone(self, case: str, *, fold: int, rows: int, seconds: float) -> dict[str, float]:
-        """Return the CPU time of taking in a row, ns.
+    def fold_alone(
+        self, case: str, *, explorers: int, rows: int, seconds: float
+    ) -> dict[str, float]:
+        """Return the CPU time of taking in a row, ns, while nobody adds.
 
-        An explorer adds `fold` rows and stops, then the learner cycles once; what a cycle with
-        nothing to take in costs is taken off.
+        Explorers add as many rows as a fold of `fold_sizes` took in and stop, then the learner
+        cycles once; what a cycle with nothing to take in costs is taken off. A fold is picked with
+        a chance in proportion to its rows, so that the mean of the costs per row is all folds' cost
+        over all their rows.
         """
         one = self.cases[case]
         adapter, crowd = one.adapter, one.explorers
-        if crowd is None or not hasattr(adapter, "rows_folded"):
-            raise Unsupported("it has no fold")
-        batches = max(1, round(fold / one.at_once))
+        sizes = one.kept.get("fold sizes")
+        if crowd is None or sizes is None or not sizes.sum():
+            raise Unsupported("no folds were seen")
         priorities = random_priorities(one.rng, rows)
-        plain, taken, folded = [], [], 0
+        costs, taken = [], []
         end = time.monotonic() + seconds
-        while time.monotonic() < end or len(taken) < 3:
-            crowd.send(1, ("add", batches))
-            crowd.wait(1)
+        while time.monotonic() < end or len(costs) < 5:
+            fold = min(one.rng.choice(sizes, p=sizes / sizes.sum()), 2.0 * one.filled)
+            crowd.send(explorers, ("add", max(1, round(fold / explorers / one.at_once))))
+            crowd.wait(explorers)
             before, cpu = adapter.rows_folded(), time.thread_time_ns()
             cycle(adapter, rows, priorities)
-            taken.append(time.thread_time_ns() - cpu)
-            folded += adapter.rows_folded() - before
+            cpu = time.thread_time_ns() - cpu
+            taken.append(adapter.rows_folded() - before)
             for _ in range(3):
                 cycle(adapter, rows, priorities)
-            cpu = time.thread_time_ns()
+            plain = time.thread_time_ns()
             for _ in range(4):
                 cycle(adapter, rows, priorities)
-            plain.append((time.thread_time_ns() - cpu) / 4)
-        extra = (np.mean(taken) - np.mean(plain)) * len(taken)
-        return {"ns/row": float(extra / folded), "rows": folded / len(taken)}
+            plain = (time.thread_time_ns() - plain) / 4
+            costs.append((cpu - plain) / taken[-1])
+        return {"ns/row": float(np.mean(costs)), "rows": float(np.mean(taken))}
 
     def start_up(self, *, capacity: int, fields: Fields, shared: bool) -> dict[str, float]:
         """Time creation, the first rows, the first sample, another handle, an explorer."""
