@@ -11,7 +11,7 @@ from interleaved import Bench, Point, run_alone
 from peers.rows import CARTPOLE, GYMNASIUM
 
 PEERS = "mpbuffer", "cpprb", "cpprb-mp", "sb3", "tianshou", "torchrl"
-MINUTES = 2.0
+MINUTES = 1.8
 BATCH = 100
 SAMPLE = 256
 

@@ -12,7 +12,7 @@ from peers import SHARED
 from peers.rows import CARTPOLE
 
 PEERS = "mpbuffer", "cpprb", "cpprb-mp", "torchrl", "tianshou"
-MINUTES = 1.5
+MINUTES = 1.2
 SAMPLE = 512
 EXPLORERS = 2
 THROTTLED = 2_000

@@ -19,7 +19,7 @@ from peers import SHARED
 from peers.rows import CARTPOLE
 
 PEERS = SHARED
-MINUTES = 4.5
+MINUTES = 4.2
 SAMPLE = 512
 BATCH = 50
 THROTTLED = 2_000  # rows/s of each explorer
@@ -48,9 +48,14 @@ def measure(bench: Bench) -> None:
         points.append(point(few, THROTTLED, True, made))
     many = min(16, max(counts))
     ours = {"case": "shared", "rows": SAMPLE, "seconds": seconds}
-    sizes = bench.ask("mpbuffer", "fold_sizes", ours | {"explorers": many})
-    bench.notes["rows of a fold"] = {name: f"{size:,.0f}" for name, size in sizes.items()}
-    points.append(Point({"fold of": many}, ["mpbuffer"], "fold_alone", ours | {"explorers": many}))
+    for pinned in (False, True) if len(os.sched_getaffinity(0)) > 1 else (False,):
+        of = {"own core": pinned}
+        for count in (0, many):
+            arguments = ours | {"explorers": count, "pinned": pinned}
+            case = {"cost beside": count} | of
+            points.append(Point(case, ["mpbuffer"], "cycle_cost", arguments))
+        case = {"fold of": many} | of
+        points.append(Point(case, ["mpbuffer"], "fold_alone", arguments))
     bench.repeat(points)
 
 

@@ -12,7 +12,7 @@ from peers.rows import ATARI, payload_bytes
 from row_size import memory_available
 
 PEERS = ("mpbuffer",)
-MINUTES = 0.6
+MINUTES = 0.5
 SAMPLE = 512
 
 

@@ -153,45 +153,45 @@ def _explorers(result: Result) -> list[Table]:
         ("a cycle: 99th percentile, µs", of("p99 us", cases)),
         ("a cycle: CPU time of the learner's thread, mean, µs", of("cpu us", cases)),
     ]
-    cost = learner_cost(Figures([result]))
-    if cost:
-        rows = [[name, spread(values)] for name, values in cost.items()]
-        tables.append(
-            ("the learner's cost while explorers add at full speed", table(["", ""], rows))
-        )
+    shared, own = (learner_cost(Figures([result]), pinned) for pinned in (False, True))
+    if shared:
+        rows = [[name, spread(values), spread(own.get(name))] for name, values in shared.items()]
+        heads = ["", "all on the same cores", "learner has a core to itself"]
+        tables.append(("the learner's cost while explorers add at full speed", table(heads, rows)))
     return tables
 
 
-def learner_cost(figures: Figures) -> dict[str, np.ndarray]:
+def learner_cost(figures: Figures, pinned: bool) -> dict[str, np.ndarray]:
     """Return what the learner's cycle costs beside explorers at full speed, less the fold."""
-    busiest = max(
-        (
-            figure["case"]["explorers"]
-            for figure in figures.all
-            if figure["question"] == "explorers"
-            and figure["case"].get("speed") == "full"
-            and figure["case"]["explorers"] <= 16
-        ),
-        default=0,
-    )
-    case = {"explorers": busiest, "speed": "full"}
-    of = "explorers", "mpbuffer"
-    alone = figures.values(*of, "cpu us", {"explorers": 0})
-    beside = figures.values(*of, "cpu us", case)
-    rows = figures.values(*of, "folded/cycle", case)
-    cost = figures.values(*of, "ns/row", {})
-    if alone is None or beside is None or rows is None or cost is None:
+    counts = [figure["case"].get("cost beside", 0) for figure in figures.all]
+    many = max(counts, default=0)
+
+    def of(metric: str, case: dict[str, int]) -> np.ndarray | None:
+        return figures.values("explorers", "mpbuffer", metric, case | {"own core": pinned})
+
+    beside = {"cost beside": many}
+    found = [
+        of("cpu us", {"cost beside": 0}),
+        of("cpu us", beside),
+        of("folded/cycle", beside),
+        of("ns/row", {"fold of": many}),
+        of("median cpu us", {"cost beside": 0}),
+        of("median cpu us", beside),
+    ]
+    if not many or any(values is None for values in found):
         return {}
-    both = min(map(len, (alone, beside, rows, cost)))
-    alone, beside, rows, cost = (each[:both] for each in (alone, beside, rows, cost))
-    less = beside - rows * cost / 1e3
+    both = min(len(values) for values in found if values is not None)
+    alone, busy, rows, cost, *medians = (each[:both] for each in found if each is not None)
+    less = busy - rows * cost / 1e3
     return {
-        "CPU time of a cycle without explorers, µs": alone,
-        f"CPU time of a cycle, {busiest} explorers, µs": beside,
+        "CPU time of a cycle without explorers, mean, µs": alone,
+        f"CPU time of a cycle, {many} explorers, mean, µs": busy,
         "rows folded a cycle": rows,
         "fold of a row, measured alone, ns": cost,
         "CPU time of a cycle less the fold, µs": less,
         "ratio of that to no explorers": less / alone,
+        "CPU time of the median cycle without explorers, µs": medians[0],
+        f"CPU time of the median cycle, {many} explorers, µs": medians[1],
     }
 
 
@@ -397,16 +397,19 @@ def demands(results: list[Result]) -> list[Demand]:
         said = f"cycles/s beside {count} throttled explorers"
         against(said, 50, "explorers", "cycles/s", case, "cpprb-mp")
         against(said, most, "explorers", "cycles/s", case, "best")
-    cost = learner_cost(figures)
-    said = "the learner's CPU time a cycle beside 16 explorers at full speed, less the fold of "
-    said += "the rows that came in, to that without explorers"
-    values = [float(np.median(of)) for of in cost.values()]
-    remark = "not measured in this run"
-    if cost and any("16 explorers" in name for name in cost):
-        remark = f"{values[1]:.1f} - {values[2]:,.0f} rows x {values[3]:.2f} ns = "
-        remark += f"{values[4]:.1f} µs; without explorers {values[0]:.1f} µs"
-    measured = cost.get("ratio of that to no explorers") if remark[0].isdigit() else None
-    lines.append(Demand(said, False, 1.3, measured, remark))
+    for pinned, where in ((False, "all on the same cores"), (True, "on a core of its own")):
+        cost = learner_cost(figures, pinned)
+        said = "the learner's CPU time a cycle beside 16 explorers at full speed, less the fold of "
+        said += f"the rows that came in, to that without explorers; {where}"
+        remark = ""
+        measured = None
+        if any("16 explorers" in name for name in cost):
+            values = [float(np.median(of)) for of in cost.values()]
+            remark = f"{values[1]:.1f} - {values[2]:,.0f} rows x {values[3]:.2f} ns = "
+            remark += f"{values[4]:.1f} µs; without explorers {values[0]:.1f} µs; the median cycle "
+            remark += f"{values[7]:.1f} and {values[6]:.1f} µs"
+            measured = cost["ratio of that to no explorers"]
+        lines.append(Demand(said, False, 1.3, measured, remark))
 
     case = {"explorers": 4, "speed": "full", "own core": False}
     said = "rows/s that four explorers add at full speed while the learner cycles"

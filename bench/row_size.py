@@ -17,7 +17,7 @@ from peers import SHARED
 from peers.rows import ATARI, Fields, fields_of_bytes, payload_bytes
 
 PEERS = SHARED
-MINUTES = 2.5
+MINUTES = 3.0
 SAMPLE = 512
 BATCH = 50
 EXPLORERS = 4

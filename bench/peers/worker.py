@@ -166,12 +166,36 @@ class Case:
             self.calls_per_second[name] = calls / spent
         return calls / spent
 
+    def adding(
+        self, explorers: int, rate: float, cpus: set[int]
+    ) -> contextlib.AbstractContextManager[float]:
+        """Let so many explorers add while the block runs; gives the time at which they start."""
+        if self.explorers is not None and explorers:
+            return self.explorers.adding(explorers, rate, cpus)
+        return contextlib.nullcontext(time.monotonic())
+
     def close(self) -> None:
         """End explorers, release memory."""
         if self.explorers is not None:
             self.explorers.stop()
         self.kept.clear()
         self.adapter.close()
+
+
+@contextlib.contextmanager
+def own_core(wanted: bool) -> Iterator[set[int]]:
+    """Keep this thread on one core, if wanted; gives the cores for everybody else."""
+    cpus = os.sched_getaffinity(0)
+    if not wanted:
+        yield cpus
+        return
+    if len(cpus) < 2:
+        raise Unsupported("there is one core only")
+    os.sched_setaffinity(0, {min(cpus)})
+    try:
+        yield cpus - {min(cpus)}
+    finally:
+        os.sched_setaffinity(0, cpus)
 
 
 def cycle(adapter: Adapter, rows: int, priorities: np.ndarray) -> None:
@@ -323,36 +347,21 @@ class Worker:
         crowd = one.explorers
         if explorers and (crowd is None or explorers > len(crowd.processes)):
             raise Unsupported(f"{explorers} explorers are too many: {one.adapter.slow_because}")
-        cpus = os.sched_getaffinity(0)
-        if pinned and len(cpus) < 2:
-            raise Unsupported("there is one core only")
-        learners = {min(cpus)} if pinned else cpus
         priorities = one.keep(f"priorities {rows}", lambda: random_priorities(one.rng, 64, rows))
-        explorers_on = cpus - learners or cpus
-        adding = (
-            crowd.adding(explorers, rate, explorers_on)
-            if crowd and explorers
-            else contextlib.nullcontext(time.monotonic())
-        )
-        os.sched_setaffinity(0, learners)
-        try:
-            with adding as start:
-                warmed = start + 0.1 + 0.2 * seconds
-                while time.monotonic() < warmed:
-                    cycle(one.adapter, rows, priorities[0])
-                return self._timed_cycles(one, rows, priorities, seconds)
-        finally:
-            os.sched_setaffinity(0, cpus)
+        with own_core(pinned) as others, one.adding(explorers, rate, others) as start:
+            warmed = start + 0.1 + 0.2 * seconds
+            while time.monotonic() < warmed:
+                cycle(one.adapter, rows, priorities[0])
+            return self._timed_cycles(one, rows, priorities, seconds)
 
     def _timed_cycles(
         self, one: Case, rows: int, priorities: np.ndarray, seconds: float
     ) -> dict[str, float]:
         adapter, crowd = one.adapter, one.explorers
-        folded = getattr(adapter, "rows_folded", lambda: 0)
         sample, update, clock = adapter.sample, adapter.update, time.perf_counter_ns
         times: list[int] = []
         gc.disable()
-        folded_before, arrived = folded(), crowd.arrived() if crowd else 0
+        arrived = crowd.arrived() if crowd else 0
         cpu = time.thread_time_ns()
         before = first = clock()
         end = first + int(seconds * 1e9)
@@ -363,7 +372,6 @@ class Worker:
             before = now
         cpu = time.thread_time_ns() - cpu
         arrived = (crowd.arrived() if crowd else 0) - arrived
-        folded_rows = folded() - folded_before
         gc.enable()
         wall = (before - first) / 1e9
         p50, p99 = np.percentile(times, [50, 99]) / 1e3
@@ -374,67 +382,80 @@ class Worker:
             "p99/p50": float(p99 / p50),
             "rows/s": arrived / wall,
             "cpu us": cpu / len(times) / 1e3,
-            "folded/cycle": folded_rows / len(times),
         }
 
-    def fold_sizes(
-        self, case: str, *, explorers: int, rows: int, seconds: float
+    def cycle_cost(
+        self, case: str, *, explorers: int, rows: int, seconds: float, pinned: bool
     ) -> dict[str, float]:
-        """See how many rows the folds take in while explorers add at full speed.
+        """Return the CPU time of the learner's cycle beside explorers at full speed.
 
-        `fold_alone` does the same again. "half in" is the size such that half of all rows come in
-        folds at least that large.
+        And the rows that a cycle folds: a fold takes in one lap of the buffer at most, however
+        many rows were added. "half in" is the size such that half of all rows come in folds at
+        least that large. `fold_alone` makes folds of the sizes that were seen here.
         """
         one = self.cases[case]
         adapter, crowd = one.adapter, one.explorers
         if crowd is None or not hasattr(adapter, "rows_folded"):
             raise Unsupported("it has no fold")
-        priorities = random_priorities(one.rng, rows)
-        sizes, before = [], adapter.rows_folded()
-        with crowd.adding(explorers, 0, os.sched_getaffinity(0)) as start:
-            while time.monotonic() < start + seconds:
-                cycle(adapter, rows, priorities)
+        priorities = one.keep(f"priorities {rows}", lambda: random_priorities(one.rng, 64, rows))
+        sizes, costs = [], []
+        with own_core(pinned) as others, one.adding(explorers, 0, others) as start:
+            while time.monotonic() < start + 0.1 + 0.2 * seconds:
+                cycle(adapter, rows, priorities[0])
+            before = adapter.rows_folded()
+            end = time.monotonic() + seconds
+            while time.monotonic() < end:
+                cpu = time.thread_time_ns()
+                cycle(adapter, rows, priorities[len(costs) & 63])
+                costs.append(time.thread_time_ns() - cpu)
                 now = adapter.rows_folded()
-                sizes.append(now - before)
+                sizes.append(min(now - before, one.filled))
                 before = now
-        one.kept["fold sizes"] = np.array(sizes, np.float64)
+        if explorers:
+            one.kept[f"fold sizes, pinned {pinned}"] = np.array(sizes, np.float64)
         largest_first = np.sort(sizes)[::-1]
         passed = np.searchsorted(np.cumsum(largest_first), largest_first.sum() / 2)
-        return {"mean": float(np.mean(sizes)), "half in": float(largest_first[passed])}
+        return {
+            "cpu us": float(np.mean(costs)) / 1e3,
+            "median cpu us": float(np.median(costs)) / 1e3,
+            "folded/cycle": float(np.mean(sizes)),
+            "half in": float(largest_first[passed]),
+        }
 
     def fold_alone(
-        self, case: str, *, explorers: int, rows: int, seconds: float
+        self, case: str, *, explorers: int, rows: int, seconds: float, pinned: bool
     ) -> dict[str, float]:
         """Return the CPU time of taking in a row, ns, while nobody adds.
 
-        Explorers add as many rows as a fold of `fold_sizes` took in and stop, then the learner
+        Explorers add as many rows as a fold of `cycle_cost` took in and stop, then the learner
         cycles once; what a cycle with nothing to take in costs is taken off. A fold is picked with
         a chance in proportion to its rows, so that the mean of the costs per row is all folds' cost
         over all their rows.
         """
         one = self.cases[case]
         adapter, crowd = one.adapter, one.explorers
-        sizes = one.kept.get("fold sizes")
+        sizes = one.kept.get(f"fold sizes, pinned {pinned}")
         if crowd is None or sizes is None or not sizes.sum():
             raise Unsupported("no folds were seen")
         priorities = random_priorities(one.rng, rows)
         costs, taken = [], []
         end = time.monotonic() + seconds
-        while time.monotonic() < end or len(costs) < 5:
-            fold = min(one.rng.choice(sizes, p=sizes / sizes.sum()), 2.0 * one.filled)
-            crowd.send(explorers, ("add", max(1, round(fold / explorers / one.at_once))))
-            crowd.wait(explorers)
-            before, cpu = adapter.rows_folded(), time.thread_time_ns()
-            cycle(adapter, rows, priorities)
-            cpu = time.thread_time_ns() - cpu
-            taken.append(adapter.rows_folded() - before)
-            for _ in range(3):
+        with own_core(pinned):
+            while time.monotonic() < end or len(costs) < 5:
+                fold = one.rng.choice(sizes, p=sizes / sizes.sum())
+                crowd.send(explorers, ("add", max(1, round(fold / explorers / one.at_once))))
+                crowd.wait(explorers)
+                before, cpu = adapter.rows_folded(), time.thread_time_ns()
                 cycle(adapter, rows, priorities)
-            plain = time.thread_time_ns()
-            for _ in range(4):
-                cycle(adapter, rows, priorities)
-            plain = (time.thread_time_ns() - plain) / 4
-            costs.append((cpu - plain) / taken[-1])
+                cpu = time.thread_time_ns() - cpu
+                taken.append(min(adapter.rows_folded() - before, one.filled))
+                for _ in range(3):
+                    cycle(adapter, rows, priorities)
+                plain = time.thread_time_ns()
+                for _ in range(4):
+                    cycle(adapter, rows, priorities)
+                plain = (time.thread_time_ns() - plain) / 4
+                costs.append((cpu - plain) / taken[-1])
         return {"ns/row": float(np.mean(costs)), "rows": float(np.mean(taken))}
 
     def start_up(self, *, capacity: int, fields: Fields, shared: bool) -> dict[str, float]:
