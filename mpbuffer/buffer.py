@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mpbuffer import _core
+from mpbuffer.batches import Batches
 from mpbuffer.errors import SegmentMismatch
 from mpbuffer.process_exit import close_at_exit
 from mpbuffer.schema import describe, fields_from, read_description
@@ -400,6 +401,54 @@ class ReplayBuffer(_core.ReplayBuffer):
         """Return the rows in the slots given; IndexError if one holds no complete row."""
         return _core.rows_at(self, indexes)
 
+    def batches(
+        self,
+        batch_size: int,
+        *,
+        return_indexes: bool = False,
+        prefetch: int = 0,
+        tensors: bool = False,
+        pin_memory: bool = False,
+    ) -> Batches:
+        """Return an endless iterator over samples, in memory that is used again.
+
+        Parameters
+        ----------
+        batch_size : int
+            Rows of each batch, at least 1.
+        return_indexes : bool, optional
+            Whether to add ``"indexes"``.
+        prefetch : int, optional
+            How many batches are gathered ahead, by a thread that needs no GIL; 0: none.
+        tensors : bool, optional
+            Whether batches are dicts of torch tensors, of the same memory.
+        pin_memory : bool, optional
+            Whether the arrays lie in page-locked memory, from which torch copies to the GPU without
+            waiting. An array is then used again only after what the current CUDA stream had been
+            asked to copy when the last reference to it was gone.
+
+        Returns
+        -------
+        Batches
+            To be iterated by one thread, and closed; it raises what sample() does.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If `batch_size` or `prefetch` is no such number.
+        ImportError, RuntimeError
+            If torch, or its CUDA, is asked for and not there.
+        """
+        return Batches(
+            self,
+            batch_size,
+            beta=None,
+            return_indexes=bool(return_indexes),
+            prefetch=prefetch,
+            tensors=tensors,
+            pin_memory=pin_memory,
+        )
+
     def clear(self) -> None:
         """Remove all rows; the next one goes to slot 0. Any process may call it.
 
@@ -488,6 +537,51 @@ class PrioritizedReplayBuffer(_core.PrioritizedReplayBuffer, ReplayBuffer):
     def eps(self) -> float:
         """What is added to every priority."""
         return float(_core.shape(self)["eps"])
+
+    def batches(  # type: ignore[override]
+        self,
+        batch_size: int,
+        beta: float = 0.4,
+        *,
+        prefetch: int = 0,
+        tensors: bool = False,
+        pin_memory: bool = False,
+    ) -> Batches:
+        """Return an endless iterator over samples, in memory that is used again.
+
+        For the learner, as sample(). With `prefetch`, batches are drawn from the priorities of up
+        to so many updates ago; updates are exact all the same, as described for
+        update_priorities().
+
+        Parameters
+        ----------
+        batch_size : int
+            Rows of each batch, at least 1.
+        beta : float, optional
+            Exponent of the importance weights, at least 0. The iterator's attribute ``beta``
+            changes it for what is drawn from then on.
+        prefetch, tensors, pin_memory : optional
+            As for ReplayBuffer.
+
+        Returns
+        -------
+        Batches
+            To be iterated by one thread, and closed; it raises what sample() does.
+
+        Raises
+        ------
+        TypeError, ValueError, ImportError, RuntimeError
+            As for ReplayBuffer, and ValueError if `beta` is negative or not finite.
+        """
+        return Batches(
+            self,
+            batch_size,
+            beta=beta,
+            return_indexes=True,
+            prefetch=prefetch,
+            tensors=tensors,
+            pin_memory=pin_memory,
+        )
 
     def get_max_priority(self) -> float:
         """Return the largest priority supplied since creation or clear(), at least 1.0."""

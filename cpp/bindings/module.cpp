@@ -7,11 +7,13 @@
 #include <atomic>
 #include <cstring>
 
+#include "batch_gatherer.hpp"
 #include "error.hpp"
 #include "errors.hpp"
 #include "hot_calls.hpp"
 #include "inspection_calls.hpp"
 #include "numpy_api.hpp"
+#include "output_batch.hpp"
 #include "schema.hpp"
 #include "source_digest.hpp"
 
@@ -356,6 +358,21 @@ PYBIND11_MODULE(_core, module) {
     module.def("leaves", leaves, py::arg("buffer"));
     module.def("learner_status", learner_status, py::arg("buffer"));
     module.def("processes", processes, py::arg("buffer"));
+    py::class_<BatchGatherer>(module, "BatchGatherer",
+                              py::metaclass(reinterpret_cast<PyObject*>(&PyType_Type)))
+        .def(py::init<py::object, bool>(), py::arg("buffer"), py::arg("return_indexes"))
+        .def("submit", &BatchGatherer::submit, py::arg("arrays"), py::arg("rows"), py::arg("beta"))
+        .def("take", &BatchGatherer::take)
+        .def("discard", &BatchGatherer::discard);
+    module.def(
+        "empty_batch",
+        [](const py::object& self, std::size_t rows, bool return_indexes) {
+            BufferState& state = state_of(self);
+            const bool prioritized = state.core->prioritized();
+            OutputBatch batch(state, rows, {prioritized, prioritized || return_indexes}, nullptr);
+            return py::reinterpret_steal<py::dict>(batch.take_dict());
+        },
+        py::arg("buffer"), py::arg("rows"), py::arg("return_indexes"));
     add_inspection_calls(module);
 }
 

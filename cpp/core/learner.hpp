@@ -22,6 +22,7 @@
 #include <unordered_map>
 #include <vector>
 
+#include "draws.hpp"
 #include "layout.hpp"
 #include "sampler.hpp"
 #include "slot_ring.hpp"
@@ -35,13 +36,6 @@ struct PriorityRule {
     float leaf(double priority) const { return leaf_of(priority, alpha, eps); }
 };
 
-struct SampleTarget {
-    std::span<const FieldTarget> fields;
-    std::int64_t* indexes;       // slots; not null
-    std::uint64_t* generations;  // the rows' seqs; not null
-    float* weights;              // not null in a prioritized sample
-};
-
 class Learner {
   public:
     // Takes over from whoever was the learner before: reads every slot word once, O(capacity).
@@ -53,6 +47,12 @@ class Learner {
 
     // Draws `count` rows by priority, stratified, into the target. EmptyBuffer if no row is there.
     void sample(std::size_t count, double beta, Generator& generator, const SampleTarget& target);
+
+    // The same in steps, `copy_rows` being the second: folds and draws; then draws again, from the
+    // same strata, what copy_rows has missed, and computes the weights. What else the learner does
+    // in between changes nothing of what was drawn.
+    void draw(std::size_t count, Generator& generator, Draws& draws);
+    void finish(double beta, Generator& generator, Draws& draws, const SampleTarget& target);
 
     // Sets priorities[i] for the row that `slots[i]` meant when it was sampled: its generation
     // where one is given (not 0, and of this slot), else the seq last sampled there, else the one
@@ -83,8 +83,8 @@ class Learner {
     void fold_clear(std::uint64_t cleared);
     void recheck_pending();
     void require_rows();
-    void draw_again(std::size_t i, std::size_t count, Generator& generator);
-    bool gather(std::size_t i, const SampleTarget& target);
+    void look_up(std::size_t i, Draws& draws) const;
+    void draw_again(std::size_t i, Generator& generator, Draws& draws);
     void publish();
 
     SlotRing ring_;
@@ -106,10 +106,8 @@ class Learner {
     std::uint64_t updates_ = 0;
     std::uint64_t stale_ = 0;
     std::uint64_t draws_ = 0;
-    std::vector<double> masses_;
-    std::vector<std::uint64_t> slots_;
     std::vector<std::uint64_t> touched_;
-    std::vector<float> drawn_leaves_;
+    Draws draws_of_sample_;
 };
 
 }  // namespace mpbuffer
