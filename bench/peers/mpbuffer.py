@@ -1,6 +1,7 @@
 """mpbuffer."""
 
 import ctypes
+import os
 import time
 
 import mpbuffer
@@ -66,11 +67,12 @@ class Mpbuffer(Adapter):
 
     def _mapping(self) -> tuple[int, int]:
         """Return where the largest mapping of the segment starts and ends."""
+        segment = os.stat(f"/dev/shm/mpbuffer-{os.getuid()}-{self.rb.name}").st_ino
         spans = []
         with open("/proc/self/maps") as file:
-            for line in file:
-                if line.rstrip().endswith(f"-{self.rb.name}"):
-                    start, end = (int(address, 16) for address in line.split()[0].split("-"))
+            for addresses, _, _, _, inode, *_ in map(str.split, file):
+                if int(inode) == segment:
+                    start, end = (int(address, 16) for address in addresses.split("-"))
                     spans.append((end - start, start, end))
         return max(spans)[1:]
 
