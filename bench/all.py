@@ -8,6 +8,7 @@ environments of their own, say --python PEER=PATH for each; README.md tells how 
 """
 
 import json
+import os
 import pathlib
 import time
 from types import ModuleType
@@ -60,13 +61,17 @@ def main() -> None:
         "ratios": summary(results),
         "requirements": demands_table(results),
     }
+    pictures = draw(results, options.out)
     for result in results:
-        tables = (f"{title[0].upper()}{title[1:]}:\n\n{text}" for title, text in tables_of(result))
-        parts[result["question"]] = "\n\n".join(tables)
+        shown = [f"{title[0].upper()}{title[1:]}:\n\n{text}" for title, text in tables_of(result)]
+        name = result["question"]
+        if name in pictures:
+            said, file = pictures[name]
+            shown.insert(0, f"![{said}]({os.path.relpath(file, PAGE.parent)})")
+            print(file)
+        parts[name] = "\n\n".join(shown)
     page = "\n\n".join(f"## {name}\n\n{part}" for name, part in parts.items())
     (options.out / "tables.md").write_text(page + "\n")
-    for picture in draw(results, options.out):
-        print(options.out / picture)
     if options.short:
         print("a smoke run: README.md is as it was")
     else:

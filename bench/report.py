@@ -72,7 +72,9 @@ def _three_digits(value: float) -> str:
     size = abs(value)
     if size >= 99.95 or value == 0:
         return f"{value:,.0f}"
-    return f"{value:.1f}" if size >= 9.995 else f"{value:.2f}"
+    if size >= 9.995:
+        return f"{value:.1f}"
+    return f"{value:.2f}" if size >= 0.0995 else f"{value:.2g}"
 
 
 def spread(values: np.ndarray | None, scale: float = 1.0, unit: str = "") -> str:
@@ -483,8 +485,8 @@ def described(results: list[Result]) -> str:
     return "\n".join(lines)
 
 
-def draw(results: list[Result], folder: pathlib.Path) -> list[str]:
-    """Draw the pictures; return their file names."""
+def draw(results: list[Result], folder: pathlib.Path) -> dict[str, tuple[str, pathlib.Path]]:
+    """Draw pictures of some questions; return what each shows, and its file."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -492,7 +494,7 @@ def draw(results: list[Result], folder: pathlib.Path) -> list[str]:
 
     figures = Figures(results)
     by_question = {result["question"]: result for result in results}
-    drawn = []
+    drawn = {}
 
     def curves(
         axes: Any, question: str, metric: str, points: list[tuple[Any, dict]], inverse: bool = False
@@ -515,7 +517,7 @@ def draw(results: list[Result], folder: pathlib.Path) -> list[str]:
         axes.set_yscale("log")
         axes.grid(True, which="major", alpha=0.3)
 
-    def save(picture: Any, name: str) -> None:
+    def save(picture: Any, name: str, said: str) -> None:
         for axes in picture.axes:
             if axes.get_legend_handles_labels()[0]:
                 axes.legend(fontsize=8)
@@ -523,7 +525,7 @@ def draw(results: list[Result], folder: pathlib.Path) -> list[str]:
         picture.tight_layout()
         picture.savefig(folder / f"{name}.png", dpi=110)
         pyplot.close(picture)
-        drawn.append(f"{name}.png")
+        drawn[name] = said, folder / f"{name}.png"
 
     if "explorers" in by_question:
         picture, panels = pyplot.subplots(1, 3, figsize=(13, 4.2))
@@ -544,7 +546,7 @@ def draw(results: list[Result], folder: pathlib.Path) -> list[str]:
             axes.set_xticks(range(len(alike)), [str(case["explorers"]) for case in alike])
             axes.set_xlabel("explorers")
             axes.set_title(title, fontsize=10)
-        save(picture, "explorers")
+        save(picture, "explorers", "cycles and rows against the number of explorers")
 
     if "capacity" in by_question:
         picture, axes = pyplot.subplots(figsize=(6, 4.2))
@@ -554,7 +556,7 @@ def draw(results: list[Result], folder: pathlib.Path) -> list[str]:
         axes.set_xscale("log")
         axes.set_xlabel("rows")
         axes.set_title("a cycle of 512 rows, µs", fontsize=10)
-        save(picture, "capacity")
+        save(picture, "capacity", "a cycle against the capacity")
 
     if "row_size" in by_question:
         picture, panels = pyplot.subplots(1, 2, figsize=(10, 4.2), sharey=True)
@@ -565,7 +567,7 @@ def draw(results: list[Result], folder: pathlib.Path) -> list[str]:
             axes.set_xscale("log")
             axes.set_xlabel("bytes of a row")
             axes.set_title(f"learner's cycles/s, E={explorers}", fontsize=10)
-        save(picture, "row_size")
+        save(picture, "row_size", "cycles against the size of a row")
 
     if "calls" in by_question:
         cases = _cases(by_question["calls"])
@@ -589,7 +591,7 @@ def draw(results: list[Result], folder: pathlib.Path) -> list[str]:
         axes.axvline(1, color="black", lw=0.8)
         axes.grid(True, axis="x", alpha=0.3)
         axes.set_title("one process: how many times as fast mpbuffer is", fontsize=10)
-        save(picture, "calls")
+        save(picture, "calls", "how many times as fast each call is")
     return drawn
 
 
