@@ -404,8 +404,8 @@ def test_spawned_ones_killed_and_stopped_at_random(tmp_path):
 @pytest.mark.slow
 @pytest.mark.timeout(7200)
 def test_spawned_ones_killed_and_stopped_at_random_many_times(tmp_path):
-    kills = numbers_asked_for("MPBUFFER_SPAWNED_KILLS", 100)
-    stops = numbers_asked_for("MPBUFFER_SPAWNED_STOPS", 30)
+    kills = numbers_asked_for("MPBUFFER_SPAWNED_KILLS", 300)
+    stops = numbers_asked_for("MPBUFFER_SPAWNED_STOPS", 100)
     campaign = Campaign(kills, stops, seed=3, notes_file=tmp_path / "notes")
     campaign.run()
     print(dict(campaign.counts))
