@@ -44,7 +44,7 @@ def is_used_elsewhere(segment, begun):
             continue
         if ancestor != os.getpid() and (old or child != int(process.name)):
             return True
-    return False
+    return not (SHARED_MEMORY / segment).exists()  # its user removed it meanwhile
 
 
 def pytest_configure(config):
