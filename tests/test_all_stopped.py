@@ -29,7 +29,12 @@ ROW = 2**20  # float64: copying one takes most of an add's time, so that a stop 
 SLOTS = 2
 META_OFFSET = 184  # in the header, as cpp/core/layout.hpp draws it
 
-BOUNDS = {"add": 1.0, "sample": 0.5, "sample again": 0.5}  # in seconds; of the rest: 0
+BOUNDS = {
+    "add": 1.0,
+    "sample": 0.5,
+    "batches": 0.5,
+    "sample again": 0.5,
+}  # in seconds; of the rest: 0
 BESIDE_ALL_BOUNDS = 1.0
 
 
@@ -81,6 +86,7 @@ def calls_of(buffer):
     calls = {
         "add": (lambda: buffer.add(a=row), SlotsHeld),
         "sample": (lambda: buffer.sample(4), EmptyBuffer),
+        "batches": (lambda: next(buffer.batches(4, prefetch=1)), EmptyBuffer),
         "get_stored_size": (buffer.get_stored_size, ()),
         "get_buffer_size": (buffer.get_buffer_size, ()),
         "get_next_index": (buffer.get_next_index, ()),

@@ -29,14 +29,32 @@ CORE_MAY_INCLUDE = {
     "stop_points": set(),
     "sum_tree": set(),
     "file_locks": {"error"},
+    "big_memory": {"error"},
     "memory_room": {"error"},
     "owned_descriptor": {"error", "file_locks"},
     "process_table": {"error", "file_locks", "stop_points"},
-    "shared_segment": {"error", "file_locks", "memory_room", "owned_descriptor", "stop_points"},
+    "shared_segment": {
+        "big_memory",
+        "error",
+        "file_locks",
+        "memory_room",
+        "owned_descriptor",
+        "stop_points",
+    },
     "slot_ring": {"row_copy", "slot_word", "stop_points"},
+    "draws": {"row_copy", "slot_ring"},
     "schema": {"error", "slot_ring"},
     "layout": {"error", "process_table", "shared_segment", "slot_ring", "sum_tree"},
-    "learner": {"error", "layout", "sampler", "slot_ring", "stop_points", "sum_tree"},
+    "learner": {
+        "big_memory",
+        "draws",
+        "error",
+        "layout",
+        "sampler",
+        "slot_ring",
+        "stop_points",
+        "sum_tree",
+    },
     "inspection": {
         "error",
         "file_locks",
@@ -47,6 +65,7 @@ CORE_MAY_INCLUDE = {
         "sum_tree",
     },
     "replay_buffer": {
+        "draws",
         "error",
         "file_locks",
         "fork_watch",
@@ -60,6 +79,7 @@ CORE_MAY_INCLUDE = {
     },
 }
 BINDINGS_MAY_INCLUDE = {
+    "draws",
     "error",
     "inspection",
     "replay_buffer",
@@ -73,13 +93,18 @@ PACKAGE_MAY_IMPORT = {
     "process_exit": set(),
     "schema": {"errors"},
     "_core": {"schema"},  # the stub
-    "buffer": {"_core", "errors", "process_exit", "schema"},
+    "batches": {"_core", "errors"},
+    "buffer": {"_core", "batches", "errors", "process_exit", "schema"},
     "inspection": {"_core", "errors", "schema"},
     "commands": {"errors", "inspection"},
     "cli": {"commands"},
-    "__init__": {"buffer", "errors"},
+    "__init__": {"batches", "buffer", "errors"},
 }
-PACKAGE_MAY_NEED = {"_core": {"numpy", "typing_extensions"}, "commands": {"click", "rich"}}
+PACKAGE_MAY_NEED = {
+    "_core": {"numpy", "typing_extensions"},
+    "batches": {"numpy", "torch"},
+    "commands": {"click", "rich"},
+}
 CAPABILITY_MAY_IMPORT = {"buffer", "errors", "schema"}  # every module that comes later
 
 CONTENTLESS_NAMES = {"util", "utils", "common", "helper", "helpers", "manager", "detail", "misc"}
@@ -93,7 +118,9 @@ def source_files():
     for folder in SOURCE_FOLDERS:
         files += [path for path in (ROOT / folder).rglob("*") if path.is_file()]
     return sorted(
-        path for path in files if path.suffix in SOURCE_SUFFIXES and "__pycache__" not in path.parts
+        path
+        for path in files
+        if path.suffix in SOURCE_SUFFIXES and not {"__pycache__", ".ruff_cache"} & set(path.parts)
     )
 
 

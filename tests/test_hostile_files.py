@@ -796,6 +796,7 @@ CALLS_AFTER_CLOSE = {
     "add": lambda b: b.add(**ROW),
     "sample": lambda b: b.sample(1),
     "sample_uniform": lambda b: b.sample_uniform(1),
+    "batches": lambda b: b.batches(1),
     "update_priorities": lambda b: b.update_priorities([0], [1.0]),
     "get_generations": lambda b: b.get_generations([0]),
     "get_all_transitions": lambda b: b.get_all_transitions(),

@@ -52,14 +52,6 @@ class Locked {
     std::unique_lock<std::mutex> lock_;
 };
 
-// Fresh arrays for `rows` rows of each field, and where the core writes them.
-struct OutputArrays {
-    std::vector<pybind11::object> arrays;
-    std::vector<FieldTarget> targets;
-    OutputArrays(const BufferState& state, std::size_t rows);
-    pybind11::dict to_dict(const BufferState& state) const;
-};
-
 // Slots in [0, size) out of any array of integers, and, where they lie in a live sample's memory,
 // the generations of the rows meant. Raises TypeError, IndexError.
 struct ConvertedIndexes {

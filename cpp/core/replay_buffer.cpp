@@ -139,6 +139,7 @@ ReplayBuffer::~ReplayBuffer() {
 
 void ReplayBuffer::close() noexcept {
     if (!open_) return;
+    const std::scoped_lock nobody_copies(copying_);
     open_ = false;
     // A child forked half-way would close descriptors and unmap memory that are no longer its.
     const ForkPause pause;
@@ -174,6 +175,7 @@ void ReplayBuffer::after_fork_in_child() noexcept {
     leaf_priority_ = -1;
     new (&add_mutex_) std::mutex;
     new (&learner_mutex_) std::mutex;
+    new (&copying_) std::shared_mutex;
     new (&identity_mutex_) std::mutex;
 }
 
@@ -304,50 +306,99 @@ Generator& ReplayBuffer::generator() {
 }
 
 void ReplayBuffer::sample_uniform(std::size_t count, const SampleTarget& target) {
-    Generator& draws = generator();
-    const std::uint64_t cleared = ring_.clear_before();
-    const std::uint64_t position = ring_.position();
-    const std::uint64_t oldest = std::max(cleared, position - std::min(position, capacity()));
-    if (position <= oldest) throw_empty(ring_.why_empty());
-    const std::uint64_t span = position - oldest;
-    const std::uint64_t first_slot = oldest % capacity();
-    const auto draw = [&]() {
-        const std::uint64_t slot = first_slot + draws.below(span);
-        return slot < capacity() ? slot : slot - capacity();
-    };
-    std::vector<std::uint64_t>& slots = local_->slots;
-    slots.resize(count);
-    for (std::uint64_t& slot : slots) {
-        slot = draw();
-        ring_.prefetch_meta(slot);
-        ring_.prefetch_record(slot, shape().row_bytes);
+    ready();
+    Draws& draws = local_->uniform_draws;
+    draw_uniform(count, draws);
+    copy_rows(ring_, shape().row_bytes, draws, target);
+    finish_uniform(draws, target);
+}
+
+void ReplayBuffer::gather(std::size_t count, double beta, const SampleTarget& target) {
+    std::unique_lock<std::mutex> lock(learner_mutex_);
+    try {
+        Learner& drawing = learner();
+        std::unique_ptr<Draws> draws = take_draws();
+        drawing.draw(count, generator(), *draws);
+        lock.unlock();
+        copy_drawn_rows(*draws, target);
+        lock.lock();
+        learner().finish(beta, generator(), *draws, target);
+        local_->spare_draws.push_back(std::move(draws));
+    } catch (const EmptyBuffer& error) {
+        throw_empty(error.what());
     }
+}
+
+void ReplayBuffer::gather_uniform(std::size_t count, const SampleTarget& target) {
+    std::unique_lock<std::mutex> lock(learner_mutex_);
+    ready();
+    std::unique_ptr<Draws> draws = take_draws();
+    draw_uniform(count, *draws);
+    lock.unlock();
+    copy_drawn_rows(*draws, target);
+    lock.lock();
+    ready();
+    finish_uniform(*draws, target);
+    local_->spare_draws.push_back(std::move(draws));
+}
+
+bool ReplayBuffer::learner_mutex_taken() {
+    const std::unique_lock<std::mutex> lock(learner_mutex_, std::try_to_lock);
+    return !lock.owns_lock();
+}
+
+std::unique_ptr<Draws> ReplayBuffer::take_draws() {
+    auto& spare = local_->spare_draws;
+    if (spare.empty()) return std::make_unique<Draws>();
+    std::unique_ptr<Draws> draws = std::move(spare.back());
+    spare.pop_back();
+    draws->any_row = false;
+    return draws;
+}
+
+void ReplayBuffer::copy_drawn_rows(Draws& draws, const SampleTarget& target) {
+    const std::shared_lock<std::shared_mutex> stays_open(copying_);
+    ready();
+    copy_rows(ring_, shape().row_bytes, draws, target);
+}
+
+void ReplayBuffer::draw_uniform(std::size_t count, Draws& draws) {
+    ready();
+    draws.any_row = true;
+    draws.cleared = ring_.clear_before();
+    const std::uint64_t position = ring_.position();
+    const std::uint64_t oldest = std::max(draws.cleared, position - std::min(position, capacity()));
+    if (position <= oldest) throw_empty(ring_.why_empty());
+    draws.first_slot = oldest % capacity();
+    draws.slots_claimed = position - oldest;
+    draws.slots.resize(count);
+    for (std::uint64_t& slot : draws.slots) slot = draw_slot(draws);
+}
+
+std::uint64_t ReplayBuffer::draw_slot(const Draws& draws) {
+    const std::uint64_t slot = draws.first_slot + local_->generator.below(draws.slots_claimed);
+    return slot < capacity() ? slot : slot - capacity();
+}
+
+// Draws again for each place whose slot held no row: at first among all slots that were claimed,
+// then, since few rows are complete, among those that a scan has found, a bounded number of times.
+void ReplayBuffer::finish_uniform(Draws& draws, const SampleTarget& target) {
     std::vector<std::uint64_t> filled;
-    for (std::size_t i = 0; i < count; ++i) {
-        std::uint64_t slot = slots[i];
-        for (int redraws = 0;; ++redraws) {
-            std::uint64_t* const generation = target.generations + i;
-            *generation = ring_.read_any(slot, cleared, [&](const std::byte* record) {
-                for (const FieldTarget& field : target.fields) {
-                    load_from_record(field.values + i * field.bytes, record + field.offset,
-                                     field.bytes);
-                }
-            });
-            if (*generation != 0) break;
+    for (const std::size_t place : draws.missed) {
+        int redraws = filled.empty() ? 0 : max_redraws;
+        do {
             if (redraws < max_redraws) {
-                slot = draw();
-                continue;
+                draws.slots[place] = draw_slot(draws);
+            } else {
+                if (redraws == max_redraws + max_scans) {
+                    throw_empty("no row is complete: every slot is empty or being written");
+                }
+                if (redraws > max_redraws) std::this_thread::yield();
+                if (filled.empty() || redraws > max_redraws) filled = filled_slots(false);
+                if (!filled.empty()) draws.slots[place] = filled[generator().below(filled.size())];
             }
-            // Few rows are complete: look for them, a bounded number of times.
-            if (redraws >= max_redraws + max_scans) {
-                throw_empty("no row is complete: every slot is empty or being written");
-            }
-            if (redraws > max_redraws) std::this_thread::yield();
-            if (filled.empty() || redraws > max_redraws) filled = filled_slots(false);
-            if (filled.empty()) continue;
-            slot = filled[draws.below(filled.size())];
-        }
-        target.indexes[i] = static_cast<std::int64_t>(slot);
+            ++redraws;
+        } while (!copy_row(ring_, place, draws, target));
     }
 }
 

@@ -207,6 +207,13 @@ bool take_presence(int fd) {
     throw_system_failure(cause, code);
 }
 
+[[noreturn]] void throw_no_room(std::size_t bytes, std::size_t done, const std::string& verb,
+                                const SegmentOptions& options, int code) {
+    throw NotEnoughMemory(verb + ": needs " + readable_bytes(bytes) + ", only " +
+                          readable_bytes(done) + " could be allocated in " + options.directory +
+                          ": " + errno_sentence(code));
+}
+
 // Allocates every page, in pieces between which the user may interrupt. The kernel undoes a piece
 // when a signal comes, so under a fast timer a piece must shrink to get through at all.
 void allocate(int fd, std::size_t bytes, const std::string& verb, const SegmentOptions& options) {
@@ -214,7 +221,7 @@ void allocate(int fd, std::size_t bytes, const std::string& verb, const SegmentO
     std::size_t done = 0;
     unsigned interruptions = 0;
     while (done < bytes) {
-        if (options.check_interrupt) options.check_interrupt();
+        if (options.progress) options.progress(done);
         const std::size_t wanted = std::min(piece, bytes - done);
         if (fallocate(fd, 0, static_cast<off_t>(done), static_cast<off_t>(wanted)) == 0) {
             done += wanted;
@@ -227,9 +234,7 @@ void allocate(int fd, std::size_t bytes, const std::string& verb, const SegmentO
             continue;
         }
         if (code == ENOSPC || code == ENOMEM || code == EDQUOT || code == EFBIG) {
-            throw NotEnoughMemory(verb + ": needs " + readable_bytes(bytes) + ", only " +
-                                  readable_bytes(done) + " could be allocated in " +
-                                  options.directory + ": " + errno_sentence(code));
+            throw_no_room(bytes, done, verb, options, code);
         }
         throw_system_failure(verb + ": " + readable_bytes(bytes) + " in " + options.directory +
                                  " cannot be allocated",
@@ -334,9 +339,8 @@ SharedSegment SharedSegment::create(const std::string& name, std::size_t bytes,
             throw_creation_failure(verb, options.directory, EBUSY);
         }
     }
-    allocate(segment.data_fd_.number(), bytes, verb, options);
+    segment.make_pages(bytes, verb, options);
     stop_point(StopPoint::segment_allocated);
-    segment.map(bytes, verb);
     return segment;
 }
 
@@ -434,6 +438,24 @@ SharedSegment SharedSegment::attach_descriptor(int fd, const std::string& name,
     segment.data_fd_ = OwnedDescriptor(file.release());
     segment.map(bytes, verb);
     return segment;
+}
+
+void SharedSegment::make_pages(std::size_t bytes, const std::string& verb,
+                               const SegmentOptions& options) {
+    const int fd = data_fd_.number();
+    if (ftruncate(fd, static_cast<off_t>(bytes)) == -1) {
+        if (errno == EFBIG || errno == ENOSPC) throw_no_room(bytes, 0, verb, options, errno);
+        throw_creation_failure(verb, options.directory, errno);
+    }
+    map(bytes, verb);
+    prefer_huge_pages(data_, bytes);
+    if (options.interleave_nodes) interleave_nodes(data_, bytes, verb);
+    std::size_t supplied = 0;
+    switch (supply_pages(data_, bytes, options.progress, supplied)) {
+        case Supply::done: return;
+        case Supply::no_room: throw_no_room(bytes, supplied, verb, options, ENOSPC);
+        case Supply::unsupported: allocate(fd, bytes, verb, options);
+    }
 }
 
 void SharedSegment::map(std::size_t bytes, const std::string& verb) {

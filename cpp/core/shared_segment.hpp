@@ -12,7 +12,8 @@
 //
 // A creator works on a file without a name (O_TMPFILE), or where that is refused on a temporary
 // name `.tmp-...`, and shows it under its name when it is complete. Every page is allocated before
-// the first is touched: too little room is NotEnoughMemory, never a bus error.
+// the first is touched, where the kernel can straight into the creator's page table: too little
+// room is NotEnoughMemory, never a bus error.
 //
 // A SharedSegment is for one thread at a time. After fork the child's copy is usable as it is.
 #pragma once
@@ -22,6 +23,7 @@
 #include <string>
 #include <vector>
 
+#include "big_memory.hpp"
 #include "memory_room.hpp"
 #include "owned_descriptor.hpp"
 
@@ -33,8 +35,9 @@ constexpr char segment_magic[8] = {'m', 'p', 'b', 'u', 'f', 'f', 'e', 'r'};
 
 struct SegmentOptions {
     std::string directory = "/dev/shm";
-    std::function<void()> check_interrupt;  // called often in create(); may throw to give up
-    bool force_named_creation = false;      // as where O_TMPFILE is refused
+    Progress progress;  // called often in create(), with the bytes allocated; may throw to give up
+    bool interleave_nodes = false;      // spread the pages over NUMA nodes, in create()
+    bool force_named_creation = false;  // as where O_TMPFILE is refused
     MemoryRoots memory_roots;
 };
 
@@ -49,7 +52,7 @@ class SharedSegment {
 
     // Zero-filled, mapped, wholly allocated, not visible yet. Sweeps first.
     // Throws SegmentExists, NotEnoughMemory, InvalidArgument, SystemFailure, and whatever
-    // check_interrupt throws; then nothing is left behind.
+    // progress throws; then nothing is left behind.
     static SharedSegment create(const std::string& name, std::size_t bytes,
                                 const SegmentOptions& options = {});
 
@@ -93,6 +96,7 @@ class SharedSegment {
 
   private:
     int fresh_description() const;
+    void make_pages(std::size_t bytes, const std::string& verb, const SegmentOptions& options);
     void map(std::size_t bytes, const std::string& verb);
 
     std::byte* data_ = nullptr;
