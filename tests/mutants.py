@@ -304,6 +304,8 @@ class Workshop:
         self.build_folder = self.folder / "build"
         options = ["-DCMAKE_BUILD_TYPE=Debug", "-DCMAKE_CXX_FLAGS_DEBUG=-O0"]
         options += ["-DMPBUFFER_BUILD_EXTENSION=OFF", "-DMPBUFFER_STOP_POINTS=ON"]
+        if shutil.which("ninja") and not (self.build_folder / "CMakeCache.txt").exists():
+            options += ["-G", "Ninja"]
         configured = run(
             ["cmake", "-S", str(self.folder / "cpp"), "-B", str(self.build_folder), *options], 300
         )

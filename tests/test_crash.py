@@ -174,7 +174,7 @@ def learn(buffer, notes, seat, words):
 
 def take_seat(buffer, notes, seat, words, batch, threads, learner):
     """What each process of a campaign does."""
-    signal.alarm(int(DEADLINE))
+    signal.alarm(int(5 * DEADLINE))
     notes.ready[seat] = 1
     if learner:
         learn(buffer, notes, seat, words)

@@ -98,6 +98,7 @@ CALLS = {
     "add": "buffer.add(a=1)",
     "sample": "buffer.sample(4)",
     "sample_uniform": "getattr(buffer, 'sample_uniform', buffer.sample)(4)",
+    "batches": "next(buffer.batches(4, prefetch=2))",
     "update_priorities": "buffer.update_priorities([0], [1.0])",
     "get_all_transitions": "buffer.get_all_transitions(shuffle=True)",
     "get_stored_size": "buffer.clear(); buffer.get_stored_size()",
@@ -122,7 +123,9 @@ def test_ctrl_c(cls, call):
         assert len(buffer.sample(8)["a"]) == 8
 
 
-@pytest.mark.parametrize("call", ["add", "sample", "sample_uniform", "update_priorities"])
+@pytest.mark.parametrize(
+    "call", ["add", "sample", "sample_uniform", "batches", "update_priorities"]
+)
 @both_classes
 def test_ctrl_c_while_others_hold_every_slot(cls, call, segment_file):
     if call in OF_THE_LEARNER and cls is ReplayBuffer:
