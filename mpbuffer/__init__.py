@@ -21,6 +21,7 @@ from mpbuffer.errors import (
     SegmentNotFound,
     SlotsHeld,
 )
+from mpbuffer.weights import PublisherStatus, SharedWeights, WeightsVersion
 
 MPReplayBuffer = ReplayBuffer
 MPPrioritizedReplayBuffer = PrioritizedReplayBuffer
@@ -39,10 +40,13 @@ __all__ = [
     "PrioritizedReplayBuffer",
     "ProcessStatus",
     "ProcessTableFull",
+    "PublisherStatus",
     "ReplayBuffer",
     "SegmentExists",
     "SegmentMismatch",
     "SegmentNotFound",
+    "SharedWeights",
     "SlotsHeld",
+    "WeightsVersion",
     "attach",
 ]

@@ -23,6 +23,7 @@ PACKAGE = ROOT / "mpbuffer"
 CORE_MAY_INCLUDE = {
     "error": set(),
     "fork_watch": set(),
+    "in_words": set(),
     "row_copy": set(),
     "sampler": set(),
     "slot_word": set(),
@@ -34,7 +35,15 @@ CORE_MAY_INCLUDE = {
     "shared_segment": {"error", "file_locks", "memory_room", "stop_points"},
     "slot_ring": {"row_copy", "slot_word", "stop_points"},
     "schema": {"error", "slot_ring"},
-    "layout": {"error", "process_table", "shared_segment", "slot_ring", "sum_tree"},
+    "version_slots": {"row_copy"},
+    "layout": {
+        "error",
+        "process_table",
+        "shared_segment",
+        "slot_ring",
+        "sum_tree",
+        "version_slots",
+    },
     "learner": {"error", "layout", "sampler", "slot_ring", "stop_points", "sum_tree"},
     "inspection": {
         "error",
@@ -49,12 +58,24 @@ CORE_MAY_INCLUDE = {
         "error",
         "file_locks",
         "fork_watch",
+        "in_words",
         "layout",
         "learner",
         "process_table",
         "shared_segment",
         "slot_ring",
         "stop_points",
+    },
+    "shared_weights": {
+        "error",
+        "file_locks",
+        "fork_watch",
+        "in_words",
+        "layout",
+        "process_table",
+        "row_copy",
+        "shared_segment",
+        "version_slots",
     },
 }
 BINDINGS_MAY_INCLUDE = {
@@ -64,6 +85,7 @@ BINDINGS_MAY_INCLUDE = {
     "row_copy",
     "schema",
     "shared_segment",
+    "shared_weights",
 }
 
 PACKAGE_MAY_IMPORT = {
@@ -75,7 +97,8 @@ PACKAGE_MAY_IMPORT = {
     "inspection": {"_core", "errors", "schema"},
     "commands": {"errors", "inspection"},
     "cli": {"commands"},
-    "__init__": {"buffer", "errors"},
+    "weights": {"_core", "buffer", "errors", "process_exit", "schema"},
+    "__init__": {"buffer", "errors", "weights"},
 }
 PACKAGE_MAY_NEED = {"_core": {"numpy", "typing_extensions"}, "commands": {"click", "rich"}}
 CAPABILITY_MAY_IMPORT = {"buffer", "errors", "schema"}  # every module that comes later

@@ -11,9 +11,11 @@
 #include "errors.hpp"
 #include "hot_calls.hpp"
 #include "inspection_calls.hpp"
+#include "interruptible_options.hpp"
 #include "numpy_api.hpp"
 #include "schema.hpp"
 #include "source_digest.hpp"
+#include "weights_calls.hpp"
 
 namespace py = pybind11;
 
@@ -79,15 +81,6 @@ BufferState& fresh_state(py::handle object) {
     return *self.state;
 }
 
-SegmentOptions segment_options() {
-    SegmentOptions options;
-    options.check_interrupt = [] {
-        const py::gil_scoped_acquire held;
-        if (PyErr_CheckSignals() != 0) throw py::error_already_set();
-    };
-    return options;
-}
-
 // Opens `object` on what `open` returns; the object stays unopened if that throws.
 template <class Open>
 void open_with(py::handle object, Open&& open) {
@@ -110,16 +103,17 @@ void create(const py::object& self, const std::string& name, std::uint64_t size,
         state.strict = strict;
         const RingShape shape{size, schema.row_bytes(), schema.stride(), prioritized, alpha, eps};
         const py::gil_scoped_release while_allocating;
-        state.core = ReplayBuffer::create({name, shape, seed, description, segment_options()});
+        state.core =
+            ReplayBuffer::create({name, shape, seed, description, interruptible_options()});
     });
 }
 
 std::string attach(const py::object& self, const std::string& name, int descriptor) {
     std::string description;
     open_with(self, [&](BufferState& state) {
-        state.core = descriptor < 0
-                         ? ReplayBuffer::attach(name, segment_options())
-                         : ReplayBuffer::attach_descriptor(descriptor, name, segment_options());
+        state.core = descriptor < 0 ? ReplayBuffer::attach(name, interruptible_options())
+                                    : ReplayBuffer::attach_descriptor(descriptor, name,
+                                                                      interruptible_options());
         description = state.core->description();
     });
     return description;
@@ -357,6 +351,7 @@ PYBIND11_MODULE(_core, module) {
     module.def("learner_status", learner_status, py::arg("buffer"));
     module.def("processes", processes, py::arg("buffer"));
     add_inspection_calls(module);
+    add_weights_type(module);
 }
 
 }  // namespace mpbuffer::bindings
