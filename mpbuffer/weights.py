@@ -182,7 +182,7 @@ class SharedWeights:
     def _opened(cls, name: str, descriptor: int) -> SharedWeights:
         handle = _core.WeightsHandle.attach(name, descriptor)
         try:
-            parts = _read_description(name, handle.description())
+            parts = read_weights_description(name, handle.description())
             handle.set_parts([part.bytes for part in parts])
         except BaseException:
             handle.close()
@@ -539,7 +539,7 @@ def _describe(parts: tuple[_Part, ...]) -> str:
     )
 
 
-def _read_description(name: str, text: bytes) -> tuple[_Part, ...]:
+def read_weights_description(name: str, text: bytes) -> tuple[_Part, ...]:
     try:
         description = json.loads(text.decode())
         if description["class"] != _CLASS or description["attributes"]:

@@ -53,6 +53,7 @@ CORE_MAY_INCLUDE = {
         "shared_segment",
         "slot_ring",
         "sum_tree",
+        "version_slots",
     },
     "replay_buffer": {
         "error",
@@ -94,7 +95,7 @@ PACKAGE_MAY_IMPORT = {
     "schema": {"errors"},
     "_core": {"schema"},  # the stub
     "buffer": {"_core", "errors", "process_exit", "schema"},
-    "inspection": {"_core", "errors", "schema"},
+    "inspection": {"_core", "errors", "schema", "weights"},
     "commands": {"errors", "inspection"},
     "cli": {"commands"},
     "weights": {"_core", "buffer", "errors", "process_exit", "schema"},
