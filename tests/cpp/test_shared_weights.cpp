@@ -311,31 +311,39 @@ std::uint64_t stride_for(std::uint64_t instructions) {
 
 }  // namespace
 
+// Each kill has a segment of its own, so that all children run the same instructions.
+
 TEST_CASE("a publisher killed after any instruction leaves a whole version and its role") {
-    const auto weights = make();
-    weights->release_publisher();
-    const auto publish_in_child = [&] { publish_next(*weights); };
+    const auto run = [](std::uint64_t most, std::uint64_t& ran, bool& allowed) {
+        auto weights = make();
+        weights->release_publisher();
+        const auto publish_in_child = [&weights] { publish_next(*weights); };
+        ran = run_instructions(most, publish_in_child, *weights, allowed);
+        return weights;
+    };
     bool allowed = true;
-    const auto all = run_instructions(~std::uint64_t{0}, publish_in_child, *weights, allowed);
+    std::uint64_t all = 0;
+    CHECK(read_by(*run(~std::uint64_t{0}, all, allowed)) == (allowed ? 2 : 1));
     if (!allowed) {
         MESSAGE("not run: no ptrace here");
         return;
     }
     REQUIRE(all > 100);
-    std::uint64_t version = read_by(*weights);
-    CHECK(version == 2);
     std::uint64_t before = 0;
     std::uint64_t after = 0;
     for (std::uint64_t instructions = 0; instructions < all; instructions += stride_for(all)) {
-        run_instructions(instructions, publish_in_child, *weights, allowed);
+        std::uint64_t ran = 0;
+        const auto weights = run(instructions, ran, allowed);
+        REQUIRE(ran == instructions);
         const std::uint64_t found = read_by(*weights);
-        ++(found == version ? before : after);
-        if (found != version) REQUIRE(found == version + 1);
-        version = publish_next(*weights);
-        REQUIRE(version == found + 1);
-        REQUIRE(read_by(*weights) == version);
-        REQUIRE(weights->latest().version == version);
-        weights->release_publisher();
+        ++(found == 1 ? before : after);
+        if (found != 1) REQUIRE(found == 2);
+        REQUIRE(weights->publisher().process == 0);
+        for (std::uint64_t version = found + 1; version < found + 4; ++version) {
+            REQUIRE(publish_next(*weights) == version);
+            REQUIRE(read_by(*weights) == version);
+            REQUIRE(weights->latest().version == version);
+        }
     }
     CHECK(before > 0);
     CHECK(after > 0);
@@ -344,19 +352,27 @@ TEST_CASE("a publisher killed after any instruction leaves a whole version and i
 }
 
 TEST_CASE("a reader killed after any instruction holds up nobody") {
-    const auto weights = make(3);
-    const auto read_in_child = [&] { read_by(*weights); };
+    const auto run = [](std::uint64_t most, std::uint64_t& ran, bool& allowed) {
+        auto weights = make(3);
+        const auto read_in_child = [&weights] { read_by(*weights); };
+        ran = run_instructions(most, read_in_child, *weights, allowed);
+        return weights;
+    };
     bool allowed = true;
-    const auto all = run_instructions(~std::uint64_t{0}, read_in_child, *weights, allowed);
+    std::uint64_t all = 0;
+    run(~std::uint64_t{0}, all, allowed);
     if (!allowed) return;
     REQUIRE(all > 100);
     for (std::uint64_t instructions = 0; instructions < all; instructions += stride_for(all)) {
-        run_instructions(instructions, read_in_child, *weights, allowed);
-        for (int i = 0; i < 3; ++i) {
-            const std::uint64_t version = publish_next(*weights);
+        std::uint64_t ran = 0;
+        const auto weights = run(instructions, ran, allowed);
+        REQUIRE(ran == instructions);
+        for (std::uint64_t version = 2; version < 6; ++version) {
+            REQUIRE(publish_next(*weights) == version);
             REQUIRE(weights->latest().version == version);
             REQUIRE(read_by(*weights) == version);
         }
+        CHECK(weights->repeated_reads() == 0);
     }
-    CHECK(weights->repeated_reads() == 0);
+    MESSAGE(all << " instructions, " << stride_for(all) << " apart");
 }
