@@ -69,6 +69,7 @@ def segments() -> list[str]: ...
 def sweep(look_only: bool = False) -> list[str]: ...
 
 class WeightsHandle:
+    def __init__(self, *args: Any, **kwargs: Any) -> None: ...  # refuses: use create or attach
     @staticmethod
     def create(
         name: str, slots: int, arrays: list[npt.NDArray[Any]], description: str

@@ -108,8 +108,10 @@ void close(SharedWeights& core) {
 }  // namespace
 
 void add_weights_type(py::module_& module) {
-    py::class_<SharedWeights, std::unique_ptr<SharedWeights>>(module, "WeightsHandle",
-                                                              "One handle of shared weights.")
+    // An ordinary metaclass, as stubs can say it.
+    py::class_<SharedWeights, std::unique_ptr<SharedWeights>>(
+        module, "WeightsHandle", "One handle of shared weights.",
+        py::metaclass(reinterpret_cast<PyObject*>(&PyType_Type)))
         .def_static("create", create, py::arg("name"), py::arg("slots"), py::arg("arrays"),
                     py::arg("description"))
         .def_static("attach", attach, py::arg("name"), py::arg("descriptor") = -1)
