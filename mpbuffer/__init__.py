@@ -22,6 +22,7 @@ from mpbuffer.errors import (
     SegmentNotFound,
     SlotsHeld,
 )
+from mpbuffer.weights import PublisherStatus, SharedWeights, WeightsVersion
 
 MPReplayBuffer = ReplayBuffer
 MPPrioritizedReplayBuffer = PrioritizedReplayBuffer
@@ -41,10 +42,13 @@ __all__ = [
     "PrioritizedReplayBuffer",
     "ProcessStatus",
     "ProcessTableFull",
+    "PublisherStatus",
     "ReplayBuffer",
     "SegmentExists",
     "SegmentMismatch",
     "SegmentNotFound",
+    "SharedWeights",
     "SlotsHeld",
+    "WeightsVersion",
     "attach",
 ]

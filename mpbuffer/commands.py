@@ -6,6 +6,7 @@ import json
 import math
 import sys
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import click
@@ -147,6 +148,19 @@ def _line(report: Report) -> list[str]:
     memory = _bytes(report["bytes"])
     if not report["readable"]:
         return [report["name"], state, "", "", "", memory, "", "", "", ""]
+    if "weights" in report:
+        return [
+            report["name"],
+            state,
+            report["class"],
+            "",
+            f"version {report['weights']['version']:,}",
+            memory,
+            "",
+            str(report["alive"]),
+            _holder(report, report["publisher"]),
+            _fields(report),
+        ]
     fill = f"{report['rows'] / report['size']:.0%}"
     rate = report.get("rows_per_second")
     return [
@@ -178,6 +192,12 @@ def _print_report(report: Report) -> None:
     facts.add_row("created", _time(report["created_at"]))
     facts.add_row("class", report["class"])
     facts.add_row("fields", _fields(report))
+    if "weights" in report:
+        _add_weights(facts, report)
+        _show(facts)
+        _print_processes(report, ["reads"])
+        _print_findings(report)
+        return
     facts.add_row(
         "capacity",
         f"{report['size']:,} rows of {report['row_bytes']:,} bytes, {report['stride']:,} apart",
@@ -209,22 +229,34 @@ def _print_report(report: Report) -> None:
     _print_findings(report)
 
 
-def _print_processes(report: Report) -> None:
+def _add_weights(facts: Table, report: Report) -> None:
+    weights = report["weights"]
+    facts.add_row("version", f"{weights['version']:,}, published {weights['age']:,.1f} s ago")
+    facts.add_row("room", f"{weights['slots']} versions of {weights['bytes']:,} bytes")
+    facts.add_row(
+        "reads",
+        f"{weights['reads']:,}, of them {weights['repeats']:,} copied again; "
+        f"{weights['in_reads']:,} going on",
+    )
+    facts.add_row("publisher", _holder(report, report["publisher"], with_time=True))
+
+
+def _print_processes(report: Report, counts: Sequence[str] = ("rows", "skips", "steals")) -> None:
     if not report["processes"]:
         return
     table = _table()
     for heading in ("PROCESS", "PID"):
         table.add_column(heading, justify="right")
     table.add_column("STATE")
-    for heading in ("ROWS", "SKIPS", "STEALS"):
-        table.add_column(heading, justify="right")
+    for heading in counts:
+        table.add_column(heading.upper(), justify="right")
     table.add_column("SINCE")
     for each in report["processes"]:
         table.add_row(
             str(each["number"]),
             str(each["pid"]),
             _STATES.get(each["state"], each["state"]),
-            *(f"{each[count]:,}" for count in ("rows", "skips", "steals")),
+            *(f"{each['rows' if count == 'reads' else count]:,}" for count in counts),
             _time(each["registered_at"]),
         )
     click.echo()
@@ -241,20 +273,24 @@ def _print_findings(report: Report) -> None:
     if untold:
         click.echo(f"damage: {untold:,} more findings like these")
     if not report["damages"]:
-        click.echo("sound: every slot and leaf was checked")
+        checked = "what is offered and read" if "weights" in report else "every slot and leaf"
+        click.echo(f"sound: {checked} was checked")
 
 
 def _learner(report: Report, *, with_time: bool = False) -> str:
     if not report["prioritized"]:
         return ""
-    learner = report["learner"]
-    if not learner["role_held"]:
+    return _holder(report, report["learner"], with_time=with_time)
+
+
+def _holder(report: Report, role: Report, *, with_time: bool = False) -> str:
+    if not role["role_held"]:
         return "nobody"
-    number = learner["process"]
+    number = role["process"]
     for each in report["processes"]:
         if each["number"] == number:
             words = f"pid {each['pid']} ({_STATES.get(each['state'], each['state'])})"
-            return f"{words}, since {_time(learner['since'])}" if with_time else words
+            return f"{words}, since {_time(role['since'])}" if with_time else words
     return "somebody, just now"
 
 

@@ -18,6 +18,7 @@ import numpy as np
 from mpbuffer import _core
 from mpbuffer.errors import SegmentMismatch, SegmentNotFound
 from mpbuffer.schema import Field, read_description
+from mpbuffer.weights import read_weights_description
 
 __all__ = ["inspect", "list_segments", "remove_dead_segments"]
 
@@ -127,9 +128,11 @@ def _identity_and_rows(report: Report) -> tuple[Any, int]:
 
 
 def _report(facts: Report) -> Report:
-    report = {key: value for key, value in facts.items() if key != "header"}
+    report = {key: value for key, value in facts.items() if key not in ("header", "kind")}
     if not facts["readable"]:
         return report
+    if facts["kind"] == "weights":
+        return _report_of_weights(report)
     header = dict(facts["header"])
     text = header.pop("description")
     report.update(header)
@@ -158,6 +161,22 @@ def _report(facts: Report) -> Report:
     if problem is not None:
         report["damages"] += 1
         report["damage"] = [*report["damage"], problem]
+    return report
+
+
+def _report_of_weights(report: Report) -> Report:
+    report["class"] = "SharedWeights"
+    report["processes"] = [dict(each) for each in report["processes"]]
+    report["alive"] = sum(each["state"] != "X" for each in report["processes"])
+    try:
+        parts = read_weights_description(report["name"], report.pop("description"))
+        report["fields"] = [
+            {"name": part.name, "dtype": part.torch or str(part.dtype), "shape": list(part.shape)}
+            for part in parts
+        ]
+    except SegmentMismatch as error:
+        report["damages"] += 1
+        report["damage"] = [*report["damage"], str(error)]
     return report
 
 

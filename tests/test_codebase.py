@@ -23,6 +23,7 @@ PACKAGE = ROOT / "mpbuffer"
 CORE_MAY_INCLUDE = {
     "error": set(),
     "fork_watch": set(),
+    "in_words": set(),
     "row_copy": set(),
     "sampler": set(),
     "slot_word": set(),
@@ -44,7 +45,15 @@ CORE_MAY_INCLUDE = {
     "slot_ring": {"row_copy", "slot_word", "stop_points"},
     "draws": {"row_copy", "slot_ring"},
     "schema": {"error", "slot_ring"},
-    "layout": {"error", "process_table", "shared_segment", "slot_ring", "sum_tree"},
+    "version_slots": {"row_copy"},
+    "layout": {
+        "error",
+        "process_table",
+        "shared_segment",
+        "slot_ring",
+        "sum_tree",
+        "version_slots",
+    },
     "learner": {
         "big_memory",
         "draws",
@@ -63,12 +72,14 @@ CORE_MAY_INCLUDE = {
         "shared_segment",
         "slot_ring",
         "sum_tree",
+        "version_slots",
     },
     "replay_buffer": {
         "draws",
         "error",
         "file_locks",
         "fork_watch",
+        "in_words",
         "layout",
         "learner",
         "owned_descriptor",
@@ -76,6 +87,18 @@ CORE_MAY_INCLUDE = {
         "shared_segment",
         "slot_ring",
         "stop_points",
+    },
+    "shared_weights": {
+        "owned_descriptor",
+        "error",
+        "file_locks",
+        "fork_watch",
+        "in_words",
+        "layout",
+        "process_table",
+        "row_copy",
+        "shared_segment",
+        "version_slots",
     },
 }
 BINDINGS_MAY_INCLUDE = {
@@ -86,6 +109,7 @@ BINDINGS_MAY_INCLUDE = {
     "row_copy",
     "schema",
     "shared_segment",
+    "shared_weights",
 }
 
 PACKAGE_MAY_IMPORT = {
@@ -95,10 +119,11 @@ PACKAGE_MAY_IMPORT = {
     "_core": {"schema"},  # the stub
     "batches": {"_core", "errors"},
     "buffer": {"_core", "batches", "errors", "process_exit", "schema"},
-    "inspection": {"_core", "errors", "schema"},
+    "inspection": {"_core", "errors", "schema", "weights"},
     "commands": {"errors", "inspection"},
     "cli": {"commands"},
-    "__init__": {"batches", "buffer", "errors"},
+    "weights": {"_core", "buffer", "errors", "process_exit", "schema"},
+    "__init__": {"batches", "buffer", "errors", "weights"},
 }
 PACKAGE_MAY_NEED = {
     "_core": {"numpy", "typing_extensions"},

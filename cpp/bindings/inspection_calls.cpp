@@ -29,6 +29,29 @@ py::dict dict_of_header(const Inspection& report) {
     return all;
 }
 
+py::dict dict_of_weights(const Inspection& report) {
+    const RingEntry& ring = report.header.ring[0];
+    py::dict all;
+    all["slots"] = ring.capacity;
+    all["bytes"] = ring.row_bytes;
+    all["version"] = report.weights.version;
+    all["newest"] = report.weights.newest;
+    all["age"] = in_seconds(report.weights.age);
+    all["reads"] = report.weights.reads;
+    all["repeats"] = report.weights.repeats;
+    all["in_reads"] = report.weights.in_reads;
+    return all;
+}
+
+py::dict dict_of_publisher(const InspectedLearner& publisher) {
+    py::dict all;
+    all["role_held"] = publisher.role_held;
+    all["process"] = publisher.process;
+    all["pid"] = publisher.pid;
+    all["since"] = in_seconds(publisher.since);
+    return all;
+}
+
 py::list list_of_processes(const Inspection& report) {
     py::list all;
     for (const InspectedProcess& each : report.processes) {
@@ -79,6 +102,16 @@ py::dict inspect(const std::string& name, bool every_slot) {
     all["notes"] = report.notes;
     all["readable"] = report.refusal.empty();
     if (!report.refusal.empty()) return all;
+    all["kind"] = report.header.ring[0].kind == RingKind::weights ? "weights" : "transitions";
+    if (report.header.ring[0].kind == RingKind::weights) {
+        all["format"] = report.header.format;
+        all["created_at"] = in_seconds(report.header.created_at);
+        all["description"] = py::bytes(report.description);
+        all["weights"] = dict_of_weights(report);
+        all["processes"] = list_of_processes(report);
+        all["publisher"] = dict_of_publisher(report.learner);
+        return all;
+    }
     all["header"] = dict_of_header(report);
     all["position"] = report.position;
     all["clear_before"] = report.clear_before;

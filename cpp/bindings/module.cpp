@@ -16,6 +16,7 @@
 #include "output_batch.hpp"
 #include "schema.hpp"
 #include "source_digest.hpp"
+#include "weights_calls.hpp"
 
 namespace py = pybind11;
 
@@ -383,6 +384,7 @@ PYBIND11_MODULE(_core, module) {
         },
         py::arg("buffer"), py::arg("rows"), py::arg("return_indexes"));
     add_inspection_calls(module);
+    add_weights_type(module);
 }
 
 }  // namespace mpbuffer::bindings

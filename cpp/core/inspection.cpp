@@ -11,6 +11,7 @@
 #include <cerrno>
 #include <cmath>
 #include <cstdio>
+#include <ctime>
 #include <limits>
 #include <optional>
 #include <thread>
@@ -22,6 +23,7 @@
 #include "shared_segment.hpp"
 #include "slot_ring.hpp"
 #include "sum_tree.hpp"
+#include "version_slots.hpp"
 
 namespace mpbuffer {
 
@@ -479,6 +481,140 @@ class Inspector {
         dead_{};
 };
 
+// A segment of weights. Its bytes are not judged: all are possible.
+class WeightsInspector {
+  public:
+    WeightsInspector(const ReadOnlyFile& file, Inspection& report, std::chrono::microseconds pause)
+        : file_(file),
+          report_(report),
+          pause_(pause),
+          ring_(report.header.ring[0]),
+          processes_(file.data() + report.header.process_table_offset),
+          board_(*at<VersionBoard>(ring_.counters_offset)),
+          slots_(at<VersionSlot>(ring_.meta_offset)),
+          lines_(at<ReaderLine>(ring_.readers_offset)),
+          role_(*at<LearnerLine>(report.header.learner_line_offset)) {}
+
+    void take_figures() {
+        std::vector<Suspicion> suspicions = look();
+        for (int looked = 1; looked < looks && !suspicions.empty(); ++looked) {
+            std::this_thread::sleep_for(pause_);
+            const std::vector<Suspicion> again = look();
+            std::erase_if(suspicions, [&again](const Suspicion& each) {
+                return std::none_of(again.begin(), again.end(), [&each](const Suspicion& other) {
+                    return other.about == each.about;
+                });
+            });
+        }
+        for (const Suspicion& each : suspicions) {
+            ++report_.damages;
+            report_.damage.push_back(each.about + each.details);
+        }
+        take_processes();
+        take_publisher();
+        if (report_.weights.newest != report_.weights.version) {
+            report_.notes.push_back("version " + text_of(report_.weights.newest) +
+                                    " waits for a slot that readers still have");
+        }
+    }
+
+  private:
+    template <class T>
+    T* at(std::uint64_t offset) const {
+        return reinterpret_cast<T*>(file_.data() + offset);
+    }
+
+    std::vector<Suspicion> look() const {
+        std::vector<Suspicion> all;
+        InspectedWeights& weights = report_.weights;
+        // Acquire: pairs with the release of the offer, and of the slot's version.
+        const std::uint64_t word = board_.offer.load(std::memory_order_acquire);
+        weights.newest = offer_word::newest(word);
+        const std::uint64_t offered = offer_word::offered(word);
+        if (offered >= ring_.capacity) {
+            all.push_back(
+                {"the offer", " is slot " + text_of(offered) + " of " + text_of(ring_.capacity)});
+            return all;
+        }
+        const VersionSlot& slot = slots_[offered];
+        weights.version = slot.version.load(std::memory_order_acquire);
+        const std::uint64_t published_at = relaxed(slot.published_at);
+        acquire_fence();
+        if (relaxed(slot.version) != weights.version) return all;
+        timespec now{};
+        clock_gettime(CLOCK_MONOTONIC, &now);
+        const std::uint64_t ns = static_cast<std::uint64_t>(now.tv_sec) * 1'000'000'000u +
+                                 static_cast<std::uint64_t>(now.tv_nsec);
+        weights.age = ns - std::min(ns, published_at);
+        if (weights.version == 0 || weights.version > weights.newest) {
+            all.push_back(
+                {"the version on offer",
+                 " is " + text_of(weights.version) + ", expected 1 to " + text_of(weights.newest)});
+        }
+        if (offer_word::has_pending(word) && offer_word::pending(word) >= ring_.capacity) {
+            all.push_back({"the version that waits", " is in slot " +
+                                                         std::to_string(offer_word::pending(word)) +
+                                                         " of " + text_of(ring_.capacity)});
+        }
+        const std::uint64_t used = relaxed(board_.lines_used);
+        if (used > max_processes) {
+            all.push_back({"the number of reader lines", " is " + text_of(used)});
+        }
+        for (unsigned number = 0; number <= max_processes; ++number) {
+            const unsigned slot_plus_one = reader_mark::slot_plus_one(relaxed(lines_[number].mark));
+            if (slot_plus_one > ring_.capacity) {
+                all.push_back({"reader " + std::to_string(number),
+                               " is reading slot " + std::to_string(slot_plus_one - 1)});
+            }
+        }
+        return all;
+    }
+
+    void take_processes() {
+        for (unsigned number = 1; number <= processes_.high_water(); ++number) {
+            const ProcessRecord& record = processes_.record(number);
+            if (record.epoch.load(std::memory_order_acquire) == 0) continue;
+            const ReaderLine& line = lines_[number];
+            const bool reading = relaxed(line.mark) != 0;
+            report_.weights.reads += relaxed(line.reads);
+            report_.weights.repeats += relaxed(line.repeats);
+            report_.weights.in_reads += reading ? 1 : 0;
+            report_.processes.push_back(
+                {number, relaxed(record.pid), processes_.state(number, file_.descriptor()),
+                 relaxed(line.reads), 0, 0, relaxed(record.registered_at), reading});
+        }
+    }
+
+    void take_publisher() {
+        InspectedLearner& publisher = report_.learner;
+        for (int attempt = 0; attempt < 64 && !publisher.whole; ++attempt) {
+            // Acquire: pairs with the release of the sequence that the publisher stores last.
+            const std::uint64_t sequence = role_.sequence.load(std::memory_order_acquire);
+            publisher.process = role_.process.load();
+            publisher.pid = role_.pid.load();
+            publisher.since = role_.since.load();
+            acquire_fence();
+            publisher.whole = sequence % 2 == 0 && relaxed(role_.sequence) == sequence;
+        }
+        publisher.role_held = held_elsewhere(file_.descriptor(), lock_byte::learner);
+        if (publisher.process != 0 && !publisher.role_held) {
+            report_.notes.push_back("the publisher (process " + text_of(publisher.process) +
+                                    ", pid " + text_of(publisher.pid) +
+                                    ") ended without giving up its role; it is free");
+        }
+    }
+
+    const ReadOnlyFile& file_;
+    Inspection& report_;
+    std::chrono::microseconds pause_;
+    const RingEntry& ring_;
+    ProcessTable processes_;
+    const VersionBoard& board_;
+    const VersionSlot* slots_;
+    const ReaderLine* lines_;
+    const LearnerLine& role_;
+};
+
 }  // namespace
 
 Inspection inspect_segment(const std::string& name, Scrutiny scrutiny, const std::string& directory,
@@ -499,11 +635,16 @@ Inspection inspect_segment(const std::string& name, Scrutiny scrutiny, const std
                                 ", expected 0600: nobody can attach");
     }
     try {
-        report.header = read_header(file.data(), file.size(), name, report.description);
+        report.header =
+            read_header(file.data(), file.size(), name, report.description, RingKind::none);
     } catch (const SegmentMismatch& mismatch) {
         report.refusal = mismatch.what();
         ++report.damages;
         report.damage.push_back(report.refusal);
+        return report;
+    }
+    if (report.header.ring[0].kind == RingKind::weights) {
+        WeightsInspector(file, report, pause).take_figures();
         return report;
     }
     Inspector inspector(file, report, pause);

@@ -50,6 +50,15 @@ struct InspectedLearner {
     std::uint64_t published_at;
 };
 
+struct InspectedWeights {
+    std::uint64_t version;   // that readers get
+    std::uint64_t newest;    // larger while a version waits for a slot
+    std::uint64_t age;       // ns since `version` was published
+    std::uint64_t reads;     // through all handles that are open, or were last open
+    std::uint64_t repeats;   // of their copies, that were overwritten
+    std::uint64_t in_reads;  // handles that are in the middle of a copy
+};
+
 struct Inspection {
     std::string name;
     std::string path;
@@ -71,7 +80,8 @@ struct Inspection {
     double max_priority = 0;
     std::uint64_t rows_added = 0;
     std::vector<InspectedProcess> processes;
-    InspectedLearner learner{};
+    InspectedLearner learner{};  // of weights: the publisher; only who it is
+    InspectedWeights weights{};  // of weights only; then `rows` of a process are its reads
 
     // Of every slot only.
     std::uint64_t claims = 0;            // being written

@@ -4,12 +4,14 @@
 #include <cmath>
 #include <cstring>
 #include <ctime>
+#include <optional>
 
 #include "error.hpp"
 #include "process_table.hpp"
 #include "shared_segment.hpp"
 #include "slot_ring.hpp"
 #include "sum_tree.hpp"
+#include "version_slots.hpp"
 
 namespace mpbuffer {
 
@@ -36,17 +38,28 @@ class Fnv {
 
 std::uint64_t layout_signature() {
     Fnv hash;
-    for (const std::uint64_t value :
-         {std::uint64_t{0x0102030405060708}, std::uint64_t{sizeof(SegmentHeader)},
-          std::uint64_t{sizeof(RingEntry)}, std::uint64_t{sizeof(LearnerLine)},
-          std::uint64_t{sizeof(ProcessRecord)}, std::uint64_t{sizeof(RingState)},
-          std::uint64_t{ProcessTable::bytes_required()}, std::uint64_t{sizeof(RingCounters)},
-          std::uint64_t{offsetof(RingCounters, clear_before)},
-          std::uint64_t{offsetof(RingCounters, filled)},
-          std::uint64_t{offsetof(RingCounters, max_priority)}, std::uint64_t{sizeof(SlotMeta)},
-          std::uint64_t{offsetof(SlotMeta, leaf_in)}, std::uint64_t{record_alignment},
-          std::uint64_t{slot_word::seq_bits}, std::uint64_t{slot_word::owner_bits},
-          std::uint64_t{slot_word::epoch_bits}, std::uint64_t{header_bytes}}) {
+    for (const std::uint64_t value : {std::uint64_t{0x0102030405060708},
+                                      std::uint64_t{sizeof(SegmentHeader)},
+                                      std::uint64_t{sizeof(RingEntry)},
+                                      std::uint64_t{sizeof(LearnerLine)},
+                                      std::uint64_t{sizeof(ProcessRecord)},
+                                      std::uint64_t{sizeof(RingState)},
+                                      std::uint64_t{ProcessTable::bytes_required()},
+                                      std::uint64_t{sizeof(RingCounters)},
+                                      std::uint64_t{offsetof(RingCounters, clear_before)},
+                                      std::uint64_t{offsetof(RingCounters, filled)},
+                                      std::uint64_t{offsetof(RingCounters, max_priority)},
+                                      std::uint64_t{sizeof(SlotMeta)},
+                                      std::uint64_t{offsetof(SlotMeta, leaf_in)},
+                                      std::uint64_t{record_alignment},
+                                      std::uint64_t{slot_word::seq_bits},
+                                      std::uint64_t{slot_word::owner_bits},
+                                      std::uint64_t{slot_word::epoch_bits},
+                                      std::uint64_t{sizeof(VersionBoard)},
+                                      std::uint64_t{sizeof(VersionSlot)},
+                                      std::uint64_t{sizeof(ReaderLine)},
+                                      std::uint64_t{reader_mark::epoch_bits},
+                                      std::uint64_t{header_bytes}}) {
         hash.add(value);
     }
     return hash.value();
@@ -71,14 +84,38 @@ class Planner {
     std::uint64_t end_;
 };
 
-SegmentHeader place_everything(const RingShape& shape, std::uint64_t description_bytes) {
+SegmentHeader begin_header(std::uint64_t description_bytes) {
     SegmentHeader header{};
     std::memcpy(header.magic, segment_magic, sizeof header.magic);
     header.format = segment_format;
     header.ring_count = 1;
     header.signature = layout_signature();
     header.description_bytes = description_bytes;
+    return header;
+}
 
+SegmentHeader place_everything(const WeightsShape& shape, std::uint64_t description_bytes) {
+    SegmentHeader header = begin_header(description_bytes);
+    RingEntry& ring = header.ring[0];
+    ring.kind = RingKind::weights;
+    ring.capacity = shape.slots;
+    ring.row_bytes = shape.bytes;
+    ring.stride = align_up(std::max<std::uint64_t>(shape.bytes, 1), 4096);
+
+    Planner planner(header_bytes);
+    planner.place(description_bytes, 1);
+    header.process_table_offset = planner.place(ProcessTable::bytes_required(), 64);
+    header.learner_line_offset = planner.place(sizeof(LearnerLine), 64);
+    ring.counters_offset = planner.place(sizeof(VersionBoard), 64);
+    ring.meta_offset = planner.place(shape.slots * sizeof(VersionSlot), 64);
+    ring.readers_offset = planner.place((max_processes + 1) * sizeof(ReaderLine), 64);
+    ring.records_offset = planner.place(shape.slots * ring.stride, 4096);
+    header.total_bytes = align_up(planner.end(), 4096);
+    return header;
+}
+
+SegmentHeader place_everything(const RingShape& shape, std::uint64_t description_bytes) {
+    SegmentHeader header = begin_header(description_bytes);
     RingEntry& ring = header.ring[0];
     ring.kind = RingKind::transitions;
     ring.prioritized = shape.prioritized ? 1 : 0;
@@ -111,6 +148,42 @@ bool plausible(const RingShape& shape, std::uint64_t description_bytes) {
            shape.capacity <= max_segment_bytes / (shape.stride + 32);
 }
 
+bool plausible(const WeightsShape& shape, std::uint64_t description_bytes) {
+    return shape.slots >= min_version_slots && shape.slots <= max_version_slots &&
+           shape.bytes <= max_segment_bytes / max_version_slots &&
+           description_bytes <= max_description_bytes;
+}
+
+// The header that a segment of this entry's shape has; nothing if there can be none.
+std::optional<SegmentHeader> expected_header(const RingEntry& ring,
+                                             std::uint64_t description_bytes) {
+    if (ring.kind == RingKind::weights) {
+        const WeightsShape shape{ring.row_bytes, ring.capacity};
+        if (!plausible(shape, description_bytes)) return std::nullopt;
+        return place_everything(shape, description_bytes);
+    }
+    const RingShape shape{ring.capacity,         ring.row_bytes, ring.stride,
+                          ring.prioritized != 0, ring.alpha,     ring.eps};
+    if (!plausible(shape, description_bytes) || ring.kind != RingKind::transitions ||
+        ring.prioritized > 1 || !std::isfinite(ring.alpha) || !std::isfinite(ring.eps) ||
+        ring.alpha < 0 || ring.eps < 0) {
+        return std::nullopt;
+    }
+    return place_everything(shape, description_bytes);
+}
+
+const char* kind_in_words(RingKind kind) {
+    return kind == RingKind::weights ? "the weights of a SharedWeights" : "a replay buffer";
+}
+
+void seal(SegmentHeader& header, const std::string& description) {
+    timespec now{};
+    clock_gettime(CLOCK_REALTIME, &now);
+    header.created_at = static_cast<std::uint64_t>(now.tv_sec) * 1'000'000'000u +
+                        static_cast<std::uint64_t>(now.tv_nsec);
+    header.checksum = header_checksum(header, description);
+}
+
 }  // namespace
 
 std::uint64_t header_checksum(SegmentHeader header, const std::string& description) {
@@ -130,11 +203,18 @@ SegmentHeader plan_segment(const RingShape& shape, const std::string& descriptio
     }
     SegmentHeader header = place_everything(shape, description.size());
     header.seed = seed;
-    timespec now{};
-    clock_gettime(CLOCK_REALTIME, &now);
-    header.created_at = static_cast<std::uint64_t>(now.tv_sec) * 1'000'000'000u +
-                        static_cast<std::uint64_t>(now.tv_nsec);
-    header.checksum = header_checksum(header, description);
+    seal(header, description);
+    return header;
+}
+
+SegmentHeader plan_segment(const WeightsShape& shape, const std::string& description) {
+    if (!plausible(shape, description.size())) {
+        throw InvalidArgument("cannot plan a segment for " + std::to_string(shape.slots) +
+                              " versions of " + std::to_string(shape.bytes) +
+                              " bytes: 3 to 64 of at most 2^40 bytes are possible");
+    }
+    SegmentHeader header = place_everything(shape, description.size());
+    seal(header, description);
     return header;
 }
 
@@ -144,7 +224,7 @@ void write_header(std::byte* segment, SegmentHeader header, const std::string& d
 }
 
 SegmentHeader read_header(const std::byte* segment, std::size_t bytes, const std::string& name,
-                          std::string& description) {
+                          std::string& description, RingKind expected_kind) {
     const auto refuse = [&name](const std::string& why) -> void {
         throw SegmentMismatch("cannot attach '" + name + "': " + why);
     };
@@ -179,20 +259,19 @@ SegmentHeader read_header(const std::byte* segment, std::size_t bytes, const std
     differs("header checksum", header.checksum, header_checksum(header, description));
 
     const RingEntry& ring = header.ring[0];
-    const RingShape shape{ring.capacity,         ring.row_bytes, ring.stride,
-                          ring.prioritized != 0, ring.alpha,     ring.eps};
-    if (!plausible(shape, header.description_bytes) || ring.kind != RingKind::transitions ||
-        ring.prioritized > 1 || !std::isfinite(ring.alpha) || !std::isfinite(ring.eps) ||
-        ring.alpha < 0 || ring.eps < 0) {
-        refuse("the table of rings is damaged");
-    }
+    const auto planned = expected_header(ring, header.description_bytes);
+    if (!planned) refuse("the table of rings is damaged");
     // Everything's place follows from the shape: whatever differs is damage.
-    SegmentHeader expected = place_everything(shape, header.description_bytes);
+    SegmentHeader expected = *planned;
     expected.seed = header.seed;
     expected.created_at = header.created_at;
     expected.checksum = header.checksum;
     if (std::memcmp(&expected, &header, sizeof header) != 0) {
         refuse("the header's offsets do not follow from its shape (damaged)");
+    }
+    if (expected_kind != RingKind::none && ring.kind != expected_kind) {
+        refuse(std::string("it holds ") + kind_in_words(ring.kind) + ", expected " +
+               kind_in_words(expected_kind));
     }
     return header;
 }

@@ -9,6 +9,13 @@
 //                leaf seqs, leaves      8 + 4 bytes a slot, of a prioritized ring only
 //   (4096-al.)   row records            stride bytes a slot
 //
+// A segment of weights (shared_weights.hpp) has, from the ring counters on:
+//
+//   (64-aligned) version board          what is offered
+//                version slots          64 bytes a slot
+//                reader lines           64 bytes for each process, and one for nobody
+//   (4096-al.)   versions               stride bytes a slot
+//
 // The signature is a hash of the sizes and offsets of everything shared: builds that disagree about
 // them refuse each other, while compiler, Python and package versions do not matter.
 #pragma once
@@ -24,22 +31,23 @@ constexpr std::uint32_t segment_format = 1;
 constexpr std::size_t header_bytes = 4096;
 constexpr unsigned max_ring_entries = 8;
 
-enum class RingKind : std::uint32_t { none = 0, transitions = 1 };
+enum class RingKind : std::uint32_t { none = 0, transitions = 1, weights = 2 };
 
 struct RingEntry {
     RingKind kind;
     std::uint32_t prioritized;
-    std::uint64_t capacity;
-    std::uint64_t row_bytes;
+    std::uint64_t capacity;   // slots
+    std::uint64_t row_bytes;  // of a row, or of one version of the weights
     std::uint64_t stride;
     double alpha;
     double eps;
-    std::uint64_t counters_offset;
-    std::uint64_t meta_offset;
+    std::uint64_t counters_offset;  // ring counters, or the version board
+    std::uint64_t meta_offset;      // slot words, or version slots
     std::uint64_t leaf_seq_offset;
     std::uint64_t leaf_offset;
     std::uint64_t records_offset;
-    std::uint64_t reserved[5];
+    std::uint64_t readers_offset;  // reader lines, of weights only
+    std::uint64_t reserved[4];
 };
 static_assert(sizeof(RingEntry) == 128);
 
@@ -94,6 +102,14 @@ struct RingShape {
 SegmentHeader plan_segment(const RingShape& shape, const std::string& description,
                            std::uint64_t seed);
 
+struct WeightsShape {
+    std::uint64_t bytes;  // of one version
+    std::uint64_t slots;
+};
+
+// The same for a segment of weights.
+SegmentHeader plan_segment(const WeightsShape& shape, const std::string& description);
+
 // What header.checksum has to be, whatever it is: for tests that damage a header and seal it again.
 std::uint64_t header_checksum(SegmentHeader header, const std::string& description);
 
@@ -101,8 +117,9 @@ std::uint64_t header_checksum(SegmentHeader header, const std::string& descripti
 void write_header(std::byte* segment, SegmentHeader header, const std::string& description);
 
 // Copies header and description out of a segment and checks the copies: magic, format, signature,
-// checksum, sizes against `bytes`, every offset. SegmentMismatch names what is wrong.
+// checksum, sizes against `bytes`, every offset, and that it is of the kind expected (none: of
+// any). SegmentMismatch names what is wrong.
 SegmentHeader read_header(const std::byte* segment, std::size_t bytes, const std::string& name,
-                          std::string& description);
+                          std::string& description, RingKind expected_kind = RingKind::transitions);
 
 }  // namespace mpbuffer

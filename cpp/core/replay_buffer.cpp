@@ -12,6 +12,7 @@
 
 #include "error.hpp"
 #include "file_locks.hpp"
+#include "in_words.hpp"
 #include "stop_points.hpp"
 
 namespace mpbuffer {
@@ -31,32 +32,6 @@ std::uint64_t now_ns() {
     clock_gettime(CLOCK_REALTIME, &now);
     return static_cast<std::uint64_t>(now.tv_sec) * 1'000'000'000u +
            static_cast<std::uint64_t>(now.tv_nsec);
-}
-
-const char* state_in_words(char state) {
-    switch (state) {
-        case 'R': return "running";
-        case 'S': return "sleeping";
-        case 'D': return "waiting for a device";
-        case 'T': return "stopped";
-        case 't': return "stopped by a debugger";
-        case 'Z': return "a zombie";
-        case 'X': return "gone";
-        default: return "in an unknown state";
-    }
-}
-
-std::string process_in_words(unsigned number, std::uint64_t pid, char state) {
-    return "process " + std::to_string(number) + " (pid " + std::to_string(pid) + ", " +
-           state_in_words(state) + ")";
-}
-
-std::string time_in_words(std::uint64_t ns) {
-    const auto seconds = static_cast<time_t>(ns / 1'000'000'000u);
-    tm parts{};
-    gmtime_r(&seconds, &parts);
-    char text[40];
-    return std::string(text, std::strftime(text, sizeof text, "%Y-%m-%d %H:%M:%S UTC", &parts));
 }
 
 template <class T>

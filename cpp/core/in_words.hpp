@@ -1,0 +1,37 @@
+// What error messages say of other processes and of moments. States are the letters of
+// /proc/PID/stat; moments are CLOCK_REALTIME, in ns since the epoch.
+#pragma once
+
+#include <cstdint>
+#include <ctime>
+#include <string>
+
+namespace mpbuffer {
+
+inline const char* state_in_words(char state) {
+    switch (state) {
+        case 'R': return "running";
+        case 'S': return "sleeping";
+        case 'D': return "waiting for a device";
+        case 'T': return "stopped";
+        case 't': return "stopped by a debugger";
+        case 'Z': return "a zombie";
+        case 'X': return "gone";
+        default: return "in an unknown state";
+    }
+}
+
+inline std::string process_in_words(unsigned number, std::uint64_t pid, char state) {
+    return "process " + std::to_string(number) + " (pid " + std::to_string(pid) + ", " +
+           state_in_words(state) + ")";
+}
+
+inline std::string time_in_words(std::uint64_t ns) {
+    const auto seconds = static_cast<time_t>(ns / 1'000'000'000u);
+    tm parts{};
+    gmtime_r(&seconds, &parts);
+    char text[40];
+    return std::string(text, std::strftime(text, sizeof text, "%Y-%m-%d %H:%M:%S UTC", &parts));
+}
+
+}  // namespace mpbuffer

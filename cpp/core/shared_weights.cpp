@@ -1,0 +1,333 @@
+#include "shared_weights.hpp"
+
+#include <unistd.h>
+
+#include <ctime>
+#include <new>
+#include <utility>
+
+#include "error.hpp"
+#include "file_locks.hpp"
+#include "in_words.hpp"
+#include "row_copy.hpp"
+
+namespace mpbuffer {
+
+namespace {
+
+constexpr std::uint64_t part_alignment = 64;
+constexpr int looks_at_the_line = 64;
+
+std::uint64_t nanoseconds_of(clockid_t clock) {
+    timespec now{};
+    clock_gettime(clock, &now);
+    return static_cast<std::uint64_t>(now.tv_sec) * 1'000'000'000u +
+           static_cast<std::uint64_t>(now.tv_nsec);
+}
+
+// Where each part begins, and behind the last the length of all; false if that is no number.
+bool place_parts(const std::vector<std::uint64_t>& part_bytes, std::vector<std::uint64_t>& offsets,
+                 std::uint64_t& total) {
+    offsets.clear();
+    total = 0;
+    for (const std::uint64_t bytes : part_bytes) {
+        std::uint64_t begin = 0;
+        if (__builtin_add_overflow(total, part_alignment - 1, &begin)) return false;
+        begin = begin / part_alignment * part_alignment;
+        offsets.push_back(begin);
+        if (__builtin_add_overflow(begin, bytes, &total)) return false;
+    }
+    return true;
+}
+
+template <class T>
+T* at(std::byte* base, std::uint64_t offset) {
+    return reinterpret_cast<T*>(base + offset);
+}
+
+}  // namespace
+
+std::uint64_t monotonic_ns() { return nanoseconds_of(CLOCK_MONOTONIC); }
+
+std::unique_ptr<SharedWeights> SharedWeights::create(const WeightsSettings& settings,
+                                                     std::span<const std::byte* const> first) {
+    std::vector<std::uint64_t> offsets;
+    std::uint64_t bytes = 0;
+    if (!place_parts(settings.part_bytes, offsets, bytes)) bytes = ~std::uint64_t{0};
+    const SegmentHeader header =
+        plan_segment(WeightsShape{bytes, settings.slots}, settings.description);
+    SharedSegment segment =
+        SharedSegment::create(settings.name, header.total_bytes, settings.segment);
+    write_header(segment.data(), header, settings.description);
+    std::unique_ptr<SharedWeights> weights(
+        new SharedWeights(std::move(segment), header, settings.description));
+    weights->start();
+    weights->set_parts(settings.part_bytes);
+    weights->publish(first);
+    weights->segment_.publish();
+    return weights;
+}
+
+std::unique_ptr<SharedWeights> SharedWeights::attach(const std::string& name,
+                                                     const SegmentOptions& options) {
+    SharedSegment segment = SharedSegment::attach(name, options);
+    std::string description;
+    const SegmentHeader header =
+        read_header(segment.data(), segment.size(), name, description, RingKind::weights);
+    std::unique_ptr<SharedWeights> weights(
+        new SharedWeights(std::move(segment), header, std::move(description)));
+    weights->start();
+    return weights;
+}
+
+std::unique_ptr<SharedWeights> SharedWeights::attach_descriptor(int fd, const std::string& name,
+                                                                const SegmentOptions& options) {
+    SharedSegment segment = SharedSegment::attach_descriptor(fd, name, options);
+    std::string description;
+    const SegmentHeader header =
+        read_header(segment.data(), segment.size(), name, description, RingKind::weights);
+    std::unique_ptr<SharedWeights> weights(
+        new SharedWeights(std::move(segment), header, std::move(description)));
+    weights->start();
+    return weights;
+}
+
+SharedWeights::SharedWeights(SharedSegment segment, const SegmentHeader& header,
+                             std::string description)
+    : segment_(std::move(segment)),
+      header_(header),
+      name_(segment_.name()),
+      description_(std::move(description)),
+      here_(fork_generation()) {
+    std::byte* base = segment_.data();
+    const RingEntry& ring = header_.ring[0];
+    slots_ = VersionSlots(at<VersionBoard>(base, ring.counters_offset),
+                          at<VersionSlot>(base, ring.meta_offset), slot_count(),
+                          at<ReaderLine>(base, ring.readers_offset), max_processes + 1,
+                          base + ring.records_offset, ring.stride);
+    processes_ = ProcessTable(base + header_.process_table_offset);
+    line_ = at<LearnerLine>(base, header_.learner_line_offset);
+    const std::uint64_t word = slots_.offer_now();
+    if (offer_word::offered(word) >= slot_count() ||
+        (offer_word::has_pending(word) && offer_word::pending(word) >= slot_count())) {
+        throw SegmentMismatch(
+            "cannot attach '" + name_ + "': slot " + std::to_string(offer_word::offered(word)) +
+            " is offered, there are " + std::to_string(slot_count()) + " (damaged)");
+    }
+}
+
+void SharedWeights::start() {
+    watch();
+    open_locks();
+    enroll();
+}
+
+// A child forked between the opening and the assignment would keep the description, and with it
+// this handle's locks.
+void SharedWeights::open_locks() const {
+    const ForkPause pause;
+    if (!lock_fd_.present()) lock_fd_ = segment_.open_lock_descriptor();
+}
+
+SharedWeights::~SharedWeights() {
+    close();
+    unwatch();
+}
+
+void SharedWeights::close() noexcept {
+    if (!open_) return;
+    open_ = false;
+    // A child forked half-way would close descriptors and unmap memory that are no longer its.
+    const ForkPause pause;
+    // Where the program closed ours, the locks are gone with it; a fresh one does to ask and leave.
+    OwnedDescriptor fresh;
+    const bool lost = lock_fd_.present() && !lock_fd_.ours();
+    if (lost) {
+        try {
+            fresh = segment_.open_lock_descriptor();
+        } catch (const std::exception&) {  // the next sweep removes what we cannot
+        }
+    }
+    const int lock_fd = lost ? fresh.number() : lock_fd_.number();
+    if (here_.load(std::memory_order_relaxed) == fork_generation() && lock_fd >= 0) {
+        try {
+            if (!lost) release_publisher();
+            processes_.leave(lock_fd, identity_);
+        } catch (const std::exception&) {
+            // The locks go with the descriptor below, whatever the program did to it before.
+        }
+    }
+    segment_.close(lock_fd);
+    lock_fd_.close();
+}
+
+void SharedWeights::after_fork_in_child() noexcept {
+    // Not unlocked: the description is still the parent's. Closing the copy keeps it so.
+    lock_fd_.close();
+    identity_ = {};
+    publisher_ = false;
+    new (&publish_mutex_) std::mutex;
+    new (&read_mutex_) std::mutex;
+    new (&identity_mutex_) std::mutex;
+}
+
+void SharedWeights::ready() const {
+    if (!open_) [[unlikely]] {
+        throw BufferClosed("cannot use '" + name_ + "': this handle was closed");
+    }
+    if (here_.load(std::memory_order_acquire) != fork_generation()) [[unlikely]]
+        adopt();
+}
+
+void SharedWeights::adopt() const {
+    const std::scoped_lock lock(identity_mutex_);
+    if (here_.load(std::memory_order_relaxed) == fork_generation()) return;
+    open_locks();
+    enroll();
+    // Release: pairs with the acquire in ready(), for the identity and the descriptor set here.
+    here_.store(fork_generation(), std::memory_order_release);
+}
+
+void SharedWeights::enroll() const {
+    identity_ = processes_.enroll(lock_fd_.number());
+    slots_.open_line(identity_.number);
+}
+
+// Dead or stopped, by proof; a stopped one that goes on finds its copy overwritten and repeats it.
+bool SharedWeights::gone(unsigned number, std::uint64_t mark) const {
+    if (number == identity_.number) return false;
+    if (processes_.dead(number, reader_mark::epoch(mark), reader_mark::epoch_bits,
+                        lock_descriptor("publish to"))) {
+        // Fails where the number's next owner has a mark of its own by now.
+        slots_.line(number).mark.compare_exchange_strong(mark, 0, std::memory_order_relaxed);
+        return true;
+    }
+    const char state = processes_.state(number, lock_fd_.number());
+    return state == 'T' || state == 't' || state == 'X';
+}
+
+int SharedWeights::lock_descriptor(const char* verb) const {
+    return lock_fd_.require(std::string("cannot ") + verb + " '" + name_ + "'");
+}
+
+int SharedWeights::data_descriptor() const {
+    ready();
+    return segment_.data_descriptor();
+}
+
+void SharedWeights::set_parts(const std::vector<std::uint64_t>& part_bytes) {
+    std::vector<std::uint64_t> offsets;
+    std::uint64_t total = 0;
+    if (!place_parts(part_bytes, offsets, total) || total != bytes()) {
+        throw SegmentMismatch("cannot attach '" + name_ + "': its arrays make " +
+                              std::to_string(total) + " bytes, its header says " +
+                              std::to_string(bytes()));
+    }
+    part_bytes_ = part_bytes;
+    part_offsets_ = std::move(offsets);
+}
+
+std::uint64_t SharedWeights::publish(std::span<const std::byte* const> parts) {
+    ready();
+    if (parts.size() != part_bytes_.size()) {
+        throw InvalidArgument("cannot publish to '" + name_ + "': got " +
+                              std::to_string(parts.size()) + " arrays, expected " +
+                              std::to_string(part_bytes_.size()));
+    }
+    if (!publisher_) take_role();
+    return slots_.publish(
+        monotonic_ns(),
+        [&](std::byte* record) {
+            for (std::size_t i = 0; i < parts.size(); ++i) {
+                store_to_record(record + part_offsets_[i], parts[i], part_bytes_[i]);
+            }
+        },
+        [this](unsigned number, std::uint64_t mark) { return gone(number, mark); });
+}
+
+Publication SharedWeights::read(std::span<std::byte* const> parts, std::uint64_t newer_than) {
+    ready();
+    if (parts.size() != part_bytes_.size()) {
+        throw InvalidArgument("cannot read '" + name_ + "': got " + std::to_string(parts.size()) +
+                              " arrays, expected " + std::to_string(part_bytes_.size()));
+    }
+    return slots_.read(
+        identity_.number, identity_.epoch, newer_than,
+        [&](const std::byte* record) {
+            for (std::size_t i = 0; i < parts.size(); ++i) {
+                load_from_record(parts[i], record + part_offsets_[i], part_bytes_[i]);
+            }
+        },
+        [this](unsigned number, std::uint64_t mark) { return gone(number, mark); });
+}
+
+Publication SharedWeights::latest() const {
+    ready();
+    return slots_.latest(
+        [this](unsigned number, std::uint64_t mark) { return gone(number, mark); });
+}
+
+std::uint64_t SharedWeights::newest() const {
+    if (!open_) ready();
+    return slots_.newest();
+}
+
+std::uint64_t SharedWeights::repeated_reads() const {
+    ready();
+    return slots_.line(identity_.number).repeats.load(std::memory_order_relaxed);
+}
+
+void SharedWeights::announce(std::uint64_t process, std::uint64_t pid, std::uint64_t since) {
+    const std::uint64_t odd = line_->sequence.load(std::memory_order_relaxed) | 1;
+    line_->sequence.store(odd, std::memory_order_relaxed);
+    // Each store below is a release: who sees it with an acquire load sees the odd sequence.
+    line_->process.store(process);
+    line_->pid.store(pid);
+    line_->since.store(since);
+    line_->sequence.store(odd + 1, std::memory_order_release);  // pairs with the acquire in readers
+}
+
+PublisherStatus SharedWeights::publisher() const {
+    ready();
+    PublisherStatus status{};
+    for (int attempt = 0; attempt < looks_at_the_line; ++attempt) {
+        // Acquire: pairs with the release of the sequence that announce() stores last.
+        const std::uint64_t sequence = line_->sequence.load(std::memory_order_acquire);
+        status = {line_->process.load(), line_->pid.load(), line_->since.load()};
+        if (sequence % 2 == 0 && line_->sequence.load() == sequence) break;
+    }
+    if (!publisher_ &&
+        !held_elsewhere(lock_descriptor("ask for the publisher of"), lock_byte::learner))
+        status = {};
+    return status;
+}
+
+std::string SharedWeights::holder_of_role() const {
+    const PublisherStatus holder = publisher();
+    if (holder.process == 0 || holder.process > max_processes) {
+        return "another process is just taking it";
+    }
+    const auto number = static_cast<unsigned>(holder.process);
+    return process_in_words(number, holder.pid, processes_.state(number, lock_fd_.number())) +
+           " has had it since " + time_in_words(holder.since);
+}
+
+void SharedWeights::take_role() {
+    if (!try_lock(lock_descriptor("publish to"), lock_byte::learner, LockKind::exclusive)) {
+        throw LearnerBusy("cannot publish to '" + name_ +
+                          "', for one handle at a time does: " + holder_of_role() +
+                          "; the role is free after its close(), release_publisher() or end");
+    }
+    publisher_ = true;
+    announce(identity_.number, static_cast<std::uint64_t>(getpid()),
+             nanoseconds_of(CLOCK_REALTIME));
+}
+
+void SharedWeights::release_publisher() {
+    if (!publisher_ || here_.load(std::memory_order_acquire) != fork_generation()) return;
+    publisher_ = false;
+    announce(0, 0, 0);
+    unlock(lock_descriptor("release the publisher's role of"), lock_byte::learner);
+}
+
+}  // namespace mpbuffer

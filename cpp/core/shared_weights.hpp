@@ -1,0 +1,130 @@
+// The composition: the versions of one set of arrays in one segment, as one handle of one process
+// sees them. What readers and the publisher promise one another is in version_slots.hpp; here are
+// the processes behind them.
+//
+// One handle at a time has the publisher's role: the exclusive lock on the learner's byte, which
+// the kernel drops with its process. The first publish() takes it. A reader is a handle's number in
+// the process table: a slot that a dead or stopped process was reading may be written again, where
+// no other is left.
+//
+// A handle may be used by several threads under two mutexes, which the caller takes:
+// `publish_mutex` for publish and release_publisher, `read_mutex` for read. No call waits for
+// another process. After a fork the child's copy of a handle is a handle of its own, without its
+// parent's role. Every call throws BufferClosed after close().
+#pragma once
+
+#include <atomic>
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <mutex>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "fork_watch.hpp"
+#include "layout.hpp"
+#include "owned_descriptor.hpp"
+#include "process_table.hpp"
+#include "shared_segment.hpp"
+#include "version_slots.hpp"
+
+namespace mpbuffer {
+
+struct WeightsSettings {
+    std::string name;
+    std::vector<std::uint64_t> part_bytes;  // of each array, in their order
+    unsigned slots;
+    std::string description;
+    SegmentOptions segment;
+};
+
+struct PublisherStatus {
+    std::uint64_t process;  // 0: nobody has the role
+    std::uint64_t pid;
+    std::uint64_t since;  // ns since the epoch
+};
+
+class SharedWeights final : private ForkWatched {
+  public:
+    // Publishes `first` as version 1 before anybody can see the name. Has the role then.
+    static std::unique_ptr<SharedWeights> create(const WeightsSettings& settings,
+                                                 std::span<const std::byte* const> first);
+    static std::unique_ptr<SharedWeights> attach(const std::string& name,
+                                                 const SegmentOptions& options = {});
+    static std::unique_ptr<SharedWeights> attach_descriptor(int fd, const std::string& name,
+                                                            const SegmentOptions& options = {});
+    ~SharedWeights();
+
+    std::mutex& publish_mutex() { return publish_mutex_; }
+    std::mutex& read_mutex() { return read_mutex_; }
+
+    // Gives up the role, leaves the process table, unmaps; removes the segment's name if nobody
+    // else is left. Under both mutexes. Twice is once.
+    void close() noexcept;
+    bool is_open() const { return open_; }
+
+    const std::string& name() const { return name_; }
+    const std::string& description() const { return description_; }
+    std::uint64_t bytes() const { return header_.ring[0].row_bytes; }
+    unsigned slot_count() const { return static_cast<unsigned>(header_.ring[0].capacity); }
+    int data_descriptor() const;
+
+    // After attach: how long each array is, by the description. SegmentMismatch if the segment's
+    // versions are of another length.
+    void set_parts(const std::vector<std::uint64_t>& part_bytes);
+    const std::vector<std::uint64_t>& part_bytes() const { return part_bytes_; }
+
+    // One pointer for each part, part_bytes() long. Under publish_mutex. Takes the role, or throws
+    // LearnerBusy at once. Returns the version.
+    std::uint64_t publish(std::span<const std::byte* const> parts);
+    void release_publisher();
+    bool is_publisher() const { return publisher_; }
+
+    // Copies the latest version into the parts, if it is newer. Under read_mutex.
+    Publication read(std::span<std::byte* const> parts, std::uint64_t newer_than);
+
+    // Any thread, no mutex.
+    Publication latest() const;
+    std::uint64_t newest() const;  // one load: no read can give a later one
+    PublisherStatus publisher() const;
+    std::uint64_t repeated_reads() const;  // of this handle: copies that were overwritten
+
+  private:
+    SharedWeights(SharedSegment segment, const SegmentHeader& header, std::string description);
+    void after_fork_in_child() noexcept override;
+    void start();
+    void ready() const;
+    void adopt() const;
+    void open_locks() const;
+    void enroll() const;
+    int lock_descriptor(const char* verb) const;  // SystemFailure if the program closed it
+    bool gone(unsigned number, std::uint64_t mark) const;
+    void take_role();
+    void announce(std::uint64_t process, std::uint64_t pid, std::uint64_t since);
+    std::string holder_of_role() const;
+
+    SharedSegment segment_;
+    SegmentHeader header_;
+    std::string name_;
+    std::string description_;
+    std::vector<std::uint64_t> part_bytes_;
+    std::vector<std::uint64_t> part_offsets_;
+    VersionSlots slots_;
+    mutable ProcessTable processes_;  // a view: enrolling changes the segment, not the view
+    LearnerLine* line_ = nullptr;     // who has the role; its other fields stay 0
+    bool open_ = true;
+    std::atomic<bool> publisher_ = false;
+
+    std::mutex publish_mutex_;
+    std::mutex read_mutex_;
+    mutable std::mutex identity_mutex_;
+    mutable std::atomic<std::uint64_t> here_;  // the fork generation this handle is set up for
+    mutable OwnedDescriptor lock_fd_;
+    mutable Identity identity_;
+};
+
+// CLOCK_MONOTONIC in ns, as Publication::published_at.
+std::uint64_t monotonic_ns();
+
+}  // namespace mpbuffer
