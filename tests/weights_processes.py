@@ -11,6 +11,19 @@ import numpy as np
 SHAPES = {"first": (64, 32), "second": (777,), "scalar": (), "last": (3, 1000)}
 
 
+class Flag:
+    """An event that a process may be killed in the middle of asking for: it has no lock."""
+
+    def __init__(self, context):
+        self._value = context.RawValue("b", 0)
+
+    def is_set(self):
+        return self._value.value != 0
+
+    def set(self):
+        self._value.value = 1
+
+
 def weights_of(number, scale=1):
     """A version that carries its number in every word, differently in each array."""
     return {

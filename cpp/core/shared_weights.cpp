@@ -239,6 +239,7 @@ std::uint64_t SharedWeights::publish(std::span<const std::byte* const> parts) {
         monotonic_ns(),
         [&](std::byte* record) {
             for (std::size_t i = 0; i < parts.size(); ++i) {
+                if (part_bytes_[i] == 0) continue;  // then the pointer may be null
                 store_to_record(record + part_offsets_[i], parts[i], part_bytes_[i]);
             }
         },
@@ -255,6 +256,7 @@ Publication SharedWeights::read(std::span<std::byte* const> parts, std::uint64_t
         identity_.number, identity_.epoch, newer_than,
         [&](const std::byte* record) {
             for (std::size_t i = 0; i < parts.size(); ++i) {
+                if (part_bytes_[i] == 0) continue;
                 load_from_record(parts[i], record + part_offsets_[i], part_bytes_[i]);
             }
         },
