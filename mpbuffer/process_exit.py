@@ -14,7 +14,7 @@ import weakref
 from multiprocessing import util as _multiprocessing_util
 from typing import Any, Protocol
 
-__all__ = ["close_at_exit"]
+__all__ = ["close_all", "close_at_exit"]
 
 
 class _Closable(Protocol):
@@ -37,7 +37,8 @@ def close_at_exit(buffer: _Closable) -> None:
     _watch_packages()
 
 
-def _close_all() -> None:
+def close_all() -> None:
+    """Close what is open now, as at the end of the process."""
     for buffer in list(_open):
         buffer.close()
 
@@ -52,7 +53,7 @@ def _watch_packages() -> None:
 
 
 def _finalize_in(util: Any) -> None:
-    util.Finalize(None, _close_all, exitpriority=_AFTER_WAITING_FOR_CHILDREN)
+    util.Finalize(None, close_all, exitpriority=_AFTER_WAITING_FOR_CHILDREN)
 
 
 os.register_at_fork(before=_watch_packages)

@@ -122,13 +122,17 @@ PACKAGE_MAY_IMPORT = {
     "inspection": {"_core", "errors", "schema", "weights"},
     "commands": {"errors", "inspection"},
     "cli": {"commands"},
+    "explorer_process": {"buffer", "process_exit"},
+    "explorers": {"buffer", "errors", "explorer_process"},
     "weights": {"_core", "buffer", "errors", "process_exit", "schema"},
-    "__init__": {"batches", "buffer", "errors", "weights"},
+    "__init__": {"batches", "buffer", "errors", "explorers", "weights"},
 }
 PACKAGE_MAY_NEED = {
     "_core": {"numpy", "typing_extensions"},
     "batches": {"numpy", "torch"},
     "commands": {"click", "rich"},
+    "explorer_process": {"multiprocess", "numpy"},
+    "explorers": {"multiprocess", "numpy"},
 }
 CAPABILITY_MAY_IMPORT = {"buffer", "errors", "schema"}  # every module that comes later
 

@@ -1,0 +1,296 @@
+"""What runs in an explorer's process: the function, under a watch on the learner."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import importlib
+import os
+import select
+import signal
+import sys
+import threading
+import time
+import traceback
+import weakref
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, NoReturn
+
+import numpy as np
+
+from mpbuffer.buffer import ReplayBuffer
+from mpbuffer.process_exit import close_all
+
+__all__ = ["Explorer"]
+
+FAILED, FINISHED, STARTED, STOP = b"failed", b"finished", b"started", b"stop"
+THREAD_VARIABLES = (
+    "OMP_NUM_THREADS",
+    "OPENBLAS_NUM_THREADS",
+    "MKL_NUM_THREADS",
+    "BLIS_NUM_THREADS",
+    "NUMEXPR_NUM_THREADS",
+    "VECLIB_MAXIMUM_THREADS",
+)
+
+_LONGEST_MESSAGE = 16_000  # bytes: room for it in any socket, so that sending never waits
+_LEARNER_GONE = 1  # exit status
+_SECONDS_TO_RETURN = 0.5  # once the learner is gone
+_SECONDS_TO_CLOSE = 0.5  # the buffers, after that
+_SECONDS_BETWEEN_LOOKS = 0.25  # at a learner of whom the kernel does not tell by itself
+
+# The learner's ends of connections, which a forked explorer inherits and must not keep open.
+learner_ends: weakref.WeakSet[Any] = weakref.WeakSet()
+
+
+class ProcessIdentity(NamedTuple):
+    """A process, told from a later one with the same pid by when it started (clock ticks)."""
+
+    pid: int
+    started: int
+
+    @classmethod
+    def of(cls, pid: int) -> ProcessIdentity | None:
+        """Who has this pid; None if nobody, or a zombie."""
+        try:
+            stat = Path(f"/proc/{pid}/stat").read_bytes()
+        except OSError:
+            return None
+        state, *others = stat.rpartition(b")")[2].split()
+        return None if state in b"ZX" else cls(pid, int(others[18]))
+
+    def is_alive(self) -> bool:
+        """Whether it still runs; a zombie does not."""
+        return ProcessIdentity.of(self.pid) == self
+
+
+class Task(NamedTuple):
+    """What an explorer is to do. It travels as bytes, so that what is wrong with it is told."""
+
+    function: Callable[..., object]
+    buffer: ReplayBuffer
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+
+    def unpacked(self) -> Task:
+        """Itself: it was inherited."""
+        return self
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle by value whatever an import in the other process would not find."""
+        from multiprocess.reduction import ForkingPickler
+
+        return PickledTask, (bytes(ForkingPickler.dumps(tuple(self), recurse=True)),)
+
+
+class PickledTask(NamedTuple):
+    """A task in another process than it was made in."""
+
+    pickled: bytes
+
+    def unpacked(self) -> Task:
+        """Import what it needs, and open its handle of the buffer."""
+        from multiprocess.reduction import ForkingPickler
+
+        return Task(*ForkingPickler.loads(self.pickled))
+
+
+@dataclasses.dataclass(frozen=True)
+class Orders:
+    """What an explorer's process is told beside its task."""
+
+    index: int
+    n: int
+    epsilon: float
+    entropy: int | Sequence[int]
+    restart: int
+    learner: ProcessIdentity
+    cores: frozenset[int] | None
+    nice: int
+    threads: int | None
+
+
+class Explorer:
+    """What an explorer's function gets as its first argument.
+
+    Attributes
+    ----------
+    buffer : ReplayBuffer or PrioritizedReplayBuffer
+        The process's own handle; closed when the process ends.
+    index : int
+        Which explorer: 0 to n - 1.
+    n : int
+        How many there are.
+    epsilon : float
+        Share of random actions: ``epsilon ** (1 + alpha * index / (n - 1))``; Horgan et al.,
+        "Distributed Prioritized Experience Replay", 2018, section 4.
+    restart : int
+        How often this explorer's process was started again before.
+    seed_sequence : numpy.random.SeedSequence
+        A stream that follows from the seed, `index` and `restart`, and is no other explorer's.
+    rng : numpy.random.Generator
+        Made from `seed_sequence`.
+    stopping : threading.Event
+        Set when the explorer is to return; ``stopping.wait(seconds)`` is a sleep that ends then.
+    """
+
+    def __init__(self, buffer: ReplayBuffer, orders: Orders, stopping: threading.Event) -> None:
+        self.buffer = buffer
+        self.index, self.n = orders.index, orders.n
+        self.epsilon, self.restart = orders.epsilon, orders.restart
+        self.seed_sequence = np.random.SeedSequence(
+            orders.entropy, spawn_key=(orders.index, orders.restart)
+        )
+        self.rng = np.random.default_rng(self.seed_sequence)
+        self.stopping = stopping
+
+    def should_stop(self) -> bool:
+        """Tell whether to return: the learner asks for it, or is gone. Never blocks.
+
+        A function that does not return is ended: after the learner's `stop_timeout`, or within 2
+        seconds of the learner's death.
+        """
+        return self.stopping.is_set()
+
+    def __repr__(self) -> str:
+        return f"<Explorer {self.index} of {self.n}: epsilon {self.epsilon:.4g}>"
+
+
+class LearnerWatch:
+    """A thread that hears of the learner's wishes, and ends this process with the learner's.
+
+    Three signs tell of its end, since each alone may be missing: the connection, unless another
+    process inherited its other end; a pidfd, where the kernel grants one; /proc, now and then.
+    """
+
+    def __init__(self, connection: Any, learner: ProcessIdentity) -> None:
+        self.stopping = threading.Event()
+        self._connection, self._learner = connection, learner
+        threading.Thread(target=self._watch, name="mpbuffer learner watch", daemon=True).start()
+
+    def _watch(self) -> None:
+        poll = select.poll()
+        poll.register(self._connection.fileno(), select.POLLIN)
+        pidfd = _pidfd_of(self._learner)
+        if pidfd is not None:
+            poll.register(pidfd, select.POLLIN)
+        milliseconds = 1000 * _SECONDS_BETWEEN_LOOKS if pidfd is None else None
+        while True:
+            ready = [descriptor for descriptor, _ in poll.poll(milliseconds)]
+            if self._connection.fileno() in ready and self._is_told_to_stop():
+                self.stopping.set()
+            elif ready or not self._learner.is_alive():
+                self._end()
+
+    def _is_told_to_stop(self) -> bool:
+        try:
+            return bool(self._connection.recv_bytes() == STOP)
+        except (EOFError, OSError):
+            return False
+
+    def _end(self) -> NoReturn:
+        self.stopping.set()
+        time.sleep(_SECONDS_TO_RETURN)
+        closing = threading.Thread(target=close_all, daemon=True)
+        closing.start()
+        closing.join(_SECONDS_TO_CLOSE)
+        os._exit(_LEARNER_GONE)
+
+
+def _pidfd_of(process: ProcessIdentity) -> int | None:
+    """Return a descriptor that is readable once it has ended; None if the kernel has none."""
+    try:
+        descriptor = os.pidfd_open(process.pid)
+    except (AttributeError, OSError):
+        return None
+    if process.is_alive():
+        return descriptor
+    os.close(descriptor)
+    return None
+
+
+@contextlib.contextmanager
+def thread_variables_set(threads: int | None) -> Iterator[None]:
+    """Limit numerical libraries of processes that are started here, unless the user did so."""
+    new = [] if threads is None else [each for each in THREAD_VARIABLES if each not in os.environ]
+    for variable in new:
+        os.environ[variable] = str(threads)
+    try:
+        yield
+    finally:
+        for variable in new:
+            os.environ.pop(variable, None)
+
+
+def _limit_threads(threads: int | None, loaded: Mapping[str, Any] = sys.modules) -> None:
+    """Limit the libraries that are loaded: by variables alone those that came with a fork do not.
+
+    threadpoolctl is used for the linear algebra behind NumPy and SciPy if it is installed.
+    """
+    if threads is None:
+        return
+    for variable in THREAD_VARIABLES:
+        os.environ.setdefault(variable, str(threads))
+    if "torch" in loaded:
+        loaded["torch"].set_num_threads(threads)
+    with contextlib.suppress(ImportError):
+        importlib.import_module("threadpoolctl").threadpool_limits(threads)
+
+
+def _each_thread() -> list[int]:
+    return [int(each) for each in os.listdir("/proc/self/task")]
+
+
+def _take_place(orders: Orders) -> None:
+    """Pin and lower the priority of all threads there are; later ones inherit it."""
+    for thread in _each_thread():
+        with contextlib.suppress(ProcessLookupError):
+            if orders.cores is not None:
+                os.sched_setaffinity(thread, orders.cores)
+            if orders.nice != 0:
+                os.setpriority(
+                    os.PRIO_PROCESS, thread, os.getpriority(os.PRIO_PROCESS, thread) + orders.nice
+                )
+
+
+def _leave_signals_to_learner() -> None:
+    """Ignore Ctrl-C, which reaches the learner too; end at once on SIGTERM."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+
+
+def _traceback_text(error: BaseException) -> str:
+    """Without this module's own frames; of a long one the end."""
+    here, frames = __file__, error.__traceback__
+    while frames is not None and frames.tb_frame.f_code.co_filename == here:
+        frames = frames.tb_next
+    return "".join(traceback.format_exception(type(error), error, frames))
+
+
+def _tell(connection: Any, what: bytes, text: str = "") -> None:
+    with contextlib.suppress(OSError):  # nobody listens: the watch knows why
+        connection.send_bytes(what + text.encode(errors="replace")[-_LONGEST_MESSAGE:])
+
+
+def run_explorer(orders: Orders, task: Task | PickledTask, connection: Any) -> None:
+    """Be the explorer: the main function of its process."""
+    _leave_signals_to_learner()
+    for inherited in list(learner_ends):
+        inherited.close()
+    watch = LearnerWatch(connection, orders.learner)
+    try:
+        _take_place(orders)
+        function, buffer, args, kwargs = task.unpacked()
+        _limit_threads(orders.threads)
+        _tell(connection, STARTED)
+        if not watch.stopping.is_set():
+            function(Explorer(buffer, orders, watch.stopping), *args, **kwargs)
+        _tell(connection, FINISHED)
+    except BaseException as error:
+        if isinstance(error, SystemExit) and error.code in (None, 0):
+            _tell(connection, FINISHED)
+        else:
+            _tell(connection, FAILED, _traceback_text(error))
+            sys.exit(1)
