@@ -164,21 +164,27 @@ class LearnerWatch:
     process inherited its other end; a pidfd, where the kernel grants one; /proc, now and then.
     """
 
-    def __init__(self, connection: Any, learner: ProcessIdentity) -> None:
+    def __init__(self, learner: ProcessIdentity) -> None:
+        self.pid = os.getpid()
         self.stopping = threading.Event()
-        self._connection, self._learner = connection, learner
+        self._learner = learner
+        self._connection: Any = None
+        self._ready = select.epoll()
+        self._pidfd = _pidfd_of(learner)
+        if self._pidfd is not None:
+            self._ready.register(self._pidfd, select.EPOLLIN)
         threading.Thread(target=self._watch, name="mpbuffer learner watch", daemon=True).start()
 
+    def listen_to(self, connection: Any) -> None:
+        """Hear from now on what the learner says through the connection."""
+        self._connection = connection
+        self._ready.register(connection.fileno(), select.EPOLLIN)
+
     def _watch(self) -> None:
-        poll = select.poll()
-        poll.register(self._connection.fileno(), select.POLLIN)
-        pidfd = _pidfd_of(self._learner)
-        if pidfd is not None:
-            poll.register(pidfd, select.POLLIN)
-        milliseconds = 1000 * _SECONDS_BETWEEN_LOOKS if pidfd is None else None
+        timeout = _SECONDS_BETWEEN_LOOKS if self._pidfd is None else None
         while True:
-            ready = [descriptor for descriptor, _ in poll.poll(milliseconds)]
-            if self._connection.fileno() in ready and self._is_told_to_stop():
+            ready = [descriptor for descriptor, _ in self._ready.poll(timeout)]
+            if self._pidfd not in ready and ready and self._is_told_to_stop():
                 self.stopping.set()
             elif ready or not self._learner.is_alive():
                 self._end()
@@ -196,6 +202,44 @@ class LearnerWatch:
         closing.start()
         closing.join(_SECONDS_TO_CLOSE)
         os._exit(_LEARNER_GONE)
+
+
+_watch: LearnerWatch | None = None
+
+
+def watch_over(learner: ProcessIdentity) -> LearnerWatch:
+    """Start this process's watch, if it has none yet."""
+    global _watch
+    if _watch is None or _watch.pid != os.getpid():
+        _watch = LearnerWatch(learner)
+    return _watch
+
+
+class WatchedName(str):
+    """A process's name, which starts the watch where it is unpickled.
+
+    It is the first thing that the process gets, before it imports the learner's main module: that
+    may take seconds, in which the learner may die.
+    """
+
+    learner: ProcessIdentity
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle as an expression, since ``sys.path`` is not yet that of the learner."""
+        known = {"paths": sys.path, "name": str(self), "learner": tuple(self.learner)}
+        return eval, (_NAME_EXPRESSION, known)
+
+
+_NAME_EXPRESSION = (
+    "__import__('sys').path.extend(paths) or"
+    f" __import__({__name__!r}, fromlist=['']).named_and_watched(name, learner)"
+)
+
+
+def named_and_watched(name: str, learner: tuple[int, int]) -> str:
+    """Return the name, and start the watch."""
+    watch_over(ProcessIdentity(*learner))
+    return name
 
 
 def _pidfd_of(process: ProcessIdentity) -> int | None:
@@ -279,7 +323,9 @@ def run_explorer(orders: Orders, task: Task | PickledTask, connection: Any) -> N
     _leave_signals_to_learner()
     for inherited in list(learner_ends):
         inherited.close()
-    watch = LearnerWatch(connection, orders.learner)
+    learner_ends.clear()
+    watch = watch_over(orders.learner)
+    watch.listen_to(connection)
     try:
         _take_place(orders)
         function, buffer, args, kwargs = task.unpacked()

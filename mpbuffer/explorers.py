@@ -29,6 +29,7 @@ from mpbuffer.explorer_process import (
     Orders,
     ProcessIdentity,
     Task,
+    WatchedName,
     learner_ends,
     run_explorer,
     thread_variables_set,
@@ -417,10 +418,12 @@ class Explorers:
         )
         ours, theirs = context.Pipe()
         learner_ends.add(ours)
+        name = WatchedName(f"explorer-{place.index}")
+        name.learner = self._owner
         process = context.Process(
             target=run_explorer,
             args=(orders, self._task, theirs),
-            name=f"explorer-{place.index}",
+            name=name,
             daemon=True,
         )
         try:

@@ -498,6 +498,30 @@ def test_no_explorer_outlives_the_learner(start_method, killed_by):
         assert learner.process.stderr.read() == b""
 
 
+def test_no_explorer_outlives_the_learner_while_it_imports(tmp_path):
+    program = tmp_path / "learner.py"
+    program.write_text("""
+import time
+import mpbuffer
+
+if __name__ == "__mp_main__":
+    print("importing", flush=True)
+    time.sleep(60)
+
+if __name__ == "__main__":
+    with mpbuffer.ReplayBuffer(10, {"a": {}}) as buffer:
+        with mpbuffer.Explorers(print, 1, buffer) as explorers:
+            explorers.join()
+""")
+    with python_started(str(program), stderr=subprocess.PIPE) as process:
+        learner = Learner(process)
+        assert learner.read_line() == ["importing"]
+        process.kill()
+        learner.wait_until_gone(2)
+        assert process.stderr.read() == b""
+    mpbuffer.ReplayBuffer(1, {"x": {}}).close()  # removes what nobody was left to close
+
+
 @pytest.mark.parametrize("when", ["starting", "playing"])
 def test_ctrl_c_ends_everything_once_and_quietly(start_method, when):
     with learner_started(start_method, "play") as learner:
