@@ -2,6 +2,7 @@
 
 from importlib.metadata import version as _version
 
+from mpbuffer.batches import Batches
 from mpbuffer.buffer import (
     LearnerStatus,
     PrioritizedReplayBuffer,
@@ -29,6 +30,7 @@ MPPrioritizedReplayBuffer = PrioritizedReplayBuffer
 __version__ = _version("mpbuffer")
 
 __all__ = [
+    "Batches",
     "BufferClosed",
     "EmptyBuffer",
     "LearnerBusy",

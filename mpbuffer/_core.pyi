@@ -1,4 +1,5 @@
-from typing import Any
+from collections.abc import Callable
+from typing import Any, final
 
 import numpy as np
 import numpy.typing as npt
@@ -12,14 +13,28 @@ source_digest: str
 class ReplayBuffer:
     def add(self, **fields: Any) -> int: ...
     def sample(
-        self, batch_size: int, *, return_indexes: bool = False
+        self,
+        batch_size: int,
+        *,
+        return_indexes: bool = False,
+        out: dict[str, npt.NDArray[Any]] | None = None,
     ) -> dict[str, npt.NDArray[Any]]: ...
 
 class PrioritizedReplayBuffer(ReplayBuffer):
     def add(self, *, priorities: Any = None, **fields: Any) -> int: ...
-    def sample(self, batch_size: int, beta: float = 0.4) -> dict[str, npt.NDArray[Any]]: ...  # type: ignore[override]
+    def sample(  # type: ignore[override]
+        self,
+        batch_size: int,
+        beta: float = 0.4,
+        *,
+        out: dict[str, npt.NDArray[Any]] | None = None,
+    ) -> dict[str, npt.NDArray[Any]]: ...
     def sample_uniform(
-        self, batch_size: int, *, return_indexes: bool = False
+        self,
+        batch_size: int,
+        *,
+        return_indexes: bool = False,
+        out: dict[str, npt.NDArray[Any]] | None = None,
     ) -> dict[str, npt.NDArray[Any]]: ...
     def update_priorities(
         self,
@@ -28,6 +43,16 @@ class PrioritizedReplayBuffer(ReplayBuffer):
         generations: npt.ArrayLike | None = None,
     ) -> int: ...
 
+@final
+class BatchGatherer:
+    def __init__(self, buffer: ReplayBuffer, return_indexes: bool) -> None: ...
+    def submit(self, arrays: dict[str, npt.NDArray[Any]], rows: int, beta: float) -> None: ...
+    def take(self) -> dict[str, npt.NDArray[Any]]: ...
+    def discard(self) -> None: ...
+
+def empty_batch(
+    buffer: ReplayBuffer, rows: int, return_indexes: bool
+) -> dict[str, npt.NDArray[Any]]: ...
 def create(
     buffer: ReplayBuffer,
     name: str,
@@ -39,6 +64,8 @@ def create(
     seed: int,
     strict: bool,
     description: str,
+    interleave_nodes: bool,
+    progress: Callable[[int], object],
 ) -> None: ...
 def attach(buffer: ReplayBuffer, name: str, descriptor: int = -1) -> str: ...
 def move(source: ReplayBuffer, target: ReplayBuffer) -> None: ...

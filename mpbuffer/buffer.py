@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import secrets
 import sys
+import time
 from collections.abc import Mapping
 from typing import Any, NamedTuple, TypeVar
 
@@ -12,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mpbuffer import _core
+from mpbuffer.batches import Batches
 from mpbuffer.errors import SegmentMismatch
 from mpbuffer.process_exit import close_at_exit
 from mpbuffer.schema import describe, fields_from, read_description
@@ -225,6 +228,22 @@ def _accept_cpprb_arguments(ctx: Any, backend: str | None) -> None:
             raise ProcessError("ctx is a SyncManager that has been shut down")
 
 
+class _CreationLog:
+    """Told how many bytes are allocated; says so once a second."""
+
+    def __init__(self, name: str, logger: Any) -> None:
+        usable = isinstance(logger, (logging.Logger, logging.LoggerAdapter))
+        self._logger = logger if usable else logging.getLogger("mpbuffer")
+        self._name = name
+        self._next = time.monotonic() + 1.0
+
+    def __call__(self, done: int) -> None:
+        now = time.monotonic()
+        if now >= self._next:
+            self._next = now + 1.0
+            self._logger.info("creating %r: %.1f GB allocated", self._name, done / 2**30)
+
+
 class ReplayBuffer(_core.ReplayBuffer):
     """A replay buffer in shared memory, sampled uniformly.
 
@@ -240,7 +259,7 @@ class ReplayBuffer(_core.ReplayBuffer):
     env_dict : mapping of str to mapping
         Field names to ``{"shape": int or tuple of int, "dtype": dtype}``. Shape defaults to 1, so
         that rows come out ``(batch_size, 1)``; dtype to `default_dtype`. Any NumPy dtype of fixed
-        size.
+        size. Other keys are ignored with a UserWarning that names them.
     default_dtype : dtype_like, optional
         float32.
     name : str, optional
@@ -250,7 +269,13 @@ class ReplayBuffer(_core.ReplayBuffer):
         line in the process table. Random if not given.
     strict : bool, optional
         Whether add() refuses fields that the buffer does not have; else it warns, once per name.
-    ctx, backend, logger, check_for_update : optional
+    numa_interleave : bool, optional
+        Whether the memory is spread over all NUMA nodes, page by page; else each page lies where
+        the creating thread runs.
+    logger : logging.Logger, optional
+        Told how far the allocation is, once a second, where it takes over a second. The logger
+        ``mpbuffer`` if not given.
+    ctx, backend, check_for_update : optional
         Accepted as cpprb's classes do, and not needed.
 
     Raises
@@ -273,13 +298,24 @@ class ReplayBuffer(_core.ReplayBuffer):
         name: str | None = None,
         seed: int | None = None,
         strict: bool = False,
+        numa_interleave: bool = False,
         ctx: Any = None,
         backend: str | None = None,
         logger: Any = None,
         check_for_update: bool = False,
     ) -> None:
         self._create(
-            size, env_dict, default_dtype, name, seed, strict, ctx, backend, prioritized=False
+            size,
+            env_dict,
+            default_dtype,
+            name,
+            seed,
+            strict,
+            numa_interleave,
+            ctx,
+            backend,
+            logger,
+            prioritized=False,
         )
 
     def _create(
@@ -290,8 +326,10 @@ class ReplayBuffer(_core.ReplayBuffer):
         name: str | None,
         seed: int | None,
         strict: bool,
+        numa_interleave: bool,
         ctx: Any,
         backend: str | None,
+        logger: Any,
         *,
         prioritized: bool,
         alpha: float = 0.0,
@@ -318,6 +356,8 @@ class ReplayBuffer(_core.ReplayBuffer):
             number,
             bool(strict),
             describe("PrioritizedReplayBuffer" if prioritized else "ReplayBuffer", fields, strict),
+            bool(numa_interleave),
+            _CreationLog(segment_name, logger),
         )
         close_at_exit(self)
 
@@ -400,6 +440,54 @@ class ReplayBuffer(_core.ReplayBuffer):
         """Return the rows in the slots given; IndexError if one holds no complete row."""
         return _core.rows_at(self, indexes)
 
+    def batches(
+        self,
+        batch_size: int,
+        *,
+        return_indexes: bool = False,
+        prefetch: int = 0,
+        tensors: bool = False,
+        pin_memory: bool = False,
+    ) -> Batches:
+        """Return an endless iterator over samples, in memory that is used again.
+
+        Parameters
+        ----------
+        batch_size : int
+            Rows of each batch, at least 1.
+        return_indexes : bool, optional
+            Whether to add ``"indexes"``.
+        prefetch : int, optional
+            How many batches are gathered ahead, by a thread that needs no GIL; 0: none.
+        tensors : bool, optional
+            Whether batches are dicts of torch tensors, of the same memory.
+        pin_memory : bool, optional
+            Whether the arrays lie in page-locked memory, from which torch copies to the GPU without
+            waiting. An array is then used again only after what the current CUDA stream had been
+            asked to copy when the last reference to it was gone.
+
+        Returns
+        -------
+        Batches
+            To be iterated by one thread, and closed; it raises what sample() does.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If `batch_size` or `prefetch` is no such number.
+        ImportError, RuntimeError
+            If torch, or its CUDA, is asked for and not there.
+        """
+        return Batches(
+            self,
+            batch_size,
+            beta=None,
+            return_indexes=bool(return_indexes),
+            prefetch=prefetch,
+            tensors=tensors,
+            pin_memory=pin_memory,
+        )
+
     def clear(self) -> None:
         """Remove all rows; the next one goes to slot 0. Any process may call it.
 
@@ -441,7 +529,8 @@ class PrioritizedReplayBuffer(_core.PrioritizedReplayBuffer, ReplayBuffer):
 
     Parameters
     ----------
-    size, env_dict, default_dtype, name, seed, strict, ctx, backend, logger, check_for_update
+    size, env_dict, default_dtype, name, seed, strict, numa_interleave : optional
+    ctx, backend, logger, check_for_update : optional
         As for ReplayBuffer. No field may be named ``priorities``, ``weights`` or ``indexes``.
     alpha : float, optional
         Exponent of the priorities, at least 0 (0: uniform).
@@ -460,6 +549,7 @@ class PrioritizedReplayBuffer(_core.PrioritizedReplayBuffer, ReplayBuffer):
         name: str | None = None,
         seed: int | None = None,
         strict: bool = False,
+        numa_interleave: bool = False,
         ctx: Any = None,
         backend: str | None = None,
         logger: Any = None,
@@ -472,8 +562,10 @@ class PrioritizedReplayBuffer(_core.PrioritizedReplayBuffer, ReplayBuffer):
             name,
             seed,
             strict,
+            numa_interleave,
             ctx,
             backend,
+            logger,
             prioritized=True,
             alpha=alpha,
             eps=eps,
@@ -488,6 +580,51 @@ class PrioritizedReplayBuffer(_core.PrioritizedReplayBuffer, ReplayBuffer):
     def eps(self) -> float:
         """What is added to every priority."""
         return float(_core.shape(self)["eps"])
+
+    def batches(  # type: ignore[override]
+        self,
+        batch_size: int,
+        beta: float = 0.4,
+        *,
+        prefetch: int = 0,
+        tensors: bool = False,
+        pin_memory: bool = False,
+    ) -> Batches:
+        """Return an endless iterator over samples, in memory that is used again.
+
+        For the learner, as sample(). With `prefetch`, batches are drawn from the priorities of up
+        to so many updates ago; updates are exact all the same, as described for
+        update_priorities().
+
+        Parameters
+        ----------
+        batch_size : int
+            Rows of each batch, at least 1.
+        beta : float, optional
+            Exponent of the importance weights, at least 0. The iterator's attribute ``beta``
+            changes it for what is drawn from then on.
+        prefetch, tensors, pin_memory : optional
+            As for ReplayBuffer.
+
+        Returns
+        -------
+        Batches
+            To be iterated by one thread, and closed; it raises what sample() does.
+
+        Raises
+        ------
+        TypeError, ValueError, ImportError, RuntimeError
+            As for ReplayBuffer, and ValueError if `beta` is negative or not finite.
+        """
+        return Batches(
+            self,
+            batch_size,
+            beta=beta,
+            return_indexes=True,
+            prefetch=prefetch,
+            tensors=tensors,
+            pin_memory=pin_memory,
+        )
 
     def get_max_priority(self) -> float:
         """Return the largest priority supplied since creation or clear(), at least 1.0."""

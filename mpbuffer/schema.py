@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import operator
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -18,6 +19,7 @@ __all__ = ["Field", "describe", "fields_from", "read_description"]
 Field = tuple[str, "np.dtype[Any]", list[int]]
 
 _MOST_ELEMENTS = 2**40
+_FIELD_KEYS = {"shape", "dtype"}
 _DESCRIPTION_KEYS = {"class", "fields", "strict", "attributes"}
 
 
@@ -28,6 +30,7 @@ def fields_from(env_dict: Mapping[str, Mapping[str, Any]], default: npt.DTypeLik
     ----------
     env_dict : mapping of str to mapping
         For each field ``{"shape": int or tuple of int, "dtype": dtype}``; shape defaults to 1.
+        Other keys are ignored with a UserWarning that names them.
     default : dtype_like
         The dtype of fields that name none.
 
@@ -56,6 +59,13 @@ def fields_from(env_dict: Mapping[str, Mapping[str, Any]], default: npt.DTypeLik
             raise TypeError(
                 f"field {name!r} must be described by a mapping with 'shape' and 'dtype', "
                 f"got {description!r}"
+            )
+        unknown = [repr(key) for key in description if key not in _FIELD_KEYS]
+        if unknown:
+            warnings.warn(
+                f"field {name!r} is described by {', '.join(unknown)}, which is ignored; "
+                "expected 'shape' and 'dtype'",
+                stacklevel=4,
             )
         wanted = description.get("dtype")
         dtype = _fixed_size_dtype(name, default if wanted is None else wanted)

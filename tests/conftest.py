@@ -3,6 +3,7 @@
 import gc
 import multiprocessing
 import os
+import time
 from pathlib import Path
 
 import pytest
@@ -15,8 +16,16 @@ def segments_of_this_user():
     return {entry.name for entry in SHARED_MEMORY.iterdir() if entry.name.startswith(prefix)}
 
 
-def is_used_elsewhere(segment):
-    """Whether a process that is no descendant of this one has it mapped: another program's."""
+def started_at(stat):
+    """When a process started, by CLOCK_BOOTTIME, from the text of its /proc/PID/stat."""
+    return int(stat.rpartition(")")[2].split()[19]) / os.sysconf("SC_CLK_TCK")
+
+
+def is_used_elsewhere(segment, begun):
+    """Whether another program has it mapped: no descendant of this process.
+
+    One whose parent has ended may be a descendant, unless it is older than the test.
+    """
     try:
         inode = str((SHARED_MEMORY / segment).stat().st_ino)
     except FileNotFoundError:
@@ -27,14 +36,15 @@ def is_used_elsewhere(segment):
             if not any(line[4] == inode and line[5:6] for line in maps):
                 continue
             ancestor = child = int(process.name)
+            old = started_at((process / "stat").read_text()) < begun
             while ancestor not in (0, 1, os.getpid()):
                 stat = Path(f"/proc/{ancestor}/stat").read_text()
                 ancestor, child = int(stat.rpartition(")")[2].split()[1]), ancestor
         except OSError:
             continue
-        if ancestor != os.getpid() and child != int(process.name):
+        if ancestor != os.getpid() and (old or child != int(process.name)):
             return True
-    return False
+    return not (SHARED_MEMORY / segment).exists()  # its user removed it meanwhile
 
 
 def pytest_configure(config):
@@ -58,11 +68,13 @@ def pytest_runtest_makereport(item, call):
 def shared_memory_is_left_as_found(request):
     """No test leaves a segment behind; a failed one may, since its traceback holds its buffers."""
     before = segments_of_this_user()
+    begun = time.clock_gettime(time.CLOCK_BOOTTIME)
     yield
     if request.node.stash.get(call_failed, True) or segments_of_this_user() <= before:
         return
     gc.collect()
-    left = {name for name in segments_of_this_user() - before if not is_used_elsewhere(name)}
+    new = segments_of_this_user() - before
+    left = {name for name in new if not is_used_elsewhere(name, begun)}
     assert not left, f"left in {SHARED_MEMORY}: {sorted(left)}"
 
 

@@ -176,8 +176,8 @@ MUTANTS = [
         "a forked child keeps its parent's locks",
         "flaw 6",
         "replay_buffer.cpp",
-        "    if (lock_fd_ >= 0) ::close(lock_fd_);\n    lock_fd_ = -1;\n    identity_ = {};",
-        "    lock_fd_ = -1;\n    identity_ = {};",
+        "    lock_fd_.close();\n    identity_ = {};",
+        "    (void)new OwnedDescriptor(std::move(lock_fd_));\n    identity_ = {};",
         "test_replay_buffer a child that never uses its copy*",
     ),
     Mutant(
@@ -208,9 +208,25 @@ MUTANTS = [
         "a creator under a temporary name does not say that it is there",
         "names",
         "shared_segment.cpp",
-        "if (take_presence(file.get()) && fstat(file.get(), &facts) == 0 && facts.st_nlink > 0) {",
-        "if (fstat(file.get(), &facts) == 0 && facts.st_nlink > 0) {",
+        "            present = take_presence(file.get());  // at once, before a sweep comes\n",
+        "            present = true;\n",
         "mpbuffer_stops --only segment_allocated --hits 100",
+    ),
+    Mutant(
+        "a descriptor is closed whatever its number stands for by now",
+        "descriptors",
+        "owned_descriptor.cpp",
+        "    if (ours()) ::close(fd_);\n",
+        "    if (fd_ >= 0) ::close(fd_);\n",
+        "test_owned_descriptor numbers that the program took*",
+    ),
+    Mutant(
+        "a descriptor of the same file passes for ours",
+        "descriptors",
+        "owned_descriptor.cpp",
+        "load(std::memory_order_relaxed) == ticket_;",
+        "load(std::memory_order_relaxed) != 0;",
+        "test_owned_descriptor a handle whose descriptors were closed*",
     ),
     Mutant(
         "leaf seq before leaf",
@@ -265,7 +281,7 @@ def run(command, seconds, **more):
 
 # One executable for each file of doctest cases, so that a mutant costs what its tests need.
 MORE_TARGETS = """
-foreach(name learner process_table replay_buffer shared_segment slot_ring)
+foreach(name learner owned_descriptor process_table replay_buffer shared_segment slot_ring)
   add_executable(test_${name} EXCLUDE_FROM_ALL ../tests/cpp/main.cpp ../tests/cpp/test_${name}.cpp)
   target_link_libraries(test_${name} PRIVATE mpbuffer_core)
 endforeach()
@@ -288,6 +304,8 @@ class Workshop:
         self.build_folder = self.folder / "build"
         options = ["-DCMAKE_BUILD_TYPE=Debug", "-DCMAKE_CXX_FLAGS_DEBUG=-O0"]
         options += ["-DMPBUFFER_BUILD_EXTENSION=OFF", "-DMPBUFFER_STOP_POINTS=ON"]
+        if shutil.which("ninja") and not (self.build_folder / "CMakeCache.txt").exists():
+            options += ["-G", "Ninja"]
         configured = run(
             ["cmake", "-S", str(self.folder / "cpp"), "-B", str(self.build_folder), *options], 300
         )
@@ -355,13 +373,17 @@ def check_unchanged(workshop, mutants):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--only", default="", help="mutants whose name or file has this in it")
+    parser.add_argument("--only", action="append", help="mutants whose name or file has this in it")
     parser.add_argument("--list", action="store_true", help="print the table, run nothing")
     parser.add_argument("--keep", help="work in this directory and leave it")
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--unchecked", action="store_true", help="skip the tests without a mutant")
     arguments = parser.parse_args()
-    chosen = [m for m in MUTANTS if arguments.only in m.name or arguments.only in m.file]
+    chosen = [
+        mutant
+        for mutant in MUTANTS
+        if any(text in mutant.name or text in mutant.file for text in arguments.only or [""])
+    ]
     if arguments.list:
         for mutant in chosen:
             print(f"{mutant.file:20} {mutant.flaw:16} {mutant.name}: {mutant.caught_by}")

@@ -231,6 +231,37 @@ def test_a_warning_turned_into_an_error(cls, fill):
 
 
 @both_classes
+def test_unknown_key_of_a_field(cls):
+    with pytest.warns(
+        UserWarning, match=r"field 'obs' .*'shpe', 'typ', which is ignored"
+    ) as warned:
+        buffer = cls(10, {"obs": {"shpe": 4, "typ": "i4"}, "act": {"shape": 2, "dtype": "i4"}})
+    assert len(warned) == 1
+    assert warned[0].filename == __file__
+    buffer.add(obs=1, act=[1, 2])
+
+
+@pytest.mark.parametrize(
+    ("cls", "method"), [(ReplayBuffer, "sample"), (PrioritizedReplayBuffer, "sample_uniform")]
+)
+@pytest.mark.parametrize(("given", "named"), [((1, True), {}), ((), {}), ((1,), {"size": 3})])
+def test_errors_name_the_method_that_was_called(cls, method, given, named):
+    with pytest.raises(TypeError, match=rf"^{method}\(\) "):
+        getattr(filled(cls, 6), method)(*given, **named)
+
+
+@both_classes
+def test_sampling_after_clear(cls):
+    buffer = filled(cls, 0)
+    with pytest.raises(mpbuffer.EmptyBuffer, match=r"no rows have been added$"):
+        buffer.sample(1)
+    buffer.add(**row())
+    buffer.clear()
+    with pytest.raises(mpbuffer.EmptyBuffer, match="no rows have been added since it was cleared"):
+        buffer.sample(1)
+
+
+@both_classes
 def test_no_row_at_all(cls, fill):
     """A batch of no rows adds none, whether that is said to be an error or not."""
     buffer = filled(cls, fill)

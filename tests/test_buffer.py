@@ -1221,3 +1221,24 @@ def test_memory_does_not_grow(cls):
     cycles(20_000)
     grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
     assert grown < 8_000, f"grew by {grown} KiB"
+
+
+def test_a_long_allocation_is_logged(monkeypatch, caplog):
+    """The clock runs ahead: no gigabytes are needed for this."""
+    seconds = iter(range(0, 1000, 3))
+    monkeypatch.setattr("mpbuffer.buffer.time.monotonic", lambda: next(seconds))
+    with caplog.at_level(logging.INFO, logger="mpbuffer"):
+        ReplayBuffer(1000, {"obs": {"shape": 10_000}}).close()
+    assert any("creating" in message and "GB allocated" in message for message in caplog.messages)
+
+    told = logging.getLogger("somebody else's")
+    with caplog.at_level(logging.INFO, logger=told.name):
+        caplog.clear()
+        ReplayBuffer(1000, {"obs": {"shape": 10_000}}, logger=told).close()
+    assert {record.name for record in caplog.records} == {told.name}
+
+
+def test_memory_may_be_spread_over_nodes():
+    with ReplayBuffer(100, {"obs": {}}, numa_interleave=True) as buffer:
+        buffer.add(obs=1.0)
+        assert buffer.sample(1)["obs"] == 1.0

@@ -5,8 +5,8 @@ shared memory what was acknowledged to it, and the learner which priorities it h
 round nobody runs, the dead are zombies still, and a successor compares buffer and notes.
 
 The fast forms run always. Under ``-m slow`` the environment variables MPBUFFER_KILLS,
-MPBUFFER_STOPS and MPBUFFER_FORKS say how many; ``mpbuffer_stops --chaos`` of the C++ build goes
-through many more.
+MPBUFFER_STOPS, MPBUFFER_FORKS, MPBUFFER_SPAWNED_KILLS and MPBUFFER_SPAWNED_STOPS say how many;
+``mpbuffer_stops --chaos`` of the C++ build goes through many more.
 """
 
 import collections
@@ -34,21 +34,31 @@ ADDING, SAMPLING, UPDATING = 1, 2, 3
 
 
 class Notes:
-    """What was told to whom; in memory that outlives the processes."""
+    """What was told to whom; in memory that outlives the processes.
 
-    def __init__(self):
+    With a file, for those who are spawned; without one for those who are forked.
+    """
+
+    def __init__(self, file=None):
         fields = {
             "acknowledged": SEATS,  # how many rows of the seat's process
             "batch": SEATS,  # rows of its last acknowledged call
             "position": SEATS,  # where the learner had got to before that call
             "activity": SEATS,
             "wrong": SEATS,
+            "ready": SEATS,
             "quit": 1,
             "updated_row": MOST_SLOTS,  # the generation that the two versions are of
             "begun": MOST_SLOTS,
             "ended": MOST_SLOTS,
         }
-        self.memory = mmap.mmap(-1, 8 * sum(fields.values()))
+        length = 8 * sum(fields.values())
+        if file is None:
+            self.memory = mmap.mmap(-1, length)
+        else:
+            with open(file, "r+b") as opened:
+                opened.truncate(length)
+                self.memory = mmap.mmap(opened.fileno(), length)
         everything = np.frombuffer(self.memory, np.int64)
         start = 0
         for name, count in fields.items():
@@ -162,6 +172,20 @@ def learn(buffer, notes, seat, words):
             notes.ended[slots] = notes.begun[slots]
 
 
+def take_seat(buffer, notes, seat, words, batch, threads, learner):
+    """What each process of a campaign does."""
+    signal.alarm(int(5 * DEADLINE))
+    notes.ready[seat] = 1
+    if learner:
+        learn(buffer, notes, seat, words)
+    else:
+        explore(buffer, notes, seat, words, batch, threads)
+
+
+def take_seat_after_spawn(buffer, notes_file, *rest):
+    take_seat(buffer, Notes(notes_file), *rest)
+
+
 def explore_after_spawn(buffer, seat, words, batch, quit_event, connection):
     """In a spawned process: what was acknowledged goes through the connection."""
     counter = 0
@@ -174,13 +198,18 @@ def explore_after_spawn(buffer, seat, words, batch, quit_event, connection):
 
 
 class Campaign:
-    """Explorers and a learner under fire, and the counts."""
+    """Explorers and a learner under fire, and the counts.
 
-    def __init__(self, kills, stops, seed=0):
+    They are forked; or spawned, where `notes_file` is a file for what they note.
+    """
+
+    def __init__(self, kills, stops, seed=0, notes_file=None):
         self.kills, self.stops = kills, stops
+        self.notes_file = notes_file
+        self.most_seats = 40 if notes_file is None else 10
         self.random = np.random.default_rng(seed)
         self.counts = collections.Counter()
-        self.children = []
+        self.children, self.spawned = [], []
 
     def run(self):
         shapes = [(5, 30), (300, 20), (7500, 4)]  # words and rows of a call: 56 bytes to 60 KB
@@ -194,16 +223,20 @@ class Campaign:
         fields = {"identity": {"dtype": "i8"}, "body": {"shape": words, "dtype": "u8"}}
         fields["checksum"] = {"dtype": "u8"}
         buffer = mpbuffer.PrioritizedReplayBuffer(size, fields, alpha=1.0, eps=0.0)
-        notes = Notes()
+        if self.notes_file is not None:
+            self.notes_file.write_bytes(b"")
+        notes = Notes(self.notes_file)
         self.next_seat, self.running = 0, {}
         try:
             self.start(buffer, notes, words, batch, learner=True)
             for _ in range(self.random.integers(1, 4)):
                 self.start(buffer, notes, words, batch, learner=False)
             actions = 0
-            while self.next_seat < 40 and actions < 120:
-                actions += 1
+            while self.next_seat < self.most_seats and actions < 120:
                 time.sleep(self.random.uniform(0, 0.003))
+                if not any(notes.ready[each["seat"]] for each in self.running.values()):
+                    continue
+                actions += 1
                 self.act(buffer, notes, words, batch)
                 self.call_from_outside(buffer, words)
                 if self.counts["kills"] >= self.kills and self.counts["stops"] >= self.stops:
@@ -219,30 +252,41 @@ class Campaign:
                     os.kill(pid, signal.SIGKILL)
                 os.waitpid(pid, 0)
             self.children.clear()
+            for process in self.spawned:
+                process.kill()
+                process.join(DEADLINE)
+            self.spawned.clear()
             buffer.close()
 
     def start(self, buffer, notes, words, batch, *, learner):
         seat, self.next_seat = self.next_seat, self.next_seat + 1
         threads = 2 if self.random.integers(4) == 0 else 1
-        pid = os.fork()
+        work = (seat, words, batch, threads, learner)
+        if self.notes_file is not None:
+            process = multiprocessing.get_context("spawn").Process(
+                target=take_seat_after_spawn, args=(buffer, self.notes_file, *work)
+            )
+            process.start()
+            self.spawned.append(process)
+            pid = process.pid
+        else:
+            pid = os.fork()
         if pid == 0:
             status = 1
             try:
-                signal.alarm(int(DEADLINE))
-                if learner:
-                    learn(buffer, notes, seat, words)
-                else:
-                    explore(buffer, notes, seat, words, batch, threads)
+                take_seat(buffer, notes, *work)
                 status = 0
             except BaseException as error:
                 print(f"in a forked process: {error!r}", file=sys.stderr, flush=True)
             finally:
                 os._exit(status)
-        self.children.append(pid)
+        if self.notes_file is None:
+            self.children.append(pid)
         self.running[pid] = {"seat": seat, "learner": learner, "stopped": False}
 
     def act(self, buffer, notes, words, batch):
-        pid = int(self.random.choice(list(self.running)))
+        ready = [pid for pid, each in self.running.items() if notes.ready[each["seat"]]]
+        pid = int(self.random.choice(ready))
         process = self.running[pid]
         standing = sum(each["stopped"] for each in self.running.values())
         if process["stopped"] and self.random.integers(2):
@@ -346,6 +390,23 @@ def test_killed_and_stopped_at_random():
 def test_killed_and_stopped_at_random_many_times():
     kills = numbers_asked_for("MPBUFFER_KILLS", 10_000)
     campaign = Campaign(kills, numbers_asked_for("MPBUFFER_STOPS", 3_000), seed=1)
+    campaign.run()
+    print(dict(campaign.counts))
+    assert campaign.counts["rows accounted for"] > 0
+
+
+def test_spawned_ones_killed_and_stopped_at_random(tmp_path):
+    campaign = Campaign(kills=5, stops=2, seed=2, notes_file=tmp_path / "notes")
+    campaign.run()
+    assert campaign.counts["rows accounted for"] > 0
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(7200)
+def test_spawned_ones_killed_and_stopped_at_random_many_times(tmp_path):
+    kills = numbers_asked_for("MPBUFFER_SPAWNED_KILLS", 300)
+    stops = numbers_asked_for("MPBUFFER_SPAWNED_STOPS", 100)
+    campaign = Campaign(kills, stops, seed=3, notes_file=tmp_path / "notes")
     campaign.run()
     print(dict(campaign.counts))
     assert campaign.counts["rows accounted for"] > 0

@@ -552,11 +552,14 @@ if {learner_before} and {cls is PrioritizedReplayBuffer}:
 os.closerange(3, 1000)
 outcomes = try_all(buffer, a=3)
 needs_lock = {{"sample", "sample again", "update_priorities", "get_generations", "release_learner"}}
+needs_lock |= {{"processes", "learner_status"}}
 for name, outcome in outcomes.items():
     if outcome != "done":
-        assert {cls is PrioritizedReplayBuffer} and name in needs_lock, (name, outcome)
+        assert name in needs_lock, (name, outcome)
+        assert {cls is PrioritizedReplayBuffer} or name == "processes", (name, outcome)
         assert outcome.startswith("OSError: [Errno 9] cannot "), outcome
-        assert "lock byte 0" in outcome or "unlock byte 0" in outcome, outcome
+        assert "was closed by this program" in outcome, outcome
+        assert "attach the buffer again" in outcome, outcome
 other = mpbuffer.attach("hostile.closed")
 other.add(a=4)
 print("others still can", flush=True)
@@ -577,9 +580,112 @@ assert buffer.closed
 """
     done = run_python(script=script)
     assert done.returncode == 0, done.stdout.decode() + done.stderr.decode()
-    ReplayBuffer(10, FIELDS).close()  # sweeps what could not be removed
     with pytest.raises(SegmentNotFound):
         mpbuffer.attach("hostile.closed")
+
+
+@pytest.mark.parametrize("learner_before", [False, True])
+@both_classes
+def test_descriptors_whose_numbers_became_the_programs(cls, learner_before, tmp_path):
+    """os.closerange, then files of its own: they stay open, whole and without our locks."""
+    script = f"""{ALL_CALLS}
+import fcntl, gc, struct
+buffer = mpbuffer.{cls.__name__}(10, {{"a": {{}}}}, name="hostile.reused")
+buffer.add(a=1)
+buffer.add(a=2)
+if {learner_before} and {cls is PrioritizedReplayBuffer}:
+    buffer.sample(1)
+ours = os.stat(f"/dev/shm/mpbuffer-{{os.getuid()}}-hostile.reused")
+numbers = [fd for fd in range(3, 100) if os.path.exists(f"/proc/self/fd/{{fd}}")
+           and os.path.samestat(os.fstat(fd), ours)]
+assert len(numbers) == 2, numbers
+os.closerange(3, 100)
+files = {{}}
+for number in range(3, max(numbers) + 1):
+    path = f"{tmp_path}/file{{number}}"
+    fd = os.open(path, os.O_RDWR | os.O_CREAT)
+    assert fd == number, (fd, number)
+    os.write(fd, b"of the program")
+    files[fd] = path
+
+def locked(path):
+    with open(path, "r+b") as file:
+        wanted = struct.pack("hhqqi", fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)
+        answer = fcntl.fcntl(file, fcntl.F_OFD_GETLK, wanted)
+        return struct.unpack("hhqqi", answer)[0] != fcntl.F_UNLCK
+
+def check(when):
+    for fd, path in files.items():
+        assert os.path.samestat(os.fstat(fd), os.stat(path)), (when, fd)
+        assert os.pread(fd, 100, 0) == b"of the program", (when, fd)
+        assert not locked(path), (when, fd)
+
+check("before")
+outcomes = try_all(buffer, a=3)
+check("after every call")
+failed = {{name: outcome for name, outcome in outcomes.items() if outcome != "done"}}
+for name, outcome in failed.items():
+    assert outcome.startswith("OSError: [Errno 9] cannot "), (name, outcome)
+    assert "/file" in outcome and "attach the buffer again" in outcome, (name, outcome)
+if {cls is PrioritizedReplayBuffer} and not {learner_before}:
+    assert "sample" in failed
+assert "add" not in failed and "get_all_transitions" not in failed
+other = mpbuffer.attach("hostile.reused")
+other.add(a=4)
+assert len(other.sample(1)["a"]) == 1
+pid = os.fork()
+if pid == 0:
+    try:
+        buffer.add(a=5)
+        buffer.close()
+        check("in a child")
+    except BaseException as error:
+        print(error, flush=True)
+        os._exit(1)
+    os._exit(0)
+assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+buffer.close()
+check("after close")
+assert len(other) > 0 and len(other.sample(1)["a"]) == 1
+del buffer
+gc.collect()
+check("after the end")
+other.close()
+check("after the other's close")
+"""
+    done = run_python(script=script)
+    assert done.returncode == 0, done.stdout.decode() + done.stderr.decode()
+    with pytest.raises(SegmentNotFound):
+        mpbuffer.attach("hostile.reused")
+
+
+def test_a_later_handle_keeps_the_numbers_of_one_whose_descriptors_were_closed():
+    """A daemon closes everything and attaches again; then the first handle is collected."""
+    script = """
+import os
+import mpbuffer
+first = mpbuffer.PrioritizedReplayBuffer(10, {"a": {}}, name="hostile.again")
+first.add(a=1)
+os.closerange(3, 100)
+second = mpbuffer.attach("hostile.again")
+second.sample(1)
+del first
+pid = os.fork()
+if pid == 0:
+    third = mpbuffer.attach("hostile.again")
+    try:
+        third.sample(1)
+    except mpbuffer.LearnerBusy:
+        os._exit(0)
+    os._exit(1)
+assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0, "the second's role was lost"
+assert [each.state for each in second.processes()].count("R") == 1
+second.close()
+"""
+    done = run_python(script=script)
+    assert done.returncode == 0, done.stdout.decode() + done.stderr.decode()
+    with pytest.raises(SegmentNotFound):
+        mpbuffer.attach("hostile.again")
 
 
 def test_claims_when_the_lock_descriptor_is_gone(context):
@@ -605,7 +711,7 @@ os.closerange(3, 1000)
 try:
     buffer.add(a=1)
 except OSError as error:
-    assert "lock byte 9" in str(error), error
+    assert "cannot ask who is alive in 'hostile.asks'" in str(error), error
     os._exit(0)
 os._exit(1)
 """
@@ -690,6 +796,7 @@ CALLS_AFTER_CLOSE = {
     "add": lambda b: b.add(**ROW),
     "sample": lambda b: b.sample(1),
     "sample_uniform": lambda b: b.sample_uniform(1),
+    "batches": lambda b: b.batches(1),
     "update_priorities": lambda b: b.update_priorities([0], [1.0]),
     "get_generations": lambda b: b.get_generations([0]),
     "get_all_transitions": lambda b: b.get_all_transitions(),

@@ -42,7 +42,11 @@ IndexError
     If the batch is longer than the buffer.
 SlotsHeld
     If living processes held every slot for 1 s; tells how many rows were
-    added. After any other error nothing has changed.
+    added. Ctrl-C ends that wait, and what was added stays. After any other
+    error nothing has changed.
+OSError
+    If another process's claim is met and this program has closed the
+    descriptor through which the buffer asks whether that process lives.
 BufferClosed
     After close().
 )";
@@ -75,40 +79,47 @@ Raises
 ValueError
     If a priority is NaN, infinite, negative or too large for a float32 leaf,
     or their number is not 1 or n; and as for ReplayBuffer.add.
-KeyError, TypeError, IndexError, SlotsHeld, BufferClosed
-    As for ReplayBuffer.add. After any error but SlotsHeld nothing has changed.
+KeyError, TypeError, IndexError, SlotsHeld, OSError, BufferClosed
+    As for ReplayBuffer.add.
 )";
 
 inline constexpr char uniform_sample[] =
-    "sample($self, /, batch_size, *, return_indexes=False)\n--\n\n"
+    "sample($self, /, batch_size, *, return_indexes=False, out=None)\n--\n\n"
     "Draw rows uniformly, with replacement.\n\n"
     "Any process may call it; it never waits. Takes O(batch_size).\n\n"
     "Parameters\n----------\n"
     "batch_size : int\n    At least 1.\n"
-    "return_indexes : bool, optional\n    Whether to add ``\"indexes\"``.\n\n"
+    "return_indexes : bool, optional\n    Whether to add ``\"indexes\"``.\n"
+    "out : dict of str to numpy.ndarray, optional\n"
+    "    An earlier batch of this size, or arrays like its: written to, and returned.\n\n"
     "Returns\n-------\n"
     "dict of str to numpy.ndarray\n"
-    "    A fresh array of shape ``(batch_size,) + shape`` for each field, in its dtype;\n"
+    "    `out`, or a fresh array of shape ``(batch_size,) + shape`` for each field, in its dtype;\n"
     "    ``\"indexes\"``: int64 (batch_size,), the slots drawn, on request.\n\n"
     "Raises\n------\n"
     "EmptyBuffer\n    If no complete row is there.\n"
-    "ValueError\n    If batch_size is below 1.\n"
+    "ValueError\n    If batch_size is below 1, or an array of `out` is not a writable C-contiguous "
+    "one\n"
+    "    of the shape and dtype wanted.\n"
+    "KeyError, TypeError\n    If one is missing, or no array. After these errors `out` is "
+    "unchanged.\n"
     "BufferClosed\n    After close().\n";
 
 inline constexpr char sample_uniform[] =
-    "sample_uniform($self, /, batch_size, *, return_indexes=False)\n--\n\n"
+    "sample_uniform($self, /, batch_size, *, return_indexes=False, out=None)\n--\n\n"
     "Draw rows uniformly, with replacement, whatever their priorities.\n\n"
     "Any process may call it, the learner or not; it never waits. Takes O(batch_size).\n\n"
     "Parameters\n----------\n"
     "batch_size : int\n    At least 1.\n"
-    "return_indexes : bool, optional\n    Whether to add ``\"indexes\"``.\n\n"
+    "return_indexes : bool, optional\n    Whether to add ``\"indexes\"``.\n"
+    "out : dict of str to numpy.ndarray, optional\n    As ReplayBuffer.sample.\n\n"
     "Returns\n-------\n"
     "dict of str to numpy.ndarray\n"
     "    As ReplayBuffer.sample: no ``\"weights\"``.\n\n"
     "Raises\n------\n"
-    "EmptyBuffer, ValueError, BufferClosed\n    As ReplayBuffer.sample.\n";
+    "EmptyBuffer, ValueError, KeyError, TypeError, BufferClosed\n    As ReplayBuffer.sample.\n";
 
-inline constexpr char prioritized_sample[] = R"(sample($self, /, batch_size, beta=0.4)
+inline constexpr char prioritized_sample[] = R"(sample($self, /, batch_size, beta=0.4, *, out=None)
 --
 
 Draw rows in proportion to their leaves, stratified, with importance weights.
@@ -124,11 +135,17 @@ batch_size : int
     one row is drawn from each (Schaul et al., 2016, section 3.3).
 beta : float, optional
     Exponent of the importance weights, at least 0.
+out : dict of str to numpy.ndarray, optional
+    An earlier batch of this size, or arrays like its: written to, and
+    returned. Into large arrays that exist already a sample is gathered much
+    faster than into fresh ones, whose pages the kernel has to make first.
+    ``out["indexes"]`` knows which rows it means, as below, if it came from
+    this buffer.
 
 Returns
 -------
 dict of str to numpy.ndarray
-    A fresh array of shape ``(batch_size,) + shape`` for each field, in its
+    `out`, or a fresh array of shape ``(batch_size,) + shape`` for each field, in its
     dtype; ``"weights"``: float32 (batch_size,), ``(N * P(i)) ** -beta``
     divided by the largest weight in the whole buffer (section 3.4);
     ``"indexes"``: int64 (batch_size,), the slots drawn, ascending unless a
@@ -142,7 +159,11 @@ EmptyBuffer
 LearnerBusy
     If another handle has the learner's role; names it.
 ValueError
-    If batch_size is below 1 or beta negative or not finite.
+    If batch_size is below 1, beta negative or not finite, or an array of
+    `out` not a writable C-contiguous one of the shape and dtype wanted.
+KeyError, TypeError
+    If an array of `out` is missing or no array. After these errors `out` is
+    unchanged.
 BufferClosed
     After close().
 )";

@@ -3,6 +3,7 @@
 #include <cstdlib>
 #include <map>
 
+#include "errors.hpp"
 #include "numpy_api.hpp"
 
 namespace py = pybind11;
@@ -59,6 +60,25 @@ py::object SampleBlock::to_array(std::size_t count) const {
         throw py::error_already_set();
     }
     return object;
+}
+
+std::uint64_t* generations_beside(std::int64_t* indexes, std::size_t count, std::uint64_t handle) {
+    const auto at = reinterpret_cast<std::uintptr_t>(indexes);
+    auto block = live_blocks().upper_bound(at);
+    if (block == live_blocks().begin()) return nullptr;
+    --block;
+    const std::size_t offset = at - block->first;
+    if (offset >= block->second.index_bytes) return nullptr;
+    if (block->second.handle != handle) {
+        throw_python(PyExc_ValueError,
+                     "cannot sample into out['indexes']: it is another buffer's, expected one that "
+                     "this buffer returned, or an array of your own");
+    }
+    if (offset % sizeof *indexes != 0 ||
+        offset + count * sizeof *indexes > block->second.index_bytes) {
+        return nullptr;
+    }
+    return reinterpret_cast<std::uint64_t*>(at + block->second.index_bytes);
 }
 
 std::uint64_t GenerationFinder::find(const std::int64_t* address) {

@@ -23,6 +23,10 @@ struct SampleBlock {
     pybind11::object to_array(std::size_t count) const;
 };
 
+// Where the generations of `count` indexes from `indexes` on belong, if these lie in a live block
+// of that handle; nullptr if in none. ValueError if in another buffer's.
+std::uint64_t* generations_beside(std::int64_t* indexes, std::size_t count, std::uint64_t handle);
+
 // The generation of the index at `address`, if it lies in a live block of that handle; else 0.
 class GenerationFinder {
   public:

@@ -10,6 +10,7 @@
 #include "docstrings.hpp"
 #include "error.hpp"
 #include "errors.hpp"
+#include "output_batch.hpp"
 
 namespace py = pybind11;
 
@@ -33,6 +34,11 @@ class MaybeWithoutGil {
     PyThreadState* state_;
 };
 
+// Whether to release the GIL while `count` rows are gathered: also where that may have to wait.
+bool worth_releasing(ReplayBuffer& core, std::size_t count) {
+    return count * core.shape().row_bytes >= bytes_worth_releasing || core.learner_mutex_taken();
+}
+
 PyObject* interned(const char* text) {
     PyObject* name = PyUnicode_InternFromString(text);
     if (name == nullptr) throw py::error_already_set();
@@ -47,6 +53,7 @@ struct Names {
     PyObject* beta = interned("beta");
     PyObject* return_indexes = interned("return_indexes");
     PyObject* generations = interned("generations");
+    PyObject* out = interned("out");
 };
 
 const Names& names() {
@@ -238,18 +245,21 @@ PyObject* add(PyObject* self, PyObject* const* args, Py_ssize_t nargs, PyObject*
 
         std::uint64_t first = 0;
         {
-            const Locked lock(core.add_mutex());
+            Locked lock(core.add_mutex());
             const MaybeWithoutGil unlocked(n * core.shape().row_bytes >= bytes_worth_releasing);
-            first = core.add(n, {sources, field_count},
-                             with_priorities ? given.leaves.data() : nullptr, given.largest);
+            first =
+                core.add(n, {sources, field_count}, with_priorities ? given.leaves.data() : nullptr,
+                         given.largest, [&lock] { lock.let_signals_through(); });
         }
         state.episode_length += n;
         return PyLong_FromUnsignedLongLong(first);
     });
 }
 
-std::size_t convert_batch_size(PyObject* value) {
-    if (value == nullptr) throw_python(PyExc_TypeError, "sample() needs a batch_size");
+std::size_t convert_batch_size(const char* method, PyObject* value) {
+    if (value == nullptr) {
+        throw_python(PyExc_TypeError, std::string(method) + "() needs a batch_size");
+    }
     const Py_ssize_t size = PyNumber_AsSsize_t(value, PyExc_OverflowError);
     if (size == -1 && PyErr_Occurred() != nullptr) throw py::error_already_set();
     if (size < 1) {
@@ -259,31 +269,36 @@ std::size_t convert_batch_size(PyObject* value) {
     return static_cast<std::size_t>(size);
 }
 
-void set_item(const py::dict& dict, PyObject* key, const py::object& value) {
-    if (PyDict_SetItem(dict.ptr(), key, value.ptr()) < 0) throw py::error_already_set();
+double convert_beta(PyObject* value) {
+    const double beta = PyFloat_AsDouble(value);
+    if (beta == -1.0 && PyErr_Occurred() != nullptr) throw py::error_already_set();
+    if (!(beta >= 0) || !std::isfinite(beta)) {
+        throw_python(PyExc_ValueError, "cannot sample: beta is " + in_words(beta) +
+                                           ", expected a finite number of at least 0");
+    }
+    return beta;
 }
 
-// Uniform draws; any process.
+// Uniform draws; any process. A uniform buffer's method of that kind is called sample.
+template <bool called_sample>
 PyObject* sample_uniform(PyObject* self, PyObject* const* args, Py_ssize_t nargs,
                          PyObject* kwnames) {
+    constexpr const char* method = called_sample ? "sample" : "sample_uniform";
     return guarded([&]() -> PyObject* {
         BufferState& state = state_of(self);
         ReplayBuffer& core = *state.core;
-        const auto given = arguments<2>("sample", {names().batch_size, names().return_indexes}, 1,
-                                        args, nargs, kwnames);
-        const std::size_t count = convert_batch_size(given[0]);
-        const int return_indexes = given[1] == nullptr ? 0 : PyObject_IsTrue(given[1]);
-        if (return_indexes < 0) throw py::error_already_set();
-        const OutputArrays output(state, count);
-        const SampleBlock block = SampleBlock::allocate(count, state.handle);
+        const auto given =
+            arguments<3>(method, {names().batch_size, names().return_indexes, names().out}, 1, args,
+                         nargs, kwnames);
+        const std::size_t count = convert_batch_size(method, given[0]);
+        const int with_indexes = given[1] == nullptr ? 0 : PyObject_IsTrue(given[1]);
+        if (with_indexes < 0) throw py::error_already_set();
+        OutputBatch batch(state, count, {false, with_indexes != 0}, given[2]);
         {
-            const Locked lock(core.learner_mutex());
-            const MaybeWithoutGil unlocked(count * core.shape().row_bytes >= bytes_worth_releasing);
-            core.sample_uniform(count, {output.targets, block.indexes, block.generations, nullptr});
+            const MaybeWithoutGil unlocked(worth_releasing(core, count));
+            core.gather_uniform(count, batch.target());
         }
-        py::dict batch = output.to_dict(state);
-        if (return_indexes != 0) set_item(batch, names().indexes, block.to_array(count));
-        return batch.release().ptr();
+        return batch.take_dict();
     });
 }
 
@@ -292,41 +307,16 @@ PyObject* sample(PyObject* self, PyObject* const* args, Py_ssize_t nargs, PyObje
     return guarded([&]() -> PyObject* {
         BufferState& state = state_of(self);
         ReplayBuffer& core = *state.core;
-        const auto given =
-            arguments<2>("sample", {names().batch_size, names().beta}, 2, args, nargs, kwnames);
-        const std::size_t count = convert_batch_size(given[0]);
-        double beta = 0.4;
-        if (given[1] != nullptr) {
-            beta = PyFloat_AsDouble(given[1]);
-            if (beta == -1.0 && PyErr_Occurred() != nullptr) throw py::error_already_set();
-        }
-        if (!(beta >= 0) || !std::isfinite(beta)) {
-            throw_python(PyExc_ValueError, "cannot sample: beta is " + in_words(beta) +
-                                               ", expected a finite number of at least 0");
-        }
-        const OutputArrays output(state, count);
-        const SampleBlock block = SampleBlock::allocate(count, state.handle);
-        npy_intp dims[1] = {static_cast<npy_intp>(count)};
-        const auto weights =
-            py::reinterpret_steal<py::object>(PyArray_SimpleNew(1, dims, NPY_FLOAT32));
-        if (!weights) throw py::error_already_set();
-        auto* const weight_values =
-            static_cast<float*>(PyArray_DATA(reinterpret_cast<PyArrayObject*>(weights.ptr())));
+        const auto given = arguments<3>("sample", {names().batch_size, names().beta, names().out},
+                                        2, args, nargs, kwnames);
+        const std::size_t count = convert_batch_size("sample", given[0]);
+        const double beta = given[1] == nullptr ? 0.4 : convert_beta(given[1]);
+        OutputBatch batch(state, count, {true, true}, given[2]);
         {
-            const Locked lock(core.learner_mutex());
-            const MaybeWithoutGil unlocked(count * core.shape().row_bytes >= bytes_worth_releasing);
-            try {
-                core.learner().sample(
-                    count, beta, core.generator(),
-                    {output.targets, block.indexes, block.generations, weight_values});
-            } catch (const EmptyBuffer& error) {
-                throw EmptyBuffer("cannot sample from '" + core.name() + "': " + error.what());
-            }
+            const MaybeWithoutGil unlocked(worth_releasing(core, count));
+            core.gather(count, beta, batch.target());
         }
-        py::dict batch = output.to_dict(state);
-        set_item(batch, names().weights, weights);
-        set_item(batch, names().indexes, block.to_array(count));
-        return batch.release().ptr();
+        return batch.take_dict();
     });
 }
 
@@ -451,38 +441,22 @@ BufferState& state_of(py::handle object) {
 }
 
 Locked::Locked(std::mutex& mutex) : lock_(mutex, std::try_to_lock) {
-    if (lock_.owns_lock()) [[likely]]
-        return;
+    if (!lock_.owns_lock()) [[unlikely]]
+        lock();
+}
+
+void Locked::lock() {
     PyThreadState* thread = PyEval_SaveThread();
     lock_.lock();
     PyEval_RestoreThread(thread);
 }
 
-OutputArrays::OutputArrays(const BufferState& state, std::size_t rows) {
-    arrays.reserve(state.rules.size());
-    targets.reserve(state.rules.size());
-    std::vector<npy_intp> dims;
-    for (const FieldRule& rule : state.rules) {
-        dims = rule.out_shape;
-        dims[0] = static_cast<npy_intp>(rows);
-        Py_INCREF(rule.descr());
-        PyObject* created =
-            PyArray_NewFromDescr(&PyArray_Type, rule.descr(), static_cast<int>(dims.size()),
-                                 dims.data(), nullptr, nullptr, 0, nullptr);
-        if (created == nullptr) throw py::error_already_set();
-        arrays.push_back(py::reinterpret_steal<py::object>(created));
-        targets.push_back(
-            {static_cast<std::byte*>(PyArray_DATA(reinterpret_cast<PyArrayObject*>(created))),
-             rule.offset, rule.row_bytes});
-    }
-}
-
-py::dict OutputArrays::to_dict(const BufferState& state) const {
-    py::dict batch;
-    for (std::size_t i = 0; i < arrays.size(); ++i) {
-        set_item(batch, state.rules[i].name.ptr(), arrays[i]);
-    }
-    return batch;
+void Locked::let_signals_through() {
+    const py::gil_scoped_acquire held;
+    lock_.unlock();
+    const bool raised = PyErr_CheckSignals() != 0;
+    lock();
+    if (raised) throw py::error_already_set();
 }
 
 namespace {
@@ -568,12 +542,12 @@ ConvertedIndexes convert_indexes(const BufferState& state, const char* verb, PyO
 void add_buffer_types(py::module_& module) {
     static PyMethodDef uniform_methods[] = {
         method("add", add, docstrings::uniform_add),
-        method("sample", sample_uniform, docstrings::uniform_sample),
+        method("sample", sample_uniform<true>, docstrings::uniform_sample),
         {nullptr, nullptr, 0, nullptr}};
     static PyMethodDef prioritized_methods[] = {
         method("add", add, docstrings::prioritized_add),
         method("sample", sample, docstrings::prioritized_sample),
-        method("sample_uniform", sample_uniform, docstrings::sample_uniform),
+        method("sample_uniform", sample_uniform<false>, docstrings::sample_uniform),
         method("update_priorities", update_priorities, docstrings::update_priorities),
         {nullptr, nullptr, 0, nullptr}};
     const py::object uniform = make_type("mpbuffer._core.ReplayBuffer", docstrings::uniform_type,

@@ -42,16 +42,14 @@ class Locked {
   public:
     explicit Locked(std::mutex& mutex);
 
-  private:
-    std::unique_lock<std::mutex> lock_;
-};
+    // Runs the handlers of signals that came, without the mutex: they may call this buffer. Throws
+    // what they raise, KeyboardInterrupt for one; then the mutex is held all the same. Called with
+    // or without the GIL.
+    void let_signals_through();
 
-// Fresh arrays for `rows` rows of each field, and where the core writes them.
-struct OutputArrays {
-    std::vector<pybind11::object> arrays;
-    std::vector<FieldTarget> targets;
-    OutputArrays(const BufferState& state, std::size_t rows);
-    pybind11::dict to_dict(const BufferState& state) const;
+  private:
+    void lock();
+    std::unique_lock<std::mutex> lock_;
 };
 
 // Slots in [0, size) out of any array of integers, and, where they lie in a live sample's memory,

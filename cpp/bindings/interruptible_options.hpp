@@ -9,7 +9,7 @@ namespace mpbuffer::bindings {
 
 inline SegmentOptions interruptible_options() {
     SegmentOptions options;
-    options.check_interrupt = [] {
+    options.progress = [](std::size_t) {
         const pybind11::gil_scoped_acquire held;
         if (PyErr_CheckSignals() != 0) throw pybind11::error_already_set();
     };

@@ -7,12 +7,13 @@
 #include <atomic>
 #include <cstring>
 
+#include "batch_gatherer.hpp"
 #include "error.hpp"
 #include "errors.hpp"
 #include "hot_calls.hpp"
 #include "inspection_calls.hpp"
-#include "interruptible_options.hpp"
 #include "numpy_api.hpp"
+#include "output_batch.hpp"
 #include "schema.hpp"
 #include "source_digest.hpp"
 #include "weights_calls.hpp"
@@ -22,6 +23,9 @@ namespace py = pybind11;
 namespace mpbuffer::bindings {
 
 namespace {
+
+// How much is copied, counting 64 bytes more a row, before a long call looks for signals again.
+constexpr std::size_t bytes_between_signals = std::size_t{16} << 20;
 
 using FieldDescription = std::tuple<std::string, py::object, std::vector<npy_intp>>;
 
@@ -96,24 +100,30 @@ void open_with(py::handle object, Open&& open) {
 
 void create(const py::object& self, const std::string& name, std::uint64_t size,
             const std::vector<FieldDescription>& fields, bool prioritized, double alpha, double eps,
-            std::uint64_t seed, bool strict, const std::string& description) {
+            std::uint64_t seed, bool strict, const std::string& description, bool interleave_nodes,
+            const py::object& progress) {
     open_with(self, [&](BufferState& state) {
         state.rules = make_rules(fields);
         const Schema schema = make_schema(state.rules);
         state.strict = strict;
         const RingShape shape{size, schema.row_bytes(), schema.stride(), prioritized, alpha, eps};
+        SegmentOptions options;
+        options.interleave_nodes = interleave_nodes;
+        options.progress = [&progress](std::size_t done) {
+            const py::gil_scoped_acquire held;
+            if (PyErr_CheckSignals() != 0) throw py::error_already_set();
+            progress(done);
+        };
         const py::gil_scoped_release while_allocating;
-        state.core =
-            ReplayBuffer::create({name, shape, seed, description, interruptible_options()});
+        state.core = ReplayBuffer::create({name, shape, seed, description, options});
     });
 }
 
 std::string attach(const py::object& self, const std::string& name, int descriptor) {
     std::string description;
     open_with(self, [&](BufferState& state) {
-        state.core = descriptor < 0 ? ReplayBuffer::attach(name, interruptible_options())
-                                    : ReplayBuffer::attach_descriptor(descriptor, name,
-                                                                      interruptible_options());
+        state.core = descriptor < 0 ? ReplayBuffer::attach(name)
+                                    : ReplayBuffer::attach_descriptor(descriptor, name);
         description = state.core->description();
     });
     return description;
@@ -163,8 +173,15 @@ std::string name(const py::object& self) {
 // Rows of the given slots; those that hold none are left out if `skip_missing`, else IndexError.
 py::dict read_rows(BufferState& state, const std::vector<std::uint64_t>& slots, bool skip_missing) {
     const OutputArrays output(state, slots.size());
+    const std::size_t row_bytes = state.core->shape().row_bytes;
     std::size_t rows = 0;
+    std::size_t unseen_bytes = 0;
     for (const std::uint64_t slot : slots) {
+        unseen_bytes += row_bytes + 64;
+        if (unseen_bytes > bytes_between_signals) {
+            unseen_bytes = 0;
+            if (PyErr_CheckSignals() != 0) throw py::error_already_set();
+        }
         const Locked lock(state.core->learner_mutex());
         if (state.core->read_slot(slot, rows, output.targets)) {
             ++rows;
@@ -289,7 +306,8 @@ PYBIND11_MODULE(_core, module) {
 
     module.def("create", create, py::arg("buffer"), py::arg("name"), py::arg("size"),
                py::arg("fields"), py::arg("prioritized"), py::arg("alpha"), py::arg("eps"),
-               py::arg("seed"), py::arg("strict"), py::arg("description"));
+               py::arg("seed"), py::arg("strict"), py::arg("description"),
+               py::arg("interleave_nodes"), py::arg("progress"));
     module.def("attach", attach, py::arg("buffer"), py::arg("name"), py::arg("descriptor") = -1);
     module.def("move", move, py::arg("source"), py::arg("target"));
     module.def("set_fields", set_fields, py::arg("buffer"), py::arg("fields"), py::arg("strict"));
@@ -350,6 +368,21 @@ PYBIND11_MODULE(_core, module) {
     module.def("leaves", leaves, py::arg("buffer"));
     module.def("learner_status", learner_status, py::arg("buffer"));
     module.def("processes", processes, py::arg("buffer"));
+    py::class_<BatchGatherer>(module, "BatchGatherer",
+                              py::metaclass(reinterpret_cast<PyObject*>(&PyType_Type)))
+        .def(py::init<py::object, bool>(), py::arg("buffer"), py::arg("return_indexes"))
+        .def("submit", &BatchGatherer::submit, py::arg("arrays"), py::arg("rows"), py::arg("beta"))
+        .def("take", &BatchGatherer::take)
+        .def("discard", &BatchGatherer::discard);
+    module.def(
+        "empty_batch",
+        [](const py::object& self, std::size_t rows, bool return_indexes) {
+            BufferState& state = state_of(self);
+            const bool prioritized = state.core->prioritized();
+            OutputBatch batch(state, rows, {prioritized, prioritized || return_indexes}, nullptr);
+            return py::reinterpret_steal<py::dict>(batch.take_dict());
+        },
+        py::arg("buffer"), py::arg("rows"), py::arg("return_indexes"));
     add_inspection_calls(module);
     add_weights_type(module);
 }

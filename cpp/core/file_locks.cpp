@@ -44,15 +44,6 @@ short type_in_the_way(int lock_fd, std::uint64_t byte, short type) {
     return range.l_type;
 }
 
-std::string path_of(int fd) {
-    char link[64];
-    char path[512];
-    std::snprintf(link, sizeof link, "/proc/self/fd/%d", fd);
-    const ssize_t length = readlink(link, path, sizeof path);
-    return length > 0 ? std::string(path, static_cast<std::size_t>(length))
-                      : "descriptor " + std::to_string(fd);
-}
-
 std::string file_system_of(int fd) {
     struct statfs facts;
     if (fstatfs(fd, &facts) == -1) return "an unknown file system";
@@ -84,6 +75,15 @@ struct ClosedAtEnd {
 };
 
 }  // namespace
+
+std::string descriptor_path(int fd) {
+    char link[64];
+    char path[512];
+    std::snprintf(link, sizeof link, "/proc/self/fd/%d", fd);
+    const ssize_t length = readlink(link, path, sizeof path);
+    return length > 0 ? std::string(path, static_cast<std::size_t>(length))
+                      : "descriptor " + std::to_string(fd);
+}
 
 bool try_lock(int lock_fd, std::uint64_t byte, LockKind kind) {
     struct flock range = byte_range(byte, kind == LockKind::shared ? F_RDLCK : F_WRLCK);
@@ -133,7 +133,7 @@ int move_above_standard_streams(int fd) {
 void require_ofd_locks(int data_fd) {
     const ClosedAtEnd mine{open_lock_descriptor(data_fd)};
     const ClosedAtEnd other{open_lock_descriptor(data_fd)};
-    const std::string refused = "cannot use " + path_of(data_fd) + " on " +
+    const std::string refused = "cannot use " + descriptor_path(data_fd) + " on " +
                                 file_system_of(data_fd) + ": open-file-description locks ";
     bool granted_twice;
     try {

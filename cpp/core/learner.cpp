@@ -5,7 +5,6 @@
 #include <cmath>
 #include <ctime>
 #include <limits>
-#include <new>
 #include <thread>
 
 #include "error.hpp"
@@ -30,11 +29,6 @@ std::uint64_t coarse_now() {
            static_cast<std::uint64_t>(now.tv_nsec);
 }
 
-void* allocated(void* memory) {
-    if (memory == nullptr) throw std::bad_alloc();
-    return memory;
-}
-
 }  // namespace
 
 Learner::Learner(SlotRing ring, std::atomic<std::uint64_t>* leaf_seq, float* leaves,
@@ -44,11 +38,10 @@ Learner::Learner(SlotRing ring, std::atomic<std::uint64_t>* leaf_seq, float* lea
       line_(line),
       rule_(rule),
       row_bytes_(row_bytes),
-      nodes_(static_cast<std::byte*>(
-          allocated(std::aligned_alloc(64, SumTree::bytes_required(ring.capacity()))))),
-      tree_(leaves, ring.capacity(), nodes_.get()),
-      last_sampled_(static_cast<std::uint64_t*>(
-          allocated(std::calloc(ring.capacity(), sizeof(std::uint64_t))))) {
+      nodes_(SumTree::bytes_required(ring.capacity())),
+      tree_(leaves, ring.capacity(), nodes_.data()),
+      last_sampled_memory_(ring.capacity() * sizeof(std::uint64_t)),
+      last_sampled_(reinterpret_cast<std::uint64_t*>(last_sampled_memory_.data())) {
     take_over();
 }
 
@@ -205,7 +198,7 @@ void Learner::require_rows() {
         if (attempt == 0) deadline = now + patience;
         if (hopeless || attempt == max_refolds || now >= deadline) {
             throw EmptyBuffer(hopeless && ring_.position() == ring_.clear_before()
-                                  ? "no rows have been added"
+                                  ? ring_.why_empty()
                                   : "no row is complete: every slot is empty or being written");
         }
         if (attempt > 0) std::this_thread::yield();
@@ -215,69 +208,95 @@ void Learner::require_rows() {
 
 void Learner::sample(std::size_t count, double beta, Generator& generator,
                      const SampleTarget& target) {
+    draw(count, generator, draws_of_sample_);
+    copy_rows(ring_, row_bytes_, draws_of_sample_, target);
+    finish(beta, generator, draws_of_sample_, target);
+}
+
+void Learner::draw(std::size_t count, Generator& generator, Draws& draws) {
     fold();
     require_rows();
-    float least = tree_.least();
-    masses_.resize(count);
-    slots_.resize(count);
-    drawn_leaves_.resize(count);
+    draws.masses.resize(count);
+    draws.slots.resize(count);
+    draws.seqs.resize(count);
+    draws.leaves.resize(count);
+    draws.cleared = cleared_;
+    draws.least = tree_.least();
     for (std::size_t i = 0; i < count; ++i) {
-        masses_[i] = stratified_mass(generator, i, count, tree_.total());
+        draws.masses[i] = stratified_mass(generator, i, count, tree_.total());
     }
-    tree_.find_prefix_sums(masses_.data(), slots_.data(), count);
+    tree_.find_prefix_sums(draws.masses.data(), draws.slots.data(), count);
     draws_ += count;
     for (std::size_t i = 0; i < count; ++i) {
-        ring_.prefetch_meta(slots_[i]);
-        __builtin_prefetch(&leaf_seq_[slots_[i]]);
-        __builtin_prefetch(&last_sampled_.get()[slots_[i]], 1);
-        ring_.prefetch_record(slots_[i], row_bytes_);
+        __builtin_prefetch(&leaf_seq_[draws.slots[i]]);
+        __builtin_prefetch(&last_sampled_[draws.slots[i]], 1);
     }
+    for (std::size_t i = 0; i < count; ++i) look_up(i, draws);
+}
+
+// Notes which row place i has drawn: none, if damage let a leaf be drawn that is not above 0.
+void Learner::look_up(std::size_t i, Draws& draws) const {
+    const std::uint64_t slot = draws.slots[i];
+    draws.leaves[i] = tree_.leaf(slot);
+    draws.seqs[i] = draws.leaves[i] > 0 ? leaf_seq_[slot].load(std::memory_order_relaxed) : 0;
+}
+
+void Learner::finish(double beta, Generator& generator, Draws& draws, const SampleTarget& target) {
+    const std::size_t count = draws.slots.size();
     std::uint64_t redraws_left = redraws_beside_count + count;
-    for (std::size_t i = 0; i < count; ++i) {
-        while (!gather(i, target)) {
-            if (redraws_left-- == 0) throw EmptyBuffer("rows are overwritten faster than read");
-            draw_again(i, count, generator);
-            least = std::min(least, tree_.least());
-        }
+    // Many at once share a fold; few at once are copied sooner after it.
+    std::size_t at_once = draws.missed.size();
+    while (!draws.missed.empty()) {
+        at_once = std::clamp<std::size_t>(at_once, 1, draws.missed.size());
+        if (at_once > redraws_left) throw EmptyBuffer("rows are overwritten faster than read");
+        redraws_left -= at_once;
+        const auto first = draws.missed.end() - static_cast<std::ptrdiff_t>(at_once);
+        draw_again({first, draws.missed.end()}, generator, draws);
+        const auto still_missed = std::remove_if(first, draws.missed.end(), [&](std::size_t place) {
+            return copy_row(ring_, place, draws, target);
+        });
+        const auto copied = static_cast<std::size_t>(draws.missed.end() - still_missed);
+        draws.missed.erase(still_missed, draws.missed.end());
+        at_once = copied * 8 < at_once ? at_once / 2 : at_once * 2;
     }
-    importance_weights(drawn_leaves_.data(), count, least, beta, target.weights);
+    for (std::size_t i = 0; i < count; ++i) last_sampled_[draws.slots[i]] = draws.seqs[i];
+    importance_weights(draws.leaves.data(), count, draws.least, beta, target.weights);
     publish();
 }
 
-// The drawn row is gone: takes its slot out of the tree, and draws from the same stratum of what is
-// there now. Folds, since where one row was overwritten, many may have been.
-void Learner::draw_again(std::size_t i, std::size_t count, Generator& generator) {
-    const std::uint64_t slot = slots_[i];
-    if (tree_.leaf(slot) > 0) {
+// Takes the slots whose drawn rows are gone out of the tree, unless a fold since then has found
+// newer rows there, and draws from the same strata of what is there now. Folds once, since where
+// rows were overwritten, many may have been.
+void Learner::draw_again(std::span<const std::size_t> places, Generator& generator, Draws& draws) {
+    touched_.clear();
+    for (const std::size_t place : places) {
+        const std::uint64_t slot = draws.slots[place];
+        if (!(tree_.leaf(slot) > 0) ||
+            leaf_seq_[slot].load(std::memory_order_relaxed) != draws.seqs[place]) {
+            continue;
+        }
         store_leaf(slot, 0);
         stop_point(StopPoint::draw_again_leaf_zeroed);
-        touched_.assign(1, slot);
-        tree_.refresh_slots(touched_);
         expect(slot, slot_word::seq(ring_.word(slot).load(std::memory_order_acquire)));
+        touched_.push_back(slot);
     }
+    if (!touched_.empty()) tree_.refresh_slots(touched_);
     fold();
     require_rows();
-    masses_[i] = stratified_mass(generator, i, count, tree_.total());
-    tree_.find_prefix_sums(&masses_[i], &slots_[i], 1);
-    ++draws_;
-}
-
-bool Learner::gather(std::size_t i, const SampleTarget& target) {
-    const std::uint64_t slot = slots_[i];
-    const float leaf = tree_.leaf(slot);
-    const std::uint64_t seq = leaf_seq_[slot].load(std::memory_order_relaxed);
-    if (!(leaf > 0) || seq < cleared_) return false;
-    const bool whole = ring_.read(slot, seq, [&target, i](const std::byte* record) {
-        for (const FieldTarget& field : target.fields) {
-            load_from_record(field.values + i * field.bytes, record + field.offset, field.bytes);
-        }
-    });
-    if (!whole) return false;
-    drawn_leaves_[i] = leaf;
-    last_sampled_.get()[slot] = seq;
-    target.indexes[i] = static_cast<std::int64_t>(slot);
-    target.generations[i] = seq;
-    return true;
+    const std::size_t count = places.size();
+    draws.masses.resize(count);
+    touched_.resize(count);
+    for (std::size_t i = 0; i < count; ++i) {
+        draws.masses[i] = stratified_mass(generator, places[i], draws.slots.size(), tree_.total());
+    }
+    tree_.find_prefix_sums(draws.masses.data(), touched_.data(), count);
+    draws_ += count;
+    for (std::size_t i = 0; i < count; ++i) {
+        draws.slots[places[i]] = touched_[i];
+        look_up(places[i], draws);
+    }
+    draws.cleared = std::max(draws.cleared, cleared_);
+    draws.least = std::min(draws.least, tree_.least());
 }
 
 std::uint64_t Learner::update(std::span<const std::int64_t> slots,
@@ -291,7 +310,7 @@ std::uint64_t Learner::update(std::span<const std::int64_t> slots,
         const auto slot = static_cast<std::uint64_t>(slots[i]);
         const std::uint64_t present = leaf_seq_[slot].load(std::memory_order_relaxed);
         std::uint64_t meant = generations.empty() ? 0 : generations[i];
-        if (meant == 0) meant = last_sampled_.get()[slot];
+        if (meant == 0) meant = last_sampled_[slot];
         if (meant == 0) meant = present;
         // The slot word tells of rows overwritten since the last fold; relaxed: nothing is read by
         // it.

@@ -16,12 +16,12 @@
 #include <atomic>
 #include <cstddef>
 #include <cstdint>
-#include <cstdlib>
-#include <memory>
 #include <span>
 #include <unordered_map>
 #include <vector>
 
+#include "big_memory.hpp"
+#include "draws.hpp"
 #include "layout.hpp"
 #include "sampler.hpp"
 #include "slot_ring.hpp"
@@ -35,13 +35,6 @@ struct PriorityRule {
     float leaf(double priority) const { return leaf_of(priority, alpha, eps); }
 };
 
-struct SampleTarget {
-    std::span<const FieldTarget> fields;
-    std::int64_t* indexes;       // slots; not null
-    std::uint64_t* generations;  // the rows' seqs; not null
-    float* weights;              // not null in a prioritized sample
-};
-
 class Learner {
   public:
     // Takes over from whoever was the learner before: reads every slot word once, O(capacity).
@@ -53,6 +46,12 @@ class Learner {
 
     // Draws `count` rows by priority, stratified, into the target. EmptyBuffer if no row is there.
     void sample(std::size_t count, double beta, Generator& generator, const SampleTarget& target);
+
+    // The same in steps, `copy_rows` being the second: folds and draws; then draws again, from the
+    // same strata, what copy_rows has missed, and computes the weights. What else the learner does
+    // in between changes nothing of what was drawn.
+    void draw(std::size_t count, Generator& generator, Draws& draws);
+    void finish(double beta, Generator& generator, Draws& draws, const SampleTarget& target);
 
     // Sets priorities[i] for the row that `slots[i]` meant when it was sampled: its generation
     // where one is given (not 0, and of this slot), else the seq last sampled there, else the one
@@ -70,10 +69,6 @@ class Learner {
     void announce(unsigned process, std::uint64_t pid, std::uint64_t since);
 
   private:
-    struct FreeDeleter {
-        void operator()(void* memory) const { std::free(memory); }
-    };
-
     void take_over();
     bool settled(std::uint64_t slot, std::uint64_t seq) const;
     bool settle(std::uint64_t slot, std::uint64_t seq);
@@ -83,8 +78,8 @@ class Learner {
     void fold_clear(std::uint64_t cleared);
     void recheck_pending();
     void require_rows();
-    void draw_again(std::size_t i, std::size_t count, Generator& generator);
-    bool gather(std::size_t i, const SampleTarget& target);
+    void look_up(std::size_t i, Draws& draws) const;
+    void draw_again(std::span<const std::size_t> places, Generator& generator, Draws& draws);
     void publish();
 
     SlotRing ring_;
@@ -92,9 +87,10 @@ class Learner {
     LearnerLine* line_;
     PriorityRule rule_;
     std::size_t row_bytes_;
-    std::unique_ptr<std::byte, FreeDeleter> nodes_;
+    PrivateMemory nodes_;
     SumTree tree_;
-    std::unique_ptr<std::uint64_t, FreeDeleter> last_sampled_;  // one a slot; 0: not yet
+    PrivateMemory last_sampled_memory_;
+    std::uint64_t* last_sampled_;  // one a slot; 0: not yet
     std::unordered_map<std::uint64_t, std::uint64_t>
         pending_;  // slot -> the position expected there
     unsigned process_ = 0;
@@ -106,10 +102,8 @@ class Learner {
     std::uint64_t updates_ = 0;
     std::uint64_t stale_ = 0;
     std::uint64_t draws_ = 0;
-    std::vector<double> masses_;
-    std::vector<std::uint64_t> slots_;
     std::vector<std::uint64_t> touched_;
-    std::vector<float> drawn_leaves_;
+    Draws draws_of_sample_;
 };
 
 }  // namespace mpbuffer

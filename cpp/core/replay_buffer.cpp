@@ -3,6 +3,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <chrono>
 #include <ctime>
 #include <new>
 #include <set>
@@ -20,6 +21,11 @@ namespace {
 
 constexpr int max_redraws = 64;
 constexpr int max_scans = 32;
+
+// How long an add tries that finds every slot held by living processes, and for how much of it at a
+// time before it lets the caller look at what else there is (signals).
+constexpr auto patience = std::chrono::milliseconds(1000);
+constexpr auto patience_at_once = std::chrono::milliseconds(20);
 
 std::uint64_t now_ns() {
     timespec now{};
@@ -98,7 +104,7 @@ void ReplayBuffer::start() {
 // this handle's locks.
 void ReplayBuffer::open_locks() const {
     const ForkPause pause;
-    if (lock_fd_ < 0) lock_fd_ = segment_.open_lock_descriptor();
+    if (!lock_fd_.present()) lock_fd_ = segment_.open_lock_descriptor();
 }
 
 ReplayBuffer::~ReplayBuffer() {
@@ -108,33 +114,43 @@ ReplayBuffer::~ReplayBuffer() {
 
 void ReplayBuffer::close() noexcept {
     if (!open_) return;
+    const std::scoped_lock nobody_copies(copying_);
     open_ = false;
     // A child forked half-way would close descriptors and unmap memory that are no longer its.
     const ForkPause pause;
-    if (here_.load(std::memory_order_relaxed) == fork_generation() && lock_fd_ >= 0) {
+    // Where the program closed ours, the locks are gone with it; a fresh one does to ask and leave.
+    OwnedDescriptor fresh;
+    const bool lost = lock_fd_.present() && !lock_fd_.ours();
+    if (lost) {
         try {
-            release_learner();
-            processes_.leave(lock_fd_, identity_);
+            fresh = segment_.open_lock_descriptor();
+        } catch (const std::exception&) {  // the next sweep removes what we cannot
+        }
+    }
+    const int lock_fd = lost ? fresh.number() : lock_fd_.number();
+    if (here_.load(std::memory_order_relaxed) == fork_generation() && lock_fd >= 0) {
+        try {
+            if (!lost) release_learner();
+            processes_.leave(lock_fd, identity_);
             stop_point(StopPoint::handle_left);
         } catch (const std::exception&) {
             // The locks go with the descriptor below, whatever the program did to it before.
         }
     }
     local_.reset();
-    segment_.close(lock_fd_);
-    if (lock_fd_ >= 0) ::close(lock_fd_);
-    lock_fd_ = -1;
+    segment_.close(lock_fd);
+    lock_fd_.close();
 }
 
 void ReplayBuffer::after_fork_in_child() noexcept {
     // Not unlocked: the description is still the parent's. Closing the copy keeps it so.
-    if (lock_fd_ >= 0) ::close(lock_fd_);
-    lock_fd_ = -1;
+    lock_fd_.close();
     identity_ = {};
     (void)local_.release();
     leaf_priority_ = -1;
     new (&add_mutex_) std::mutex;
     new (&learner_mutex_) std::mutex;
+    new (&copying_) std::shared_mutex;
     new (&identity_mutex_) std::mutex;
 }
 
@@ -158,7 +174,7 @@ void ReplayBuffer::adopt() const {
 
 void ReplayBuffer::enroll() const {
     std::uint64_t left_busy = 0;
-    const Identity identity = processes_.enroll(lock_fd_, &left_busy);
+    const Identity identity = processes_.enroll(lock_fd_.number(), &left_busy);
     if (left_busy != 0) {
         ring_.doubt();
         processes_.forget_busy(identity, left_busy);
@@ -174,7 +190,13 @@ RingWriter ReplayBuffer::writer() const {
 }
 
 bool ReplayBuffer::dead(unsigned number, std::uint64_t epoch) const {
-    return processes_.dead(number, epoch, slot_word::epoch_bits, lock_fd_);
+    return processes_.dead(number, epoch, slot_word::epoch_bits, locks("ask who is alive in"));
+}
+
+int ReplayBuffer::locks(const char* verb) const {
+    if (lock_fd_.ours()) [[likely]]
+        return lock_fd_.number();
+    return lock_fd_.require(std::string("cannot ") + verb + " '" + name_ + "'");
 }
 
 int ReplayBuffer::data_descriptor() const {
@@ -183,7 +205,8 @@ int ReplayBuffer::data_descriptor() const {
 }
 
 std::uint64_t ReplayBuffer::add(std::uint64_t n, std::span<const FieldSource> fields,
-                                const float* leaves, double largest_priority) {
+                                const float* leaves, double largest_priority,
+                                const std::function<void()>& give_way) {
     ready();
     float common_leaf = 0;
     if (prioritized() && leaves == nullptr) {
@@ -194,19 +217,35 @@ std::uint64_t ReplayBuffer::add(std::uint64_t n, std::span<const FieldSource> fi
         }
         common_leaf = leaf_;
     }
-    const AddOutcome outcome = ring_.add(
-        n, writer(), [this](unsigned owner, std::uint64_t epoch) { return dead(owner, epoch); },
-        [fields, leaves, common_leaf](std::uint64_t i, std::byte* record) {
-            for (const FieldSource& field : fields) {
-                store_to_record(record + field.offset, field.values + i * field.step, field.bytes);
-                stop_point(StopPoint::field_copied);
-            }
-            return leaves == nullptr ? common_leaf : leaves[i];
-        });
-    if (outcome.rows_added < n) [[unlikely]]
-        throw_slots_held(outcome.rows_added, n);
+    std::uint64_t first_slot = 0;
+    std::uint64_t added = 0;
+    std::chrono::steady_clock::time_point deadline{};
+    for (;;) {
+        const AddOutcome outcome = ring_.add(
+            n - added, writer(),
+            [this](unsigned owner, std::uint64_t epoch) { return dead(owner, epoch); },
+            [fields, leaves, common_leaf, added](std::uint64_t i, std::byte* record) {
+                i += added;
+                for (const FieldSource& field : fields) {
+                    store_to_record(record + field.offset, field.values + i * field.step,
+                                    field.bytes);
+                    stop_point(StopPoint::field_copied);
+                }
+                return leaves == nullptr ? common_leaf : leaves[i];
+            },
+            patience_at_once);
+        if (added == 0) first_slot = outcome.first_slot;
+        added += outcome.rows_added;
+        if (added == n) [[likely]]
+            break;
+        const auto now = std::chrono::steady_clock::now();
+        if (deadline == std::chrono::steady_clock::time_point{}) deadline = now + patience;
+        if (now >= deadline) throw_slots_held(added, n);
+        if (give_way) give_way();
+        ready();
+    }
     if (largest_priority > ring_.max_priority()) ring_.raise_max_priority(largest_priority);
-    return outcome.first_slot;
+    return first_slot;
 }
 
 void ReplayBuffer::throw_slots_held(std::uint64_t added, std::uint64_t n) const {
@@ -219,7 +258,7 @@ void ReplayBuffer::throw_slots_held(std::uint64_t added, std::uint64_t n) const 
     for (const unsigned owner : owners) {
         if (!holders.empty()) holders += ", ";
         holders += process_in_words(owner, processes_.record(owner).pid.load(),
-                                    processes_.state(owner, lock_fd_));
+                                    processes_.state(owner, locks("ask who is alive in")));
     }
     throw SlotsHeld("cannot add to '" + name_ + "': every slot is being written by others, " +
                     (holders.empty() ? "who were faster" : holders) + "; " + std::to_string(added) +
@@ -242,50 +281,99 @@ Generator& ReplayBuffer::generator() {
 }
 
 void ReplayBuffer::sample_uniform(std::size_t count, const SampleTarget& target) {
-    Generator& draws = generator();
-    const std::uint64_t cleared = ring_.clear_before();
-    const std::uint64_t position = ring_.position();
-    const std::uint64_t oldest = std::max(cleared, position - std::min(position, capacity()));
-    if (position <= oldest) throw_empty("no rows have been added");
-    const std::uint64_t span = position - oldest;
-    const std::uint64_t first_slot = oldest % capacity();
-    const auto draw = [&]() {
-        const std::uint64_t slot = first_slot + draws.below(span);
-        return slot < capacity() ? slot : slot - capacity();
-    };
-    std::vector<std::uint64_t>& slots = local_->slots;
-    slots.resize(count);
-    for (std::uint64_t& slot : slots) {
-        slot = draw();
-        ring_.prefetch_meta(slot);
-        ring_.prefetch_record(slot, shape().row_bytes);
+    ready();
+    Draws& draws = local_->uniform_draws;
+    draw_uniform(count, draws);
+    copy_rows(ring_, shape().row_bytes, draws, target);
+    finish_uniform(draws, target);
+}
+
+void ReplayBuffer::gather(std::size_t count, double beta, const SampleTarget& target) {
+    std::unique_lock<std::mutex> lock(learner_mutex_);
+    try {
+        Learner& drawing = learner();
+        std::unique_ptr<Draws> draws = take_draws();
+        drawing.draw(count, generator(), *draws);
+        lock.unlock();
+        copy_drawn_rows(*draws, target);
+        lock.lock();
+        learner().finish(beta, generator(), *draws, target);
+        local_->spare_draws.push_back(std::move(draws));
+    } catch (const EmptyBuffer& error) {
+        throw_empty(error.what());
     }
+}
+
+void ReplayBuffer::gather_uniform(std::size_t count, const SampleTarget& target) {
+    std::unique_lock<std::mutex> lock(learner_mutex_);
+    ready();
+    std::unique_ptr<Draws> draws = take_draws();
+    draw_uniform(count, *draws);
+    lock.unlock();
+    copy_drawn_rows(*draws, target);
+    lock.lock();
+    ready();
+    finish_uniform(*draws, target);
+    local_->spare_draws.push_back(std::move(draws));
+}
+
+bool ReplayBuffer::learner_mutex_taken() {
+    const std::unique_lock<std::mutex> lock(learner_mutex_, std::try_to_lock);
+    return !lock.owns_lock();
+}
+
+std::unique_ptr<Draws> ReplayBuffer::take_draws() {
+    auto& spare = local_->spare_draws;
+    if (spare.empty()) return std::make_unique<Draws>();
+    std::unique_ptr<Draws> draws = std::move(spare.back());
+    spare.pop_back();
+    draws->any_row = false;
+    return draws;
+}
+
+void ReplayBuffer::copy_drawn_rows(Draws& draws, const SampleTarget& target) {
+    const std::shared_lock<std::shared_mutex> stays_open(copying_);
+    ready();
+    copy_rows(ring_, shape().row_bytes, draws, target);
+}
+
+void ReplayBuffer::draw_uniform(std::size_t count, Draws& draws) {
+    ready();
+    draws.any_row = true;
+    draws.cleared = ring_.clear_before();
+    const std::uint64_t position = ring_.position();
+    const std::uint64_t oldest = std::max(draws.cleared, position - std::min(position, capacity()));
+    if (position <= oldest) throw_empty(ring_.why_empty());
+    draws.first_slot = oldest % capacity();
+    draws.slots_claimed = position - oldest;
+    draws.slots.resize(count);
+    for (std::uint64_t& slot : draws.slots) slot = draw_slot(draws);
+}
+
+std::uint64_t ReplayBuffer::draw_slot(const Draws& draws) {
+    const std::uint64_t slot = draws.first_slot + local_->generator.below(draws.slots_claimed);
+    return slot < capacity() ? slot : slot - capacity();
+}
+
+// Draws again for each place whose slot held no row: at first among all slots that were claimed,
+// then, since few rows are complete, among those that a scan has found, a bounded number of times.
+void ReplayBuffer::finish_uniform(Draws& draws, const SampleTarget& target) {
     std::vector<std::uint64_t> filled;
-    for (std::size_t i = 0; i < count; ++i) {
-        std::uint64_t slot = slots[i];
-        for (int redraws = 0;; ++redraws) {
-            std::uint64_t* const generation = target.generations + i;
-            *generation = ring_.read_any(slot, cleared, [&](const std::byte* record) {
-                for (const FieldTarget& field : target.fields) {
-                    load_from_record(field.values + i * field.bytes, record + field.offset,
-                                     field.bytes);
-                }
-            });
-            if (*generation != 0) break;
+    for (const std::size_t place : draws.missed) {
+        int redraws = filled.empty() ? 0 : max_redraws;
+        do {
             if (redraws < max_redraws) {
-                slot = draw();
-                continue;
+                draws.slots[place] = draw_slot(draws);
+            } else {
+                if (redraws == max_redraws + max_scans) {
+                    throw_empty("no row is complete: every slot is empty or being written");
+                }
+                if (redraws > max_redraws) std::this_thread::yield();
+                if (filled.empty() || redraws > max_redraws) filled = filled_slots(false);
+                if (!filled.empty()) draws.slots[place] = filled[generator().below(filled.size())];
             }
-            // Few rows are complete: look for them, a bounded number of times.
-            if (redraws >= max_redraws + max_scans) {
-                throw_empty("no row is complete: every slot is empty or being written");
-            }
-            if (redraws > max_redraws) std::this_thread::yield();
-            if (filled.empty() || redraws > max_redraws) filled = filled_slots(false);
-            if (filled.empty()) continue;
-            slot = filled[draws.below(filled.size())];
-        }
-        target.indexes[i] = static_cast<std::int64_t>(slot);
+            ++redraws;
+        } while (!copy_row(ring_, place, draws, target));
     }
 }
 
@@ -333,7 +421,7 @@ std::uint64_t ReplayBuffer::stored_size() {
         if (number == identity_.number) continue;
         std::atomic<std::uint64_t>& busy = processes_.record(number).ring[0].busy;
         std::uint64_t epoch = busy.load(std::memory_order_acquire);
-        if (epoch != 0 && processes_.dead(number, epoch, 64, lock_fd_)) {
+        if (epoch != 0 && processes_.dead(number, epoch, 64, locks("ask who is alive in"))) {
             ring_.doubt();
             // Fails if somebody else was faster; then the doubt was raised twice, harmlessly.
             busy.compare_exchange_strong(epoch, 0, std::memory_order_acq_rel);
@@ -403,13 +491,14 @@ std::uint64_t ReplayBuffer::rows_added() const {
 
 std::vector<ProcessStatus> ReplayBuffer::processes() const {
     ready();
+    const int lock_fd = locks("ask who is alive in");
     std::vector<ProcessStatus> all;
     for (unsigned number = 1; number <= processes_.high_water(); ++number) {
         const ProcessRecord& record = processes_.record(number);
         if (record.epoch.load(std::memory_order_acquire) == 0) continue;
         const RingState& counts = record.ring[0];
         all.push_back({number, record.pid.load(),
-                       number == identity_.number ? 'R' : processes_.state(number, lock_fd_),
+                       number == identity_.number ? 'R' : processes_.state(number, lock_fd),
                        counts.rows.load() - record.rows_before.load(),
                        counts.skips.load() - record.skips_before.load(),
                        counts.steals.load() - record.steals_before.load()});
@@ -430,7 +519,8 @@ LearnerStatus ReplayBuffer::learner_status() const {
         std::atomic_signal_fence(std::memory_order_seq_cst);
         if (sequence % 2 == 0 && line_->sequence.load() == sequence) break;
     }
-    if (status.process != 0 && !is_learner() && !held_elsewhere(lock_fd_, lock_byte::learner)) {
+    if (status.process != 0 && !is_learner() &&
+        !held_elsewhere(locks("ask for the learner of"), lock_byte::learner)) {
         status.process = 0;
     }
     return status;
@@ -445,8 +535,14 @@ std::vector<float> ReplayBuffer::leaves() const {
 
 std::string ReplayBuffer::holder_of_learner_role() const {
     const auto number = static_cast<unsigned>(line_->process.load());
-    if (number == 0 || number > max_processes) return "another process is just taking it";
-    return process_in_words(number, line_->pid.load(), processes_.state(number, lock_fd_)) +
+    const std::uint64_t pid = line_->pid.load();
+    // Until the holder has announced itself the line may still tell of a predecessor who was
+    // killed.
+    if (number == 0 || number > max_processes || processes_.record(number).pid.load() != pid ||
+        processes_.dead(number, lock_fd_.number())) {
+        return "another process is just taking it";
+    }
+    return process_in_words(number, pid, processes_.state(number, lock_fd_.number())) +
            " has had it since " + time_in_words(line_->since.load());
 }
 
@@ -458,7 +554,8 @@ Learner& ReplayBuffer::learner() {
         throw InvalidArgument("cannot take the learner's role of '" + name_ +
                               "': the buffer is not prioritized");
     }
-    if (!try_lock(lock_fd_, lock_byte::learner, LockKind::exclusive)) {
+    const int lock_fd = locks("take the learner's role of");
+    if (!try_lock(lock_fd, lock_byte::learner, LockKind::exclusive)) {
         throw LearnerBusy("cannot take the learner's role of '" + name_ +
                           "': " + holder_of_learner_role() +
                           "; it is free after its close(), release_learner() or end");
@@ -471,7 +568,7 @@ Learner& ReplayBuffer::learner() {
             ring_, at<std::atomic<std::uint64_t>>(base, ring.leaf_seq_offset),
             at<float>(base, ring.leaf_offset), line_, priority_rule(), ring.row_bytes);
     } catch (...) {
-        unlock(lock_fd_, lock_byte::learner);
+        unlock(lock_fd, lock_byte::learner);
         throw;
     }
     local_->learner->announce(identity_.number, static_cast<std::uint64_t>(getpid()), now_ns());
@@ -482,7 +579,7 @@ void ReplayBuffer::release_learner() {
     if (!local_ || !local_->learner) return;
     local_->learner->announce(0, 0, 0);
     local_->learner.reset();
-    unlock(lock_fd_, lock_byte::learner);
+    unlock(locks("release the learner's role of"), lock_byte::learner);
 }
 
 }  // namespace mpbuffer

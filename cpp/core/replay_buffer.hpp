@@ -4,7 +4,8 @@
 // generator. It may be used by several threads under two mutexes, which the caller takes:
 // `add_mutex` for add and clear, `learner_mutex` for all that draws, updates, reads or counts.
 // Both are only ever contended by threads of this process; no call holds one while it waits for
-// another process.
+// another process. Only `gather` and `gather_uniform` take the latter themselves, for their draws,
+// and leave it free while they copy rows.
 //
 // After a fork the child's copy of a handle is a handle of its own: at its first call it opens its
 // own lock descriptor and takes its own identity and generator; it never has its parent's learner
@@ -19,13 +20,16 @@
 #include <functional>
 #include <memory>
 #include <mutex>
+#include <shared_mutex>
 #include <span>
 #include <string>
 #include <vector>
 
+#include "draws.hpp"
 #include "fork_watch.hpp"
 #include "layout.hpp"
 #include "learner.hpp"
+#include "owned_descriptor.hpp"
 #include "process_table.hpp"
 #include "shared_segment.hpp"
 #include "slot_ring.hpp"
@@ -76,7 +80,8 @@ class ReplayBuffer final : private ForkWatched {
     std::mutex& learner_mutex() { return learner_mutex_; }
 
     // Leaves the process table, gives up the learner's role, unmaps; removes the segment's name if
-    // nobody else is left. Under both mutexes. Twice is once.
+    // nobody else is left. Under both mutexes; waits for threads that are copying rows. Twice is
+    // once.
     void close() noexcept;
     bool is_open() const { return open_; }
 
@@ -93,9 +98,10 @@ class ReplayBuffer final : private ForkWatched {
     // Adds n rows (1 <= n <= capacity). `leaves`: of each row, or null for that of the largest
     // priority so far; `largest_priority`: of those given, 0 without. Returns the first row's slot.
     // Waits for nobody, unless living processes hold every slot: after 1 s of that SlotsHeld names
-    // them, and how many rows have been added.
+    // them, and how many rows have been added. Meanwhile `give_way` is called some fifty times a
+    // second, between two claims: it may release add_mutex until it returns, and throw.
     std::uint64_t add(std::uint64_t n, std::span<const FieldSource> fields, const float* leaves,
-                      double largest_priority);
+                      double largest_priority, const std::function<void()>& give_way = {});
     void clear();
 
     // Any process, under learner_mutex.
@@ -103,6 +109,17 @@ class ReplayBuffer final : private ForkWatched {
     // Draws `count` rows, each complete row with the same probability. EmptyBuffer if none is
     // there.
     void sample_uniform(std::size_t count, const SampleTarget& target);
+
+    // Any thread, under no mutex.
+
+    // What learner().sample does, and sample_uniform.
+    void gather(std::size_t count, double beta, const SampleTarget& target);
+    void gather_uniform(std::size_t count, const SampleTarget& target);
+    // Whether a thread has learner_mutex just now: then gather would wait for it.
+    bool learner_mutex_taken();
+
+    // Any process, under learner_mutex.
+
     // The slots that hold a complete row now, ascending, or shuffled by this handle's generator.
     std::vector<std::uint64_t> filled_slots(bool shuffle);
     // Reads the row in `slot` into place `i` of the target; false if there is none.
@@ -131,7 +148,8 @@ class ReplayBuffer final : private ForkWatched {
         explicit Local(std::uint64_t capacity) : cleared_seen(capacity) {}
         Generator generator;
         std::unique_ptr<Learner> learner;
-        std::vector<std::uint64_t> slots;
+        Draws uniform_draws;
+        std::vector<std::unique_ptr<Draws>> spare_draws;
         std::uint64_t doubts_seen = 0;
         std::uint64_t cleared_seen;  // at the last recount; capacity is where a ring starts
         struct SeenClaim {
@@ -151,7 +169,13 @@ class ReplayBuffer final : private ForkWatched {
     void enroll() const;
     RingWriter writer() const;
     bool dead(unsigned number, std::uint64_t epoch) const;
+    int locks(const char* verb) const;  // lock_fd_, if the program has left it alone
     std::uint64_t recount(std::uint64_t doubts);
+    void draw_uniform(std::size_t count, Draws& draws);
+    std::uint64_t draw_slot(const Draws& draws);
+    void finish_uniform(Draws& draws, const SampleTarget& target);
+    std::unique_ptr<Draws> take_draws();
+    void copy_drawn_rows(Draws& draws, const SampleTarget& target);
     [[noreturn]] void throw_slots_held(std::uint64_t added, std::uint64_t n) const;
     [[noreturn]] void throw_empty(const char* why) const;
     std::string holder_of_learner_role() const;
@@ -167,9 +191,10 @@ class ReplayBuffer final : private ForkWatched {
 
     std::mutex add_mutex_;
     std::mutex learner_mutex_;
+    std::shared_mutex copying_;  // shared by threads that copy rows under no mutex; close() waits
     mutable std::mutex identity_mutex_;
     mutable std::atomic<std::uint64_t> here_;  // the fork generation this handle is set up for
-    mutable int lock_fd_ = -1;
+    mutable OwnedDescriptor lock_fd_;
     mutable Identity identity_;
     mutable std::unique_ptr<Local> local_;
     double leaf_priority_ = -1;  // the priority that leaf_ belongs to

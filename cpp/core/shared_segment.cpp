@@ -207,6 +207,13 @@ bool take_presence(int fd) {
     throw_system_failure(cause, code);
 }
 
+[[noreturn]] void throw_no_room(std::size_t bytes, std::size_t done, const std::string& verb,
+                                const SegmentOptions& options, int code) {
+    throw NotEnoughMemory(verb + ": needs " + readable_bytes(bytes) + ", only " +
+                          readable_bytes(done) + " could be allocated in " + options.directory +
+                          ": " + errno_sentence(code));
+}
+
 // Allocates every page, in pieces between which the user may interrupt. The kernel undoes a piece
 // when a signal comes, so under a fast timer a piece must shrink to get through at all.
 void allocate(int fd, std::size_t bytes, const std::string& verb, const SegmentOptions& options) {
@@ -214,7 +221,7 @@ void allocate(int fd, std::size_t bytes, const std::string& verb, const SegmentO
     std::size_t done = 0;
     unsigned interruptions = 0;
     while (done < bytes) {
-        if (options.check_interrupt) options.check_interrupt();
+        if (options.progress) options.progress(done);
         const std::size_t wanted = std::min(piece, bytes - done);
         if (fallocate(fd, 0, static_cast<off_t>(done), static_cast<off_t>(wanted)) == 0) {
             done += wanted;
@@ -227,9 +234,7 @@ void allocate(int fd, std::size_t bytes, const std::string& verb, const SegmentO
             continue;
         }
         if (code == ENOSPC || code == ENOMEM || code == EDQUOT || code == EFBIG) {
-            throw NotEnoughMemory(verb + ": needs " + readable_bytes(bytes) + ", only " +
-                                  readable_bytes(done) + " could be allocated in " +
-                                  options.directory + ": " + errno_sentence(code));
+            throw_no_room(bytes, done, verb, options, code);
         }
         throw_system_failure(verb + ": " + readable_bytes(bytes) + " in " + options.directory +
                                  " cannot be allocated",
@@ -270,7 +275,7 @@ SharedSegment& SharedSegment::operator=(SharedSegment&& other) noexcept {
     close();
     data_ = std::exchange(other.data_, nullptr);
     size_ = std::exchange(other.size_, 0);
-    data_fd_ = std::exchange(other.data_fd_, -1);
+    data_fd_ = std::move(other.data_fd_);
     published_ = std::exchange(other.published_, false);
     name_ = std::move(other.name_);
     directory_ = std::move(other.directory_);
@@ -296,23 +301,29 @@ SharedSegment SharedSegment::create(const std::string& name, std::size_t bytes,
     require_room(bytes, "create '" + name + "'", options.directory, options.memory_roots);
 
     if (!options.force_named_creation) {
-        segment.data_fd_ = open_nameless(segment.directory_);
-        if (segment.data_fd_ >= 0) {
+        segment.data_fd_ = OwnedDescriptor(open_nameless(segment.directory_));
+        if (segment.is_open()) {
+            const int fd = segment.data_fd_.number();
             stop_point(StopPoint::segment_made);
-            fchmod(segment.data_fd_, 0600);  // whatever the umask took away
-            require_ofd_locks(segment.data_fd_);
-            take_presence(segment.data_fd_);  // nobody else can have this file
+            fchmod(fd, 0600);  // whatever the umask took away
+            require_ofd_locks(fd);
+            take_presence(fd);  // nobody else can have this file
             stop_point(StopPoint::segment_present);
         }
     }
     // A sweep may find the temporary name before the lock is on it; then another is made.
-    for (int attempt = 0; segment.data_fd_ < 0; ++attempt) {
+    for (int attempt = 0; !segment.is_open(); ++attempt) {
         const std::string path = path_of(segment.directory_, temporary_prefix + default_name());
         const int flags = O_RDWR | O_CREAT | O_EXCL | O_NOFOLLOW;
         Descriptor file(open_retrying(path.c_str(), flags, 0600));
         if (file.get() < 0) throw_creation_failure(verb, options.directory, errno);
         stop_point(StopPoint::segment_made);
         fchmod(file.get(), 0600);
+        bool present = false;
+        try {
+            present = take_presence(file.get());  // at once, before a sweep comes
+        } catch (const SystemFailure&) {          // the question below tells why
+        }
         try {
             require_ofd_locks(file.get());
         } catch (const Error&) {
@@ -320,17 +331,16 @@ SharedSegment SharedSegment::create(const std::string& name, std::size_t bytes,
             throw;
         }
         struct stat facts;
-        if (take_presence(file.get()) && fstat(file.get(), &facts) == 0 && facts.st_nlink > 0) {
-            segment.data_fd_ = file.release();
+        if (present && fstat(file.get(), &facts) == 0 && facts.st_nlink > 0) {
+            segment.data_fd_ = OwnedDescriptor(file.release());
             segment.path_ = path;
             stop_point(StopPoint::segment_present);
         } else if (attempt == 100) {
             throw_creation_failure(verb, options.directory, EBUSY);
         }
     }
-    allocate(segment.data_fd_, bytes, verb, options);
+    segment.make_pages(bytes, verb, options);
     stop_point(StopPoint::segment_allocated);
-    segment.map(bytes, verb);
     return segment;
 }
 
@@ -342,7 +352,7 @@ void SharedSegment::publish() {
         throw InvalidArgument(verb + ": its first bytes are not the magic that every segment has");
     }
     const std::string path = path_of(directory_, name_);
-    const std::string link = "/proc/self/fd/" + std::to_string(data_fd_);
+    const std::string link = "/proc/self/fd/" + std::to_string(data_fd_.require(verb));
     for (int attempt = 0; attempt < patience_in_milliseconds; ++attempt) {
         int result;
         if (path_.empty()) {
@@ -399,7 +409,7 @@ SharedSegment SharedSegment::attach(const std::string& name, const SegmentOption
             segment.published_ = true;
             presence.keep();
             stop_point(StopPoint::attach_present);
-            segment.data_fd_ = file.release();
+            segment.data_fd_ = OwnedDescriptor(file.release());
             segment.map(bytes, verb);
             return segment;
         }
@@ -425,13 +435,32 @@ SharedSegment SharedSegment::attach_descriptor(int fd, const std::string& name,
                               " is being removed; expected a buffer that some process has open");
     }
     segment.published_ = true;
-    segment.data_fd_ = file.release();
+    segment.data_fd_ = OwnedDescriptor(file.release());
     segment.map(bytes, verb);
     return segment;
 }
 
+void SharedSegment::make_pages(std::size_t bytes, const std::string& verb,
+                               const SegmentOptions& options) {
+    const int fd = data_fd_.number();
+    if (ftruncate(fd, static_cast<off_t>(bytes)) == -1) {
+        if (errno == EFBIG || errno == ENOSPC) throw_no_room(bytes, 0, verb, options, errno);
+        throw_creation_failure(verb, options.directory, errno);
+    }
+    map(bytes, verb);
+    prefer_huge_pages(data_, bytes);
+    if (options.interleave_nodes) interleave_nodes(data_, bytes, verb);
+    std::size_t supplied = 0;
+    switch (supply_pages(data_, bytes, options.progress, supplied)) {
+        case Supply::done: return;
+        case Supply::no_room: throw_no_room(bytes, supplied, verb, options, ENOSPC);
+        case Supply::unsupported: allocate(fd, bytes, verb, options);
+    }
+}
+
 void SharedSegment::map(std::size_t bytes, const std::string& verb) {
-    void* const memory = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_SHARED, data_fd_, 0);
+    void* const memory =
+        mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_SHARED, data_fd_.number(), 0);
     if (memory == MAP_FAILED) {
         const int code = errno;
         const std::string cause = verb + ": " + readable_bytes(bytes) + " cannot be mapped";
@@ -442,29 +471,43 @@ void SharedSegment::map(std::size_t bytes, const std::string& verb) {
     size_ = bytes;
 }
 
-int SharedSegment::open_lock_descriptor() const {
+int SharedSegment::data_descriptor() const {
+    return data_fd_.require("cannot hand '" + name_ + "' on");
+}
+
+// Through the name where the program closed the descriptor.
+int SharedSegment::fresh_description() const {
+    if (!data_fd_.ours() && !path_.empty()) {
+        const int flags = O_RDWR | O_NOFOLLOW | O_NONBLOCK;
+        Descriptor file(open_retrying(path_.c_str(), flags));
+        if (file.get() >= 0 && data_fd_.same_file(file.get())) return file.release();
+    }
+    return mpbuffer::open_lock_descriptor(
+        data_fd_.require("cannot open a descriptor for the locks of '" + name_ + "'"));
+}
+
+OwnedDescriptor SharedSegment::open_lock_descriptor() const {
     if (!is_open()) {
         throw BufferClosed("cannot open a descriptor for locks: '" + name_ + "' is closed");
     }
-    return mpbuffer::open_lock_descriptor(data_fd_);
+    return OwnedDescriptor(fresh_description());
 }
 
 void SharedSegment::close(int lock_fd) noexcept {
     if (!is_open()) return;
-    int own = -1;
+    OwnedDescriptor own;
     if (lock_fd < 0) {
         try {
-            own = mpbuffer::open_lock_descriptor(data_fd_);
-            lock_fd = own;
+            own = OwnedDescriptor(fresh_description());
+            lock_fd = own.number();
         } catch (const std::exception&) {  // the next sweep removes what we cannot
         }
     }
     if (data_ != nullptr) munmap(data_, size_);
-    ::close(data_fd_);
+    data_fd_.close();
     stop_point(StopPoint::segment_unmapped);
     data_ = nullptr;
     size_ = 0;
-    data_fd_ = -1;
     if (lock_fd >= 0 && !path_.empty()) {
         try {
             const PassingLock nobody_left(lock_fd, lock_byte::presence, LockKind::exclusive);
@@ -477,7 +520,6 @@ void SharedSegment::close(int lock_fd) noexcept {
         } catch (const std::exception&) {
         }
     }
-    if (own >= 0) ::close(own);
 }
 
 std::vector<std::string> SharedSegment::sweep(const std::string& directory, bool look_only) {

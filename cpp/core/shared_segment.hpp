@@ -12,7 +12,8 @@
 //
 // A creator works on a file without a name (O_TMPFILE), or where that is refused on a temporary
 // name `.tmp-...`, and shows it under its name when it is complete. Every page is allocated before
-// the first is touched: too little room is NotEnoughMemory, never a bus error.
+// the first is touched, where the kernel can straight into the creator's page table: too little
+// room is NotEnoughMemory, never a bus error.
 //
 // A SharedSegment is for one thread at a time. After fork the child's copy is usable as it is.
 #pragma once
@@ -22,7 +23,9 @@
 #include <string>
 #include <vector>
 
+#include "big_memory.hpp"
 #include "memory_room.hpp"
+#include "owned_descriptor.hpp"
 
 namespace mpbuffer {
 
@@ -32,8 +35,9 @@ constexpr char segment_magic[8] = {'m', 'p', 'b', 'u', 'f', 'f', 'e', 'r'};
 
 struct SegmentOptions {
     std::string directory = "/dev/shm";
-    std::function<void()> check_interrupt;  // called often in create(); may throw to give up
-    bool force_named_creation = false;      // as where O_TMPFILE is refused
+    Progress progress;  // called often in create(), with the bytes allocated; may throw to give up
+    bool interleave_nodes = false;      // spread the pages over NUMA nodes, in create()
+    bool force_named_creation = false;  // as where O_TMPFILE is refused
     MemoryRoots memory_roots;
 };
 
@@ -48,7 +52,7 @@ class SharedSegment {
 
     // Zero-filled, mapped, wholly allocated, not visible yet. Sweeps first.
     // Throws SegmentExists, NotEnoughMemory, InvalidArgument, SystemFailure, and whatever
-    // check_interrupt throws; then nothing is left behind.
+    // progress throws; then nothing is left behind.
     static SharedSegment create(const std::string& name, std::size_t bytes,
                                 const SegmentOptions& options = {});
 
@@ -69,15 +73,17 @@ class SharedSegment {
     std::size_t size() const { return size_; }
     const std::string& name() const { return name_; }
     const std::string& directory() const { return directory_; }
-    int data_descriptor() const { return data_fd_; }  // mapped, holds presence, otherwise unlocked
-    bool is_open() const { return data_fd_ >= 0; }
+    // Mapped, holds presence, otherwise unlocked. SystemFailure if the program closed it.
+    int data_descriptor() const;
+    bool is_open() const { return data_fd_.present(); }
 
-    // A description for this process's own locks; the caller closes it.
-    int open_lock_descriptor() const;
+    // A description for this process's own locks. SystemFailure if none can be opened.
+    OwnedDescriptor open_lock_descriptor() const;
 
     // Unmaps, closes, and removes the name if nobody else is left. lock_fd: a description of this
     // file to ask through (any locks it holds stay), or -1 to have one opened. Never throws; a
-    // name that could not be removed is left to the next sweep. Twice is once.
+    // name that could not be removed is left to the next sweep. A descriptor that the program
+    // closed is not closed again, whatever has its number now. Twice is once.
     void close(int lock_fd = -1) noexcept;
 
     // Removes this user's provably dead segments; returns their names (temporary ones as .tmp-...).
@@ -89,11 +95,13 @@ class SharedSegment {
     static std::vector<std::string> list(const std::string& directory = "/dev/shm");
 
   private:
+    int fresh_description() const;
+    void make_pages(std::size_t bytes, const std::string& verb, const SegmentOptions& options);
     void map(std::size_t bytes, const std::string& verb);
 
     std::byte* data_ = nullptr;
     std::size_t size_ = 0;
-    int data_fd_ = -1;
+    OwnedDescriptor data_fd_;
     bool published_ = false;
     std::string name_;
     std::string directory_;  // absolute

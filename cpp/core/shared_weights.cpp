@@ -126,7 +126,7 @@ void SharedWeights::start() {
 // this handle's locks.
 void SharedWeights::open_locks() const {
     const ForkPause pause;
-    if (lock_fd_ < 0) lock_fd_ = segment_.open_lock_descriptor();
+    if (!lock_fd_.present()) lock_fd_ = segment_.open_lock_descriptor();
 }
 
 SharedWeights::~SharedWeights() {
@@ -139,23 +139,31 @@ void SharedWeights::close() noexcept {
     open_ = false;
     // A child forked half-way would close descriptors and unmap memory that are no longer its.
     const ForkPause pause;
-    if (here_.load(std::memory_order_relaxed) == fork_generation() && lock_fd_ >= 0) {
+    // Where the program closed ours, the locks are gone with it; a fresh one does to ask and leave.
+    OwnedDescriptor fresh;
+    const bool lost = lock_fd_.present() && !lock_fd_.ours();
+    if (lost) {
         try {
-            release_publisher();
-            processes_.leave(lock_fd_, identity_);
+            fresh = segment_.open_lock_descriptor();
+        } catch (const std::exception&) {  // the next sweep removes what we cannot
+        }
+    }
+    const int lock_fd = lost ? fresh.number() : lock_fd_.number();
+    if (here_.load(std::memory_order_relaxed) == fork_generation() && lock_fd >= 0) {
+        try {
+            if (!lost) release_publisher();
+            processes_.leave(lock_fd, identity_);
         } catch (const std::exception&) {
             // The locks go with the descriptor below, whatever the program did to it before.
         }
     }
-    segment_.close(lock_fd_);
-    if (lock_fd_ >= 0) ::close(lock_fd_);
-    lock_fd_ = -1;
+    segment_.close(lock_fd);
+    lock_fd_.close();
 }
 
 void SharedWeights::after_fork_in_child() noexcept {
     // Not unlocked: the description is still the parent's. Closing the copy keeps it so.
-    if (lock_fd_ >= 0) ::close(lock_fd_);
-    lock_fd_ = -1;
+    lock_fd_.close();
     identity_ = {};
     publisher_ = false;
     new (&publish_mutex_) std::mutex;
@@ -181,20 +189,25 @@ void SharedWeights::adopt() const {
 }
 
 void SharedWeights::enroll() const {
-    identity_ = processes_.enroll(lock_fd_);
+    identity_ = processes_.enroll(lock_fd_.number());
     slots_.open_line(identity_.number);
 }
 
 // Dead or stopped, by proof; a stopped one that goes on finds its copy overwritten and repeats it.
 bool SharedWeights::gone(unsigned number, std::uint64_t mark) const {
     if (number == identity_.number) return false;
-    if (processes_.dead(number, reader_mark::epoch(mark), reader_mark::epoch_bits, lock_fd_)) {
+    if (processes_.dead(number, reader_mark::epoch(mark), reader_mark::epoch_bits,
+                        lock_descriptor("publish to"))) {
         // Fails where the number's next owner has a mark of its own by now.
         slots_.line(number).mark.compare_exchange_strong(mark, 0, std::memory_order_relaxed);
         return true;
     }
-    const char state = processes_.state(number, lock_fd_);
+    const char state = processes_.state(number, lock_fd_.number());
     return state == 'T' || state == 't' || state == 'X';
+}
+
+int SharedWeights::lock_descriptor(const char* verb) const {
+    return lock_fd_.require(std::string("cannot ") + verb + " '" + name_ + "'");
 }
 
 int SharedWeights::data_descriptor() const {
@@ -285,7 +298,9 @@ PublisherStatus SharedWeights::publisher() const {
         status = {line_->process.load(), line_->pid.load(), line_->since.load()};
         if (sequence % 2 == 0 && line_->sequence.load() == sequence) break;
     }
-    if (!publisher_ && !held_elsewhere(lock_fd_, lock_byte::learner)) status = {};
+    if (!publisher_ &&
+        !held_elsewhere(lock_descriptor("ask for the publisher of"), lock_byte::learner))
+        status = {};
     return status;
 }
 
@@ -295,12 +310,12 @@ std::string SharedWeights::holder_of_role() const {
         return "another process is just taking it";
     }
     const auto number = static_cast<unsigned>(holder.process);
-    return process_in_words(number, holder.pid, processes_.state(number, lock_fd_)) +
+    return process_in_words(number, holder.pid, processes_.state(number, lock_fd_.number())) +
            " has had it since " + time_in_words(holder.since);
 }
 
 void SharedWeights::take_role() {
-    if (!try_lock(lock_fd_, lock_byte::learner, LockKind::exclusive)) {
+    if (!try_lock(lock_descriptor("publish to"), lock_byte::learner, LockKind::exclusive)) {
         throw LearnerBusy("cannot publish to '" + name_ +
                           "', for one handle at a time does: " + holder_of_role() +
                           "; the role is free after its close(), release_publisher() or end");
@@ -314,7 +329,7 @@ void SharedWeights::release_publisher() {
     if (!publisher_ || here_.load(std::memory_order_acquire) != fork_generation()) return;
     publisher_ = false;
     announce(0, 0, 0);
-    unlock(lock_fd_, lock_byte::learner);
+    unlock(lock_descriptor("release the publisher's role of"), lock_byte::learner);
 }
 
 }  // namespace mpbuffer

@@ -24,6 +24,7 @@
 
 #include "fork_watch.hpp"
 #include "layout.hpp"
+#include "owned_descriptor.hpp"
 #include "process_table.hpp"
 #include "shared_segment.hpp"
 #include "version_slots.hpp"
@@ -97,6 +98,7 @@ class SharedWeights final : private ForkWatched {
     void adopt() const;
     void open_locks() const;
     void enroll() const;
+    int lock_descriptor(const char* verb) const;  // SystemFailure if the program closed it
     bool gone(unsigned number, std::uint64_t mark) const;
     void take_role();
     void announce(std::uint64_t process, std::uint64_t pid, std::uint64_t since);
@@ -118,7 +120,7 @@ class SharedWeights final : private ForkWatched {
     std::mutex read_mutex_;
     mutable std::mutex identity_mutex_;
     mutable std::atomic<std::uint64_t> here_;  // the fork generation this handle is set up for
-    mutable int lock_fd_ = -1;
+    mutable OwnedDescriptor lock_fd_;
     mutable Identity identity_;
 };
 

@@ -4,6 +4,7 @@
 A configuration passes if spin's search completed (nothing cut off by depth, memory or time) with
 0 errors. A flaw passes if the assertion named beside it, or a cycle without progress, is reported.
 Needs spin and a C compiler. `--short`: the small configurations and the flaws that show fast.
+`--write-tables`: puts what came out into README.md, between the lines that say so.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import tempfile
 import time
 
 MODEL = pathlib.Path(__file__).with_name("protocol.pml")
+README = MODEL.with_name("README.md")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -201,7 +203,17 @@ def output_of(arguments: list[str], where: pathlib.Path) -> str:
     return done.stdout
 
 
-def run(case: Case, memory_mb: int) -> tuple[bool, str]:
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """What came of one case."""
+
+    good: bool
+    states: int
+    seconds: float
+    text: str
+
+
+def run(case: Case, memory_mb: int) -> Outcome:
     """Generate, compile and run one verifier; say whether the outcome is the wanted one."""
     start = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
@@ -210,13 +222,13 @@ def run(case: Case, memory_mb: int) -> tuple[bool, str]:
         macros = [f"-D{name}={value}" if value else f"-D{name}" for name, value in chosen.items()]
         text = output_of(["spin", *macros, "-a", str(MODEL)], where)
         if not (where / "pan.c").exists():
-            return False, "spin: " + text.strip()
+            return Outcome(False, 0, 0, "spin: " + text.strip())
         kind = "-DNP" if case.cycles else "-DSAFETY"
         level = "-O0" if case.fails else "-O2"  # most flaws show before -O2 has paid
         options = f"{level} -w {kind} -DCOLLAPSE -DNOFAIR -DMEMLIM={memory_mb} -o pan"
         text = output_of(["cc", *options.split(), "pan.c"], where)
         if not (where / "pan").exists():
-            return False, "cc: " + text.strip()
+            return Outcome(False, 0, 0, "cc: " + text.strip())
         text = output_of(["./pan", "-m1000000", *(["-l"] if case.cycles else [])], where)
     stored = re.search(r"(\d+) states, stored", text)
     errors = re.search(r"errors: (\d+)", text)
@@ -235,8 +247,40 @@ def run(case: Case, memory_mb: int) -> tuple[bool, str]:
     else:
         good = completed and errors is not None and int(errors[1]) == 0
         outcome = "completed, 0 errors" if good else f"FAILED: {found or text[-300:]}"
-    seconds = time.monotonic() - start
-    return good, f"{states:>11,} states  {seconds:6.1f} s  {outcome}"
+    return Outcome(good, states, time.monotonic() - start, outcome)
+
+
+def tables(results: list[tuple[Case, Outcome]]) -> dict[str, str]:
+    """Return the README's tables, by the names that its marked lines give them."""
+    rows: dict[str, list[str]] = {
+        "configurations": ["| configuration | macros | states | s |", "|---|---|---:|---:|"],
+        "flaws": ["| flaw | macros beside it | fails |", "|---|---|---|"],
+        "spare": ["| spare | macros beside it | states | s |", "|---|---|---:|---:|"],
+    }
+    for case, outcome in results:
+        macros = case.macros.removesuffix(case.name).replace("OUTCOMES", "").split()
+        values = dict(each.partition("=")[::2] for each in macros)
+        shown = "`" + " ".join(f"{k}={v}" if v else k for k, v in values.items()) + "`"
+        measured = f"{outcome.states:,} | {outcome.seconds:.0f}"
+        if case in CONFIGURATIONS:
+            rows["configurations"].append(f"| {case.name} | {shown} | {measured} |")
+        elif case.fails:
+            seen = ", seen outside" if "OUTCOMES" in case.macros else ""
+            rows["flaws"].append(f"| `{case.name}` | {shown}{seen} | {case.fails} |")
+        else:
+            rows["spare"].append(f"| `{case.name}` | {shown} | {measured} |")
+    return {name: "\n".join(lines) for name, lines in rows.items()}
+
+
+def write_tables(results: list[tuple[Case, Outcome]]) -> None:
+    """Put the tables into the README, each between its two marked lines."""
+    text = README.read_text()
+    for name, table in tables(results).items():
+        begin, end = f"<!-- {name}: by run.py --write-tables -->\n", f"<!-- end of {name} -->"
+        before, _, rest = text.partition(begin)
+        _, _, after = rest.partition(end)
+        text = before + begin + table + "\n" + end + after
+    README.write_text(text)
 
 
 def main() -> int:
@@ -246,18 +290,28 @@ def main() -> int:
     options.add_argument("--only", default="", help="runs whose name or macros contain this")
     options.add_argument("--jobs", type=int, default=1, help="runs at a time")
     options.add_argument("--memory", type=int, default=12000, help="limit of one run, MB")
+    options.add_argument("--write-tables", action="store_true", help="of a whole run, to README")
     chosen = options.parse_args()
+    if chosen.write_tables and (chosen.short or chosen.only):
+        options.error("--write-tables wants a whole run")
     cases = [
         case
         for case in CONFIGURATIONS + FLAWS
         if (case.short or not chosen.short) and chosen.only in case.name + " " + case.macros
     ]
-    failures = 0
+    all_results = []
     with concurrent.futures.ThreadPoolExecutor(chosen.jobs) as pool:
         results = pool.map(lambda case: run(case, chosen.memory), cases)
-        for case, (good, outcome) in zip(cases, results, strict=True):
-            failures += not good
-            print(f"{'ok  ' if good else 'BAD '} {case.name:<40} {outcome}", flush=True)
+        for case, outcome in zip(cases, results, strict=True):
+            all_results.append((case, outcome))
+            print(
+                f"{'ok  ' if outcome.good else 'BAD '} {case.name:<40} "
+                f"{outcome.states:>11,} states  {outcome.seconds:6.1f} s  {outcome.text}",
+                flush=True,
+            )
+    failures = sum(not outcome.good for _, outcome in all_results)
+    if chosen.write_tables and not failures:
+        write_tables(all_results)
     print(f"{len(cases) - failures} of {len(cases)} as wanted")
     return 1 if failures or not cases else 0
 

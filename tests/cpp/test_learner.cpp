@@ -421,7 +421,7 @@ TEST_CASE("a clear by another process: old rows are neither drawn nor updated") 
     all.heap.ring.clear(other.writer());
     CHECK(update_one(*all.learner, 1, 0, 5.0F) == 1);
     CHECK_THROWS_WITH_AS(all.learner->sample(1, 0.4, generator, batch.target()),
-                         "no rows have been added", EmptyBuffer);
+                         "no rows have been added since it was cleared", EmptyBuffer);
     CHECK(all.learner->total() == 0);
     add_rows(all.heap, writer, 3, id);
     all.learner->sample(32, 0.4, generator, batch.target());

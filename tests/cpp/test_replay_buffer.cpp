@@ -517,6 +517,26 @@ TEST_CASE("the learner's role goes from hand to hand, and the priorities with it
     CHECK(buffer->leaves() == leaves);
 }
 
+TEST_CASE("who is just taking the role is not told by the name of a killed predecessor") {
+    const Watchdog watchdog;
+    const ScratchDirectory scratch;
+    const auto buffer = create(scratch, 8);
+    ForkedChild learner([&](const Channel& parent) {
+        parent.tell(becomes_learner(*buffer));
+        return stay_until_killed();
+    });
+    CHECK(learner.hear() == 1);
+    CHECK(busy_message(*buffer).find("pid " + std::to_string(learner.pid())) != std::string::npos);
+    learner.kill_to_zombie();
+    const int successor = open_lock_descriptor(buffer->data_descriptor());
+    CHECK(comes_true([&] { return try_lock(successor, lock_byte::learner, LockKind::exclusive); }));
+    CHECK(busy_message(*buffer).find("another process is just taking it") != std::string::npos);
+    const auto number_again = attach(scratch);  // while the line still names that number
+    CHECK(busy_message(*buffer).find("another process is just taking it") != std::string::npos);
+    ::close(successor);
+    CHECK(becomes_learner(*buffer));
+}
+
 TEST_CASE("a uniform buffer has no learner") {
     const ScratchDirectory scratch;
     const auto buffer = create(scratch, 8, false);
@@ -747,6 +767,110 @@ TEST_CASE("a forked child's first calls may come from several threads") {
         REQUIRE(child.wait() == 0);
     }
     CHECK(size(*buffer) == 64 + 100);
+}
+
+TEST_CASE("threads that gather beside one that adds, updates, clears and hands the role over") {
+    const Watchdog watchdog;
+    const ScratchDirectory scratch;
+    const auto buffer = create(scratch, 128);
+    add(*buffer, 1, 128);
+    std::atomic<bool> stop{false};
+    std::atomic<std::uint64_t> wrong{0};
+    std::atomic<std::uint64_t> gathered{0};
+    std::vector<std::thread> threads;
+    for (unsigned i = 0; i < 2; ++i) {
+        threads.emplace_back([&, i] {
+            Batch batch(64);
+            while (!stop) {
+                try {
+                    if (i == 0) {
+                        buffer->gather(batch.rows.size(), 0.4, batch.target());
+                    } else {
+                        buffer->gather_uniform(batch.rows.size(), batch.target());
+                    }
+                } catch (const EmptyBuffer&) {
+                    continue;  // just cleared
+                }
+                gathered += 1;
+                for (std::size_t k = 0; k < batch.rows.size(); ++k) {
+                    if (!batch.rows[k].whole()) ++wrong;
+                    if (batch.generations[k] % 128 != static_cast<std::uint64_t>(batch.indexes[k]))
+                        ++wrong;
+                    if (i == 0 && !(batch.weights[k] > 0 && batch.weights[k] <= 1)) ++wrong;
+                }
+            }
+        });
+    }
+    threads.emplace_back([&] {
+        std::vector<std::int64_t> slots(32);
+        std::vector<double> priorities(32);
+        std::vector<float> leaves(32);
+        std::uint64_t id = 1000;
+        for (std::uint64_t round = 0; !stop; ++round) {
+            add(*buffer, id, 40);
+            id += 40;
+            const std::scoped_lock lock(buffer->learner_mutex());
+            for (std::size_t k = 0; k < slots.size(); ++k) {
+                slots[k] = static_cast<std::int64_t>((round * 7 + k * 5) % 128);
+                priorities[k] = static_cast<double>(1 + k);
+                leaves[k] = static_cast<float>(1 + k);
+            }
+            (void)buffer->learner().update(slots, {}, priorities, leaves);
+            if (round % 16 == 0) buffer->release_learner();
+        }
+    });
+    threads.emplace_back([&] {
+        while (!stop) {
+            std::this_thread::sleep_for(std::chrono::milliseconds(3));
+            clear(*buffer);
+            add(*buffer, 500, 64);
+        }
+    });
+    std::this_thread::sleep_for(std::chrono::milliseconds(300));
+    stop = true;
+    for (std::thread& thread : threads) thread.join();
+    CHECK(wrong == 0);
+    CHECK(gathered > 0);
+    const std::scoped_lock lock(buffer->learner_mutex());
+    Batch batch(256);
+    buffer->learner().sample(256, 0.4, buffer->generator(), batch.target());
+    CHECK(batch.whole());
+    const std::vector<float> leaves = buffer->leaves();
+    double sum = 0;
+    for (const float leaf : leaves) sum += double{leaf};
+    CHECK(buffer->learner().total() == doctest::Approx(sum).epsilon(1e-12));
+}
+
+TEST_CASE("a handle is closed while threads gather") {
+    const Watchdog watchdog;
+    const ScratchDirectory scratch;
+    for (int round = 0; round < 20; ++round) {
+        const auto buffer = create(scratch, 1000);
+        add(*buffer, 1, 1000);
+        std::atomic<int> refused{0};
+        std::vector<std::thread> threads;
+        for (unsigned i = 0; i < 2; ++i) {
+            threads.emplace_back([&, i] {
+                Batch batch(512);
+                try {
+                    for (;;) {
+                        if (i == 0) {
+                            buffer->gather(batch.rows.size(), 0.4, batch.target());
+                        } else {
+                            buffer->gather_uniform(batch.rows.size(), batch.target());
+                        }
+                        if (!batch.whole()) return;
+                    }
+                } catch (const BufferClosed&) {
+                    ++refused;
+                }
+            });
+        }
+        std::this_thread::sleep_for(std::chrono::milliseconds(round % 5));
+        close(*buffer);
+        for (std::thread& thread : threads) thread.join();
+        CHECK(refused == 2);
+    }
 }
 
 TEST_CASE("one handle in several threads") {

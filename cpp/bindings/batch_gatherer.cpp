@@ -1,0 +1,168 @@
+#include "batch_gatherer.hpp"
+
+#include <pthread.h>
+
+#include <chrono>
+#include <condition_variable>
+#include <csignal>
+#include <deque>
+#include <exception>
+#include <mutex>
+#include <thread>
+#include <utility>
+
+#include "error.hpp"
+#include "errors.hpp"
+#include "hot_calls.hpp"
+#include "output_batch.hpp"
+
+namespace py = pybind11;
+
+namespace mpbuffer::bindings {
+
+namespace {
+
+// How often a waiting thread looks whether a signal has come.
+constexpr auto signal_check = std::chrono::milliseconds(50);
+
+struct Job {
+    Job(const BufferState& state, const py::dict& dict, std::size_t rows, double beta,
+        bool return_indexes)
+        : prioritized(state.core->prioritized()),
+          rows(rows),
+          beta(beta),
+          arrays(dict),
+          batch(state, rows, {prioritized, prioritized || return_indexes}, dict.ptr()) {}
+
+    bool prioritized;
+    std::size_t rows;
+    double beta;
+    py::dict arrays;
+    OutputBatch batch;
+    std::exception_ptr error;
+};
+
+// Signals are for the threads that run Python.
+class SignalsBlocked {
+  public:
+    SignalsBlocked() {
+        sigset_t all;
+        sigfillset(&all);
+        pthread_sigmask(SIG_SETMASK, &all, &before_);
+    }
+    ~SignalsBlocked() { pthread_sigmask(SIG_SETMASK, &before_, nullptr); }
+    SignalsBlocked(const SignalsBlocked&) = delete;
+    SignalsBlocked& operator=(const SignalsBlocked&) = delete;
+
+  private:
+    sigset_t before_;
+};
+
+}  // namespace
+
+struct BatchGatherer::Workshop {
+    explicit Workshop(ReplayBuffer& core) : core(core) {
+        const SignalsBlocked in_new_thread;
+        thread = std::thread([this] { work(); });
+    }
+
+    void work() {
+        std::unique_lock lock(mutex);
+        for (;;) {
+            wanted.wait(lock, [this] { return stopping || done < jobs.size(); });
+            if (stopping) return;
+            Job& job = *jobs[done];
+            lock.unlock();
+            try {
+                if (job.prioritized) {
+                    core.gather(job.rows, job.beta, job.batch.target());
+                } else {
+                    core.gather_uniform(job.rows, job.batch.target());
+                }
+            } catch (...) {
+                job.error = std::current_exception();
+            }
+            lock.lock();
+            ++done;
+            finished.notify_all();
+        }
+    }
+
+    ReplayBuffer& core;
+    std::mutex mutex;
+    std::condition_variable wanted;
+    std::condition_variable finished;
+    std::deque<std::unique_ptr<Job>> jobs;  // the first `done` of them are finished
+    std::size_t done = 0;
+    bool stopping = false;
+    std::thread thread;
+};
+
+BatchGatherer::BatchGatherer(py::object buffer, bool return_indexes)
+    : buffer_(std::move(buffer)), return_indexes_(return_indexes), made_in_(fork_generation()) {
+    (void)state_of(buffer_);
+}
+
+BatchGatherer::~BatchGatherer() {
+    if (in_child()) {
+        (void)workshop_.release();
+        return;
+    }
+    discard();
+}
+
+bool BatchGatherer::in_child() const { return made_in_ != fork_generation(); }
+
+BatchGatherer::Workshop& BatchGatherer::workshop() {
+    if (in_child()) {
+        throw_python(PyExc_RuntimeError,
+                     "cannot take batches in a forked child: they are gathered by a thread of its "
+                     "parent; call batches() there");
+    }
+    if (!workshop_) workshop_ = std::make_unique<Workshop>(*state_of(buffer_).core);
+    return *workshop_;
+}
+
+void BatchGatherer::submit(const py::dict& arrays, std::size_t rows, double beta) {
+    Workshop& shop = workshop();
+    auto job = std::make_unique<Job>(state_of(buffer_), arrays, rows, beta, return_indexes_);
+    const std::scoped_lock lock(shop.mutex);
+    shop.jobs.push_back(std::move(job));
+    shop.wanted.notify_one();
+}
+
+py::dict BatchGatherer::take() {
+    Workshop& shop = workshop();
+    std::unique_ptr<Job> job;
+    while (!job) {
+        {
+            const py::gil_scoped_release while_waiting;
+            std::unique_lock lock(shop.mutex);
+            if (shop.jobs.empty()) throw InvalidArgument("cannot take a batch: none was submitted");
+            if (shop.finished.wait_for(lock, signal_check, [&shop] { return shop.done > 0; })) {
+                job = std::move(shop.jobs.front());
+                shop.jobs.pop_front();
+                --shop.done;
+            }
+        }
+        if (!job && PyErr_CheckSignals() != 0) throw py::error_already_set();
+    }
+    if (job->error) std::rethrow_exception(job->error);
+    return job->arrays;
+}
+
+void BatchGatherer::discard() {
+    if (in_child() || !workshop_) return;
+    {
+        const py::gil_scoped_release while_waiting;
+        {
+            const std::scoped_lock lock(workshop_->mutex);
+            workshop_->stopping = true;
+        }
+        workshop_->wanted.notify_all();
+        workshop_->thread.join();
+    }
+    workshop_.reset();
+}
+
+}  // namespace mpbuffer::bindings

@@ -1,0 +1,54 @@
+// Where rows go that are read out of a buffer: fresh arrays, or those of an earlier batch.
+#pragma once
+
+#include <pybind11/pybind11.h>
+
+#include <cstddef>
+#include <cstdint>
+#include <vector>
+
+#include "draws.hpp"
+
+namespace mpbuffer::bindings {
+
+struct BufferState;
+
+// Fresh arrays for `rows` rows of each field, and where the core writes them.
+struct OutputArrays {
+    std::vector<pybind11::object> arrays;
+    std::vector<FieldTarget> targets;
+    OutputArrays(const BufferState& state, std::size_t rows);
+    pybind11::dict to_dict(const BufferState& state) const;
+};
+
+// What a batch has beside its fields.
+struct BatchParts {
+    bool weights;
+    bool indexes;
+};
+
+// The arrays of one sample, kept alive until it is done. Needs the GIL, except for target().
+class OutputBatch {
+  public:
+    // `out`: a dict whose arrays are written to, or nullptr or None for fresh ones. Raises
+    // KeyError, TypeError or ValueError if an array is missing or does not suit.
+    OutputBatch(const BufferState& state, std::size_t rows, BatchParts parts, PyObject* out);
+
+    SampleTarget target() const { return {targets_, indexes_, generations_, weights_}; }
+    // The dict, as a new reference.
+    PyObject* take_dict() { return dict_.release().ptr(); }
+
+  private:
+    void make_fresh(const BufferState& state, std::size_t rows, BatchParts parts);
+    void take_over(const BufferState& state, std::size_t rows, BatchParts parts);
+
+    pybind11::dict dict_;
+    std::vector<pybind11::object> kept_alive_;  // of `out`, whose dict may be changed meanwhile
+    std::vector<FieldTarget> targets_;
+    std::int64_t* indexes_ = nullptr;
+    std::uint64_t* generations_ = nullptr;
+    float* weights_ = nullptr;
+    std::vector<std::uint64_t> slots_and_generations_;  // where the batch has no place for them
+};
+
+}  // namespace mpbuffer::bindings

@@ -1,0 +1,51 @@
+#include "draws.hpp"
+
+#include <algorithm>
+
+namespace mpbuffer {
+
+namespace {
+
+// How far ahead of the row being copied the next ones are asked for.
+constexpr std::size_t rows_prefetched = 64;
+
+}  // namespace
+
+bool copy_row(const SlotRing& ring, std::size_t place, const Draws& draws,
+              const SampleTarget& target) {
+    const std::uint64_t slot = draws.slots[place];
+    const auto copy = [&target, place](const std::byte* record) {
+        for (const FieldTarget& field : target.fields) {
+            load_from_record(field.values + place * field.bytes, record + field.offset,
+                             field.bytes);
+        }
+    };
+    std::uint64_t seq = 0;
+    if (draws.any_row) {
+        seq = ring.read_any(slot, draws.cleared, copy);
+        if (seq == 0) return false;
+    } else {
+        seq = draws.seqs[place];
+        if (seq < draws.cleared || !ring.read(slot, seq, copy)) return false;
+    }
+    target.indexes[place] = static_cast<std::int64_t>(slot);
+    target.generations[place] = seq;
+    return true;
+}
+
+void copy_rows(const SlotRing& ring, std::size_t row_bytes, Draws& draws,
+               const SampleTarget& target) {
+    const std::size_t count = draws.slots.size();
+    for (std::size_t place = 0; place < std::min(count, rows_prefetched); ++place) {
+        ring.prefetch(draws.slots[place], row_bytes);
+    }
+    draws.missed.clear();
+    for (std::size_t place = 0; place < count; ++place) {
+        if (place + rows_prefetched < count) {
+            ring.prefetch(draws.slots[place + rows_prefetched], row_bytes);
+        }
+        if (!copy_row(ring, place, draws, target)) draws.missed.push_back(place);
+    }
+}
+
+}  // namespace mpbuffer
