@@ -348,6 +348,7 @@ void ReplayBuffer::draw_uniform(std::size_t count, Draws& draws) {
     draws.slots_claimed = position - oldest;
     draws.slots.resize(count);
     for (std::uint64_t& slot : draws.slots) slot = draw_slot(draws);
+    ask_for_rows(ring_, shape().row_bytes, draws);
 }
 
 std::uint64_t ReplayBuffer::draw_slot(const Draws& draws) {
