@@ -253,9 +253,12 @@ void Learner::finish(double beta, Generator& generator, Draws& draws, const Samp
         redraws_left -= at_once;
         const auto first = draws.missed.end() - static_cast<std::ptrdiff_t>(at_once);
         draw_again({first, draws.missed.end()}, generator, draws);
+        touched_.clear();
         const auto still_missed = std::remove_if(first, draws.missed.end(), [&](std::size_t place) {
-            return copy_row(ring_, place, draws, target);
+            return copy_row(ring_, place, draws, target) ||
+                   (draw_newer(place, draws) && copy_row(ring_, place, draws, target));
         });
+        if (!touched_.empty()) tree_.refresh_slots(touched_);
         const auto copied = static_cast<std::size_t>(draws.missed.end() - still_missed);
         draws.missed.erase(still_missed, draws.missed.end());
         at_once = copied * 8 < at_once ? at_once / 2 : at_once * 2;
@@ -263,6 +266,25 @@ void Learner::finish(double beta, Generator& generator, Draws& draws, const Samp
     for (std::size_t i = 0; i < count; ++i) last_sampled_[draws.slots[i]] = draws.seqs[i];
     importance_weights(draws.leaves.data(), count, draws.least, beta, target.weights);
     publish();
+}
+
+// Where a row is gone again that was drawn just after a fold, rows are overwritten faster than the
+// tree can follow. Then the row that its slot holds by now will do, under its own leaf.
+bool Learner::draw_newer(std::size_t place, Draws& draws) {
+    const std::uint64_t slot = draws.slots[place];
+    const std::uint64_t word = ring_.word(slot).load(std::memory_order_relaxed);
+    const std::uint64_t seq = slot_word::seq(word);
+    const bool before = tree_.leaf(slot) > 0;
+    if (!slot_word::is_committed(word) || seq < draws.cleared) return false;
+    if (!settled(slot, seq)) {
+        if (!settle(slot, seq)) return false;
+        sampleable_ += before ? 0 : 1;
+        touched_.push_back(slot);
+    }
+    draws.seqs[place] = seq;
+    draws.leaves[place] = tree_.leaf(slot);
+    draws.least = std::min(draws.least, draws.leaves[place]);
+    return true;
 }
 
 // Takes the slots whose drawn rows are gone out of the tree, unless a fold since then has found

@@ -79,6 +79,7 @@ class Learner {
     void recheck_pending();
     void require_rows();
     void look_up(std::size_t i, Draws& draws) const;
+    bool draw_newer(std::size_t place, Draws& draws);
     void draw_again(std::span<const std::size_t> places, Generator& generator, Draws& draws);
     void publish();
 
