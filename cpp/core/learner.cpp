@@ -143,6 +143,7 @@ void Learner::fold_range(std::uint64_t first, std::uint64_t last) {
     sampleable_ = sampleable;
     stop_point(StopPoint::fold_to_refresh);
     const std::uint64_t count = last - first;
+    rows_folded_ += count;
     if (count >= capacity) {
         tree_.rebuild();
     } else if (first_slot + count <= capacity) {
@@ -391,6 +392,7 @@ void Learner::publish() {
     line_->stale.store(stale_, std::memory_order_relaxed);
     line_->draws.store(draws_, std::memory_order_relaxed);
     line_->lines_visited.store(tree_.lines_visited(), std::memory_order_relaxed);
+    line_->rows_folded.store(rows_folded_, std::memory_order_relaxed);
     line_->published_at.store(coarse_now(), std::memory_order_relaxed);
     line_->sequence.store(sequence + 1, std::memory_order_release);
 }

@@ -103,6 +103,7 @@ class Learner {
     std::uint64_t updates_ = 0;
     std::uint64_t stale_ = 0;
     std::uint64_t draws_ = 0;
+    std::uint64_t rows_folded_ = 0;
     std::vector<std::uint64_t> touched_;
     Draws draws_of_sample_;
 };
