@@ -73,14 +73,21 @@ class VectorTransitions:
 
     Examples
     --------
-    >>> transitions = VectorTransitions(envs)  # doctest: +SKIP
-    >>> observations, _ = envs.reset()  # doctest: +SKIP
-    >>> transitions.reset(observations)  # doctest: +SKIP
-    >>> while learning:  # doctest: +SKIP
-    ...     actions = policy(observations)
-    ...     result = envs.step(actions)
-    ...     buffer.add(**transitions.step(actions, *result))
-    ...     observations = result[0]
+    >>> import gymnasium, mpbuffer
+    >>> envs = gymnasium.make_vec("CartPole-v1", num_envs=3, vectorization_mode="sync")
+    >>> buffer = mpbuffer.ReplayBuffer(1_000, mpbuffer.schema_from(envs))
+    >>> transitions = VectorTransitions(envs)
+    >>> observations, _ = envs.reset(seed=1)
+    >>> _ = transitions.reset(observations)
+    >>> for _ in range(100):
+    ...     actions = envs.action_space.sample()  # or what a policy says to the observations
+    ...     observations, *others = envs.step(actions)
+    ...     rows = transitions.step(actions, observations, *others)
+    ...     _ = buffer.add(**rows)
+    >>> buffer.sample(32)["next_obs"].shape
+    (32, 4)
+    >>> buffer.close()
+    >>> envs.close()
     """
 
     def __init__(

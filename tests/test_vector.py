@@ -4,6 +4,8 @@ The oracle never sees a vector environment: each environment is made once more, 
 stepped by itself with the actions that the policy takes on what it observes.
 """
 
+import doctest
+import importlib
 import zlib
 from collections import Counter
 from typing import NamedTuple
@@ -341,6 +343,57 @@ def test_ends_and_resets_anywhere(kind, per_env, mode, ticks, data):
     masks = bits.map(np.array).filter(lambda mask: mask.any() if HAS_MODES else mask.all())
     resets = data.draw(st.dictionaries(st.integers(0, ticks - 1), masks, max_size=3))
     check_against_oracle(scripted(kind, *per_env), mode, ticks, resets)
+
+
+def test_of_a_reset_of_some_only_their_observations_are_taken():
+    envs = make_envs(scripted(Scripted, LONG, LONG, LONG), MODES[-1])
+    transitions = mpbuffer.VectorTransitions(envs)
+    first, _ = envs.reset(seed=SEED)
+    transitions.reset(first)
+    actions = actions_for(envs, first)
+    result = envs.step(actions)
+    transitions.step(actions, *result)
+    told = np.full_like(first, 77)
+    assert transitions.reset(told, [False, True, False]).tolist() == [1]
+    assert transitions.reset(told, [False, True, False]).tolist() == []  # not begun again
+    rows = transitions.step(actions, *envs.step(actions))
+    np.testing.assert_array_equal(rows["obs"], [result[0][0], told[1], result[0][2]])
+    assert transitions.reset(told).tolist() == [0, 1, 2]
+    envs.close()
+
+
+def test_the_example_of_the_docstring():
+    tested = doctest.testmod(importlib.import_module("mpbuffer.vector"))
+    assert tested.attempted > 5 and tested.failed == 0
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_environments_of_envpool():
+    """Each row obeys the laws of motion, which a made-up one would not."""
+    envpool = pytest.importorskip("envpool")
+    envs = envpool.make_gymnasium("CartPole-v1", num_envs=5, seed=SEED, max_episode_steps=15)
+    transitions = mpbuffer.VectorTransitions(envs)
+    schema = mpbuffer.schema_from(envs)
+    cartpole = gymnasium.make("CartPole-v1").unwrapped
+    observations, _ = envs.reset()
+    transitions.reset(observations)
+    generator = np.random.default_rng(SEED)
+    skipped = terminations = truncations = 0
+    for _ in range(60):
+        actions = generator.integers(2, size=5)
+        observations, rewards, terminated, truncated, infos = envs.step(actions)
+        rows = transitions.step(actions, observations, rewards, terminated, truncated, infos)
+        assert set(rows) == set(schema)
+        np.testing.assert_array_equal(rows.envs, np.flatnonzero(infos["elapsed_step"] > 0))
+        skipped += 5 - len(rows.envs)
+        terminations += rows["terminated"].sum()
+        truncations += rows["truncated"].sum()
+        for obs, act, next_obs in zip(rows["obs"], rows["act"], rows["next_obs"], strict=True):
+            cartpole.reset()
+            cartpole.state = tuple(map(float, obs))
+            expected = cartpole.step(int(act))[0]
+            np.testing.assert_allclose(next_obs, expected, rtol=1e-4, atol=1e-5)
+    assert skipped > 10 and terminations > 0 and truncations > 0
 
 
 # What is refused
