@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from functools import reduce
-from operator import getitem
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -45,7 +43,9 @@ class SpaceArray(NamedTuple):
 
     def inside(self, value: Any) -> Any:
         """Return this array of `value`, an element of the space or a batch of them."""
-        return reduce(getitem, self.path, value)
+        for key in self.path:
+            value = value[key]
+        return value
 
 
 class TransitionNames(NamedTuple):

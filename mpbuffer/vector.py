@@ -117,7 +117,10 @@ class VectorTransitions:
         count = getattr(envs, "num_envs", None)
         self._count: int | None = None if count is None else int(count)
         self._last: list[npt.NDArray[Any]] | None = None
-        self._over = self._under_way = np.zeros(0, np.bool_)
+        self._every: Indexes = np.arange(0)
+        self._none: Flags = np.zeros(0, np.bool_)  # and where it stands below, no environment is
+        self._over = self._none  # whose episode has ended, and that was not reset
+        self._at_start = self._none  # that was reset, and not stepped
 
     def reset(self, observations: Any, reset_mask: npt.ArrayLike | None = None) -> Indexes:
         """Take what ``envs.reset()`` returned: the first observations of new episodes.
@@ -153,16 +156,19 @@ class VectorTransitions:
                     "cannot take a reset of some environments: the others have no observation yet; "
                     "reset all of them first"
                 )
-            self._over = self._under_way = np.zeros(count, np.bool_)
+            self._every, self._none = _read_only(np.arange(count)), np.zeros(count, np.bool_)
+            self._over, self._at_start = self._none, ~self._none
         else:
-            for fresh, last in zip(first, self._last, strict=True):
-                fresh[~mask] = last[~mask]
+            for index, last in enumerate(self._last):
+                merged = last.copy()
+                merged[mask] = first[index][mask]
+                first[index] = _read_only(merged)
+        cut = np.flatnonzero(mask & ~self._over & ~self._at_start)
         self._count = count
-        self._last = [_read_only(array) for array in first]
+        self._last = first
+        self._at_start = self._at_start | mask
         if not self._resets_twice:
-            self._over = self._over & ~mask
-        cut = np.flatnonzero(self._under_way & mask)
-        self._under_way = self._under_way & ~mask
+            self._over = self._over & ~mask if np.any(self._over & ~mask) else self._none
         return cut
 
     def step(
@@ -197,68 +203,74 @@ class VectorTransitions:
             mode; if an environment was stepped whose episode had ended and that was not reset.
             Then nothing was taken: go on by a reset() of all environments.
         """
-        if self._last is None or self._count is None:
+        last, count, names = self._last, self._count, self._names
+        if last is None or count is None:
             raise ValueError("cannot take a step: reset() was not told the first observations")
         came = self._copies(observations)
-        reward = _of_each("rewards", np.asarray(rewards), self._count)
-        terminations = _flags("terminated", terminated, self._count)
-        truncations = _flags("truncated", truncated, self._count)
-        acted = [
-            _of_each(array.field, np.asarray(array.inside(actions)), self._count)
-            for array in self._act
-        ]
-        if self._mode == _DISABLED and self._over.any():
+        reward = _of_each("rewards", rewards, count)
+        terminations = _flags("terminated", terminated, count)
+        truncations = _flags("truncated", truncated, count)
+        acted = [_of_each(each.field, each.inside(actions), count) for each in self._act]
+        not_stepped = self._over
+        if self._mode == _DISABLED and not_stepped is not self._none:
             raise ValueError(
-                f"cannot take a step of environments {np.flatnonzero(self._over).tolist()}: their "
+                f"cannot take a step of environments {np.flatnonzero(not_stepped).tolist()}: their "
                 "episodes have ended and autoreset is disabled; expected envs.reset(options="
                 "{'reset_mask': ...}), and reset() to be told"
             )
-        happened = ~self._over
-        over = (terminations | truncations) & happened
-        ended = np.flatnonzero(over)
-        followed = self._true_next(came, ended, infos)
+        over, ended = terminations | truncations, self._every[:0]
+        if np.count_nonzero(over):
+            over &= ~not_stepped
+            ended = np.flatnonzero(over)
+        followed = self._true_next(came, ended, infos) if len(ended) else came
 
-        columns = {array.field: last for array, last in zip(self._obs, self._last, strict=True)}
-        columns |= {array.field: values for array, values in zip(self._act, acted, strict=True)}
-        columns[self._names.rew] = reward
-        columns |= {
-            array.field: values for array, values in zip(self._next_obs, followed, strict=True)
-        }
-        if self._names.terminated is not None:
-            columns[self._names.terminated] = terminations
-        if self._names.truncated is not None:
-            columns[self._names.truncated] = truncations
-        envs = np.flatnonzero(happened)
-        if len(envs) < self._count:
+        columns: dict[str, npt.NDArray[Any]] = {}
+        for array, values in zip(self._obs, last, strict=True):
+            columns[array.field] = values
+        for array, values in zip(self._act, acted, strict=True):
+            columns[array.field] = values
+        columns[names.rew] = reward
+        for array, values in zip(self._next_obs, followed, strict=True):
+            columns[array.field] = values
+        if names.terminated is not None:
+            columns[names.terminated] = terminations
+        if names.truncated is not None:
+            columns[names.truncated] = truncations
+        envs = self._every
+        if not_stepped is not self._none:
+            envs = np.flatnonzero(~not_stepped)
             columns = {name: values[envs] for name, values in columns.items()}
 
-        self._last = [_read_only(array) for array in came]
-        self._under_way = happened & ~over
-        self._over = np.zeros_like(over) if self._mode == _SAME_STEP else over
+        self._last = came
+        self._over = self._none
+        self._at_start = not_stepped
+        if len(ended):
+            if self._mode == _SAME_STEP:
+                self._at_start = over
+            else:
+                self._over = over
         return TransitionRows(columns, envs, ended)
 
     def _copies(self, observations: Any) -> list[npt.NDArray[Any]]:
-        """Return copies of the arrays in `observations`, a row of each per environment."""
+        """Return read-only copies of the arrays in `observations`, one row per environment."""
         copies = []
         count = self._count
         for array in self._obs:
             values = np.array(array.inside(observations))
-            if values.ndim > 0 and count is None:
+            if count is None and values.ndim > 0:
                 count = len(values)
             if values.shape != (count, *array.shape):
                 raise ValueError(
                     f"cannot take observations: {array.field!r} must have shape "
                     f"{(count or 'environments', *array.shape)}, got {values.shape}"
                 )
-            copies.append(values)
+            copies.append(_read_only(values))
         return copies
 
     def _true_next(
         self, came: list[npt.NDArray[Any]], ended: Indexes, infos: Mapping[str, Any]
     ) -> list[npt.NDArray[Any]]:
-        """Return the observations that the step led to, also where an episode ended by it."""
-        if not len(ended):
-            return came
+        """Return the observations that the step led to, where an episode ended by it."""
         if self._mode != _SAME_STEP:
             found = [key for key in _OF_SAME_STEP if self._assumed and key in infos]
             if found:
@@ -301,11 +313,12 @@ def _resets_twice(envs: Any) -> bool:
 
 
 def _read_only(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    array.flags.writeable = False
+    array.setflags(write=False)
     return array
 
 
-def _of_each(name: str, values: npt.NDArray[Any], count: int) -> npt.NDArray[Any]:
+def _of_each(name: str, given: Any, count: int) -> npt.NDArray[Any]:
+    values = np.asarray(given)
     if values.shape[:1] != (count,):
         raise ValueError(
             f"cannot take a step: {name!r} must have a row for each of {count} environments, "
