@@ -22,6 +22,8 @@ from mpbuffer.errors import (
     SegmentNotFound,
     SlotsHeld,
 )
+from mpbuffer.spaces import from_fields, schema_from, to_fields
+from mpbuffer.vector import TransitionRows, VectorTransitions
 from mpbuffer.weights import PublisherStatus, SharedWeights, WeightsVersion
 
 MPReplayBuffer = ReplayBuffer
@@ -49,6 +51,11 @@ __all__ = [
     "SegmentNotFound",
     "SharedWeights",
     "SlotsHeld",
+    "TransitionRows",
+    "VectorTransitions",
     "WeightsVersion",
     "attach",
+    "from_fields",
+    "schema_from",
+    "to_fields",
 ]

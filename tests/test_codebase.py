@@ -123,7 +123,9 @@ PACKAGE_MAY_IMPORT = {
     "commands": {"errors", "inspection"},
     "cli": {"commands"},
     "weights": {"_core", "buffer", "errors", "process_exit", "schema"},
-    "__init__": {"batches", "buffer", "errors", "weights"},
+    "spaces": set(),
+    "vector": {"spaces"},
+    "__init__": {"batches", "buffer", "errors", "spaces", "vector", "weights"},
 }
 PACKAGE_MAY_NEED = {
     "_core": {"numpy", "typing_extensions"},
