@@ -390,8 +390,8 @@ class Worker:
         """Return the CPU time of the learner's cycle beside explorers at full speed.
 
         And the rows that a cycle folds, in however many folds; each takes in one lap of the buffer
-        at most, however many rows were added. "half in" is the size such that half of all rows come in folds at
-        least that large. `fold_alone` makes folds of the sizes that were seen here.
+        at most, however many rows were added. "half in" is the size such that half of all rows come
+        in folds at least that large. `fold_alone` makes folds of the sizes that were seen here.
         """
         one = self.cases[case]
         adapter, crowd = one.adapter, one.explorers
