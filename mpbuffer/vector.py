@@ -50,7 +50,8 @@ class VectorTransitions:
     - next step: the step after the last one of an episode is no step: its action is ignored, its
       reward is 0, and its observation is the first one of the next episode. It gives no row.
     - same step: the last step of an episode returns the first observation of the next one. The true
-      next observation is taken from ``infos["final_obs"]``.
+      next observation is taken from ``infos["final_obs"]``. gymnasium does not copy it: an
+      environment that writes all its observations into one array has lost it by then.
     - disabled: the caller resets by ``options={"reset_mask": ...}``, and tells so by reset().
 
     For one thread. Keeps a copy of the last observations.

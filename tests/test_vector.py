@@ -367,24 +367,39 @@ def test_the_example_of_the_docstring():
     assert tested.attempted > 5 and tested.failed == 0
 
 
-@pytest.mark.filterwarnings("ignore")
-def test_environments_of_envpool():
-    """Each row obeys the laws of motion, which a made-up one would not."""
+def envs_of_envpool():
     envpool = pytest.importorskip("envpool")
-    envs = envpool.make_gymnasium("CartPole-v1", num_envs=5, seed=SEED, max_episode_steps=15)
+    return envpool.make_gymnasium("CartPole-v1", num_envs=5, seed=SEED, max_episode_steps=15)
+
+
+def envs_in_one_array():
+    module = pytest.importorskip("gymnasium.envs.classic_control.cartpole")
+    return module.CartPoleVectorEnv(num_envs=5, max_episode_steps=15)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("make", [envs_of_envpool, envs_in_one_array])
+def test_environments_that_were_made_as_vectors(make):
+    """Each row obeys the laws of motion, which a made-up one would not."""
+    envs = make()
     transitions = mpbuffer.VectorTransitions(envs)
     schema = mpbuffer.schema_from(envs)
     cartpole = gymnasium.make("CartPole-v1").unwrapped
-    observations, _ = envs.reset()
+    observations, _ = envs.reset() if make is envs_of_envpool else envs.reset(seed=SEED)
     transitions.reset(observations)
     generator = np.random.default_rng(SEED)
+    over = np.zeros(5, np.bool_)
     skipped = terminations = truncations = 0
     for _ in range(60):
         actions = generator.integers(2, size=5)
         observations, rewards, terminated, truncated, infos = envs.step(actions)
         rows = transitions.step(actions, observations, rewards, terminated, truncated, infos)
         assert set(rows) == set(schema)
-        np.testing.assert_array_equal(rows.envs, np.flatnonzero(infos["elapsed_step"] > 0))
+        np.testing.assert_array_equal(rows.envs, np.flatnonzero(~over))
+        if "elapsed_step" in infos:
+            np.testing.assert_array_equal(infos["elapsed_step"] == 0, over)
+        over = terminated | truncated
+        np.testing.assert_array_equal(rows.ended, np.flatnonzero(over))
         skipped += 5 - len(rows.envs)
         terminations += rows["terminated"].sum()
         truncations += rows["truncated"].sum()
@@ -394,6 +409,19 @@ def test_environments_of_envpool():
             expected = cartpole.step(int(act))[0]
             np.testing.assert_allclose(next_obs, expected, rtol=1e-4, atol=1e-5)
     assert skipped > 10 and terminations > 0 and truncations > 0
+    envs.close()
+
+
+def test_flags_of_a_step_that_only_resets_mean_nothing(envs):
+    transitions = mpbuffer.VectorTransitions(envs)
+    observations, _ = envs.reset(seed=SEED)
+    transitions.reset(observations)
+    for envs_of_rows, ended in (([0, 1, 2, 3], [3]), ([0, 1, 2], []), ([0, 1, 2, 3], [0, 2, 3])):
+        actions = actions_for(envs, observations)
+        observations, rewards, terminated, truncated, infos = envs.step(actions)
+        terminated |= np.array([False, False, False, True])
+        rows = transitions.step(actions, observations, rewards, terminated, truncated, infos)
+        assert rows.envs.tolist() == envs_of_rows and rows.ended.tolist() == ended
 
 
 # What is refused
