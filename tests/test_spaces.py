@@ -149,9 +149,10 @@ def test_spaces_of_other_packages_will_do():
     assert plain(schema)["obs"] == ((1,), np.int16)
 
 
-def test_gymnasium_is_not_imported():
+def test_gymnasium_is_not_imported(tmp_path):
     program = "import mpbuffer, sys; assert 'gymnasium' not in sys.modules"
-    subprocess.run([sys.executable, "-c", program], check=True, timeout=60)
+    # Elsewhere: in the tree, its folder of sources would be found before what is installed.
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=60, cwd=tmp_path)
 
 
 leaf_spaces = st.one_of(
