@@ -24,6 +24,8 @@ from mpbuffer.errors import (
     SlotsHeld,
 )
 from mpbuffer.explorers import Explorer, Explorers, ExplorerStatus
+from mpbuffer.spaces import from_fields, schema_from, to_fields
+from mpbuffer.vector import TransitionRows, VectorTransitions
 from mpbuffer.weights import PublisherStatus, SharedWeights, WeightsVersion
 
 MPReplayBuffer = ReplayBuffer
@@ -55,6 +57,11 @@ __all__ = [
     "SegmentNotFound",
     "SharedWeights",
     "SlotsHeld",
+    "TransitionRows",
+    "VectorTransitions",
     "WeightsVersion",
     "attach",
+    "from_fields",
+    "schema_from",
+    "to_fields",
 ]

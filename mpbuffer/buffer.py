@@ -81,6 +81,9 @@ class LearnerStatus(NamedTuple):
         Priorities updated, and updates refused because their row was gone.
     draws, nodes_visited : int
         Rows drawn, and lines of the tree looked at for that.
+    rows_folded : int
+        Rows taken into the tree, by all folds of this learner: what its samples cost beside their
+        own rows. Of rows that were overwritten before a fold reached them it knows nothing.
     """
 
     process: int
@@ -94,6 +97,7 @@ class LearnerStatus(NamedTuple):
     stale: int
     draws: int
     nodes_visited: int
+    rows_folded: int
 
 
 def attach(name: str) -> ReplayBuffer:

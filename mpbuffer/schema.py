@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import operator
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ import numpy.typing as npt
 
 from mpbuffer.errors import SegmentMismatch
 
-__all__ = ["Field", "describe", "fields_from", "read_description"]
+__all__ = ["Field", "describe", "fields_from", "read_description", "refusing_damage"]
 
 Field = tuple[str, "np.dtype[Any]", list[int]]
 
@@ -148,28 +149,17 @@ def describe(class_name: str, fields: list[Field], strict: bool) -> str:
     )
 
 
-def read_description(name: str, text: str) -> tuple[list[Field], bool]:
-    """Return fields and strictness from a segment's JSON text.
+@contextlib.contextmanager
+def refusing_damage(name: str) -> Iterator[None]:
+    """Turn whatever reading a damaged description raises into SegmentMismatch.
 
     Raises
     ------
     SegmentMismatch
-        If the text is damaged, or names attributes that this version does not know.
+        If the block ends with an error that text which nobody wrote can cause.
     """
     try:
-        description = json.loads(text)
-        unknown = set(description) - _DESCRIPTION_KEYS | set(description["attributes"])
-        fields = [
-            (
-                str(each["name"]).encode().decode(),
-                _dtype_from_json(each["descr"]),
-                _extents_from_json(each["shape"]),
-            )
-            for each in ([] if unknown else description["fields"])
-        ]
-        if not unknown and (not fields or len({field[0] for field in fields}) != len(fields)):
-            raise ValueError("no fields, or two of one name")
-        strict = bool(description["strict"])
+        yield
     except (
         ValueError,
         TypeError,
@@ -183,6 +173,30 @@ def read_description(name: str, text: str) -> tuple[list[Field], bool]:
         raise SegmentMismatch(
             f"cannot attach {name!r}: its description is damaged ({error!r})"
         ) from error
+
+
+def read_description(name: str, text: str) -> tuple[list[Field], bool]:
+    """Return fields and strictness from a segment's JSON text.
+
+    Raises
+    ------
+    SegmentMismatch
+        If the text is damaged, or names attributes that this version does not know.
+    """
+    with refusing_damage(name):
+        description = json.loads(text)
+        unknown = set(description) - _DESCRIPTION_KEYS | set(description["attributes"])
+        fields = [
+            (
+                str(each["name"]).encode().decode(),
+                _dtype_from_json(each["descr"]),
+                _extents_from_json(each["shape"]),
+            )
+            for each in ([] if unknown else description["fields"])
+        ]
+        if not unknown and (not fields or len({field[0] for field in fields}) != len(fields)):
+            raise ValueError("no fields, or two of one name")
+        strict = bool(description["strict"])
     if unknown:
         raise SegmentMismatch(
             f"cannot attach {name!r}: it has attributes that this version does not know: "

@@ -16,9 +16,8 @@ import numpy.typing as npt
 
 from mpbuffer import _core
 from mpbuffer.buffer import _checked_name, _descriptor_for_child
-from mpbuffer.errors import SegmentMismatch
 from mpbuffer.process_exit import close_at_exit
-from mpbuffer.schema import _dtype_from_json, _dtype_to_json
+from mpbuffer.schema import _dtype_from_json, _dtype_to_json, refusing_damage
 
 __all__ = ["PublisherStatus", "SharedWeights", "WeightsVersion"]
 
@@ -540,7 +539,7 @@ def _describe(parts: tuple[_Part, ...]) -> str:
 
 
 def read_weights_description(name: str, text: bytes) -> tuple[_Part, ...]:
-    try:
+    with refusing_damage(name):
         description = json.loads(text.decode())
         if description["class"] != _CLASS or description["attributes"]:
             raise ValueError(f"class {description['class']!r}, {description['attributes']!r}")
@@ -557,19 +556,6 @@ def read_weights_description(name: str, text: bytes) -> tuple[_Part, ...]:
             raise ValueError("no arrays, or two of one name")
         if any(part.dtype.hasobject for part in parts):
             raise ValueError("an array holds Python objects")
-    except (
-        ValueError,
-        TypeError,
-        KeyError,
-        IndexError,
-        AttributeError,
-        OverflowError,
-        RecursionError,
-        SyntaxError,
-    ) as error:
-        raise SegmentMismatch(
-            f"cannot attach {name!r}: its description is damaged ({error!r})"
-        ) from error
     return parts
 
 

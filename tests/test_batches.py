@@ -355,7 +355,7 @@ def test_a_forked_child_makes_its_own(buffer):
     batches.close()
 
 
-def test_ctrl_c_while_a_batch_is_gathered():
+def test_ctrl_c_while_a_batch_is_gathered(tmp_path):
     """The wait for a batch of a stopped writer's making ends by a signal; nothing is lost."""
     program = textwrap.dedent(
         """
@@ -377,7 +377,12 @@ def test_ctrl_c_while_a_batch_is_gathered():
         """
     )
     done = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False
+        [sys.executable, "-c", program],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+        cwd=tmp_path,
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.split() == ["300"]

@@ -28,7 +28,8 @@ CORE_MAY_INCLUDE = {
     "sampler": set(),
     "slot_word": set(),
     "stop_points": set(),
-    "sum_tree": set(),
+    "tree_kernels": set(),
+    "sum_tree": {"tree_kernels"},
     "file_locks": {"error"},
     "big_memory": {"error"},
     "memory_room": {"error"},
@@ -125,7 +126,9 @@ PACKAGE_MAY_IMPORT = {
     "explorer_process": {"buffer", "process_exit"},
     "explorers": {"buffer", "errors", "explorer_process"},
     "weights": {"_core", "buffer", "errors", "process_exit", "schema"},
-    "__init__": {"batches", "buffer", "errors", "explorers", "weights"},
+    "spaces": set(),
+    "vector": {"spaces"},
+    "__init__": {"batches", "buffer", "errors", "explorers", "spaces", "vector", "weights"},
 }
 PACKAGE_MAY_NEED = {
     "_core": {"numpy", "typing_extensions"},

@@ -32,8 +32,8 @@ class Mpbuffer(Adapter):
         self.rb.close()
 
     def rows_folded(self) -> int:
-        """Return the position up to which the learner has taken rows into its tree."""
-        return self.rb.learner_status().folded
+        """Return how many rows the learner has taken into its tree."""
+        return self.rb.learner_status().rows_folded
 
     def lines_per_draw(self) -> float:
         """Return how many lines of the tree a draw has looked at, on average."""

@@ -389,9 +389,9 @@ class Worker:
     ) -> dict[str, float]:
         """Return the CPU time of the learner's cycle beside explorers at full speed.
 
-        And the rows that a cycle folds: a fold takes in one lap of the buffer at most, however
-        many rows were added. "half in" is the size such that half of all rows come in folds at
-        least that large. `fold_alone` makes folds of the sizes that were seen here.
+        And the rows that a cycle folds, in however many folds; each takes in one lap of the buffer
+        at most, however many rows were added. "half in" is the size such that half of all rows come
+        in folds at least that large. `fold_alone` makes folds of the sizes that were seen here.
         """
         one = self.cases[case]
         adapter, crowd = one.adapter, one.explorers
@@ -409,7 +409,7 @@ class Worker:
                 cycle(adapter, rows, priorities[len(costs) & 63])
                 costs.append(time.thread_time_ns() - cpu)
                 now = adapter.rows_folded()
-                sizes.append(min(now - before, one.filled))
+                sizes.append(now - before)
                 before = now
         if explorers:
             one.kept[f"fold sizes, pinned {pinned}"] = np.array(sizes, np.float64)
@@ -448,7 +448,7 @@ class Worker:
                 before, cpu = adapter.rows_folded(), time.thread_time_ns()
                 cycle(adapter, rows, priorities)
                 cpu = time.thread_time_ns() - cpu
-                taken.append(min(adapter.rows_folded() - before, one.filled))
+                taken.append(adapter.rows_folded() - before)
                 for _ in range(3):
                     cycle(adapter, rows, priorities)
                 plain = time.thread_time_ns()

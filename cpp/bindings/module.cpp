@@ -264,6 +264,7 @@ py::dict learner_status(const py::object& self) {
     all["stale"] = status.stale;
     all["draws"] = status.draws;
     all["nodes_visited"] = status.lines_visited;
+    all["rows_folded"] = status.rows_folded;
     return all;
 }
 

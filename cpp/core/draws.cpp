@@ -7,7 +7,7 @@ namespace mpbuffer {
 namespace {
 
 // How far ahead of the row being copied the next ones are asked for.
-constexpr std::size_t rows_prefetched = 64;
+constexpr std::size_t rows_prefetched = 256;
 
 }  // namespace
 
@@ -33,12 +33,16 @@ bool copy_row(const SlotRing& ring, std::size_t place, const Draws& draws,
     return true;
 }
 
+void ask_for_rows(const SlotRing& ring, std::size_t row_bytes, const Draws& draws) {
+    const std::size_t count = std::min(draws.slots.size(), rows_prefetched);
+    for (std::size_t place = 0; place < count; ++place) {
+        ring.prefetch(draws.slots[place], row_bytes);
+    }
+}
+
 void copy_rows(const SlotRing& ring, std::size_t row_bytes, Draws& draws,
                const SampleTarget& target) {
     const std::size_t count = draws.slots.size();
-    for (std::size_t place = 0; place < std::min(count, rows_prefetched); ++place) {
-        ring.prefetch(draws.slots[place], row_bytes);
-    }
     draws.missed.clear();
     for (std::size_t place = 0; place < count; ++place) {
         if (place + rows_prefetched < count) {

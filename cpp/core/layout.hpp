@@ -85,7 +85,8 @@ struct alignas(64) LearnerLine {
     std::atomic<std::uint64_t> draws;
     std::atomic<std::uint64_t> lines_visited;
     std::atomic<std::uint64_t> published_at;
-    std::uint64_t reserved[3];
+    std::atomic<std::uint64_t> rows_folded;
+    std::uint64_t reserved[2];
 };
 static_assert(sizeof(LearnerLine) == 128);
 

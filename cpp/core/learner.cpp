@@ -143,6 +143,7 @@ void Learner::fold_range(std::uint64_t first, std::uint64_t last) {
     sampleable_ = sampleable;
     stop_point(StopPoint::fold_to_refresh);
     const std::uint64_t count = last - first;
+    rows_folded_ += count;
     if (count >= capacity) {
         tree_.rebuild();
     } else if (first_slot + count <= capacity) {
@@ -231,6 +232,7 @@ void Learner::draw(std::size_t count, Generator& generator, Draws& draws) {
         __builtin_prefetch(&leaf_seq_[draws.slots[i]]);
         __builtin_prefetch(&last_sampled_[draws.slots[i]], 1);
     }
+    ask_for_rows(ring_, row_bytes_, draws);
     for (std::size_t i = 0; i < count; ++i) look_up(i, draws);
 }
 
@@ -252,9 +254,12 @@ void Learner::finish(double beta, Generator& generator, Draws& draws, const Samp
         redraws_left -= at_once;
         const auto first = draws.missed.end() - static_cast<std::ptrdiff_t>(at_once);
         draw_again({first, draws.missed.end()}, generator, draws);
+        touched_.clear();
         const auto still_missed = std::remove_if(first, draws.missed.end(), [&](std::size_t place) {
-            return copy_row(ring_, place, draws, target);
+            return copy_row(ring_, place, draws, target) ||
+                   (draw_newer(place, draws) && copy_row(ring_, place, draws, target));
         });
+        if (!touched_.empty()) tree_.refresh_slots(touched_);
         const auto copied = static_cast<std::size_t>(draws.missed.end() - still_missed);
         draws.missed.erase(still_missed, draws.missed.end());
         at_once = copied * 8 < at_once ? at_once / 2 : at_once * 2;
@@ -262,6 +267,25 @@ void Learner::finish(double beta, Generator& generator, Draws& draws, const Samp
     for (std::size_t i = 0; i < count; ++i) last_sampled_[draws.slots[i]] = draws.seqs[i];
     importance_weights(draws.leaves.data(), count, draws.least, beta, target.weights);
     publish();
+}
+
+// Where a row is gone again that was drawn just after a fold, rows are overwritten faster than the
+// tree can follow. Then the row that its slot holds by now will do, under its own leaf.
+bool Learner::draw_newer(std::size_t place, Draws& draws) {
+    const std::uint64_t slot = draws.slots[place];
+    const std::uint64_t word = ring_.word(slot).load(std::memory_order_relaxed);
+    const std::uint64_t seq = slot_word::seq(word);
+    const bool before = tree_.leaf(slot) > 0;
+    if (!slot_word::is_committed(word) || seq < draws.cleared) return false;
+    if (!settled(slot, seq)) {
+        if (!settle(slot, seq)) return false;
+        sampleable_ += before ? 0 : 1;
+        touched_.push_back(slot);
+    }
+    draws.seqs[place] = seq;
+    draws.leaves[place] = tree_.leaf(slot);
+    draws.least = std::min(draws.least, draws.leaves[place]);
+    return true;
 }
 
 // Takes the slots whose drawn rows are gone out of the tree, unless a fold since then has found
@@ -368,6 +392,7 @@ void Learner::publish() {
     line_->stale.store(stale_, std::memory_order_relaxed);
     line_->draws.store(draws_, std::memory_order_relaxed);
     line_->lines_visited.store(tree_.lines_visited(), std::memory_order_relaxed);
+    line_->rows_folded.store(rows_folded_, std::memory_order_relaxed);
     line_->published_at.store(coarse_now(), std::memory_order_relaxed);
     line_->sequence.store(sequence + 1, std::memory_order_release);
 }

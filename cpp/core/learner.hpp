@@ -79,6 +79,7 @@ class Learner {
     void recheck_pending();
     void require_rows();
     void look_up(std::size_t i, Draws& draws) const;
+    bool draw_newer(std::size_t place, Draws& draws);
     void draw_again(std::span<const std::size_t> places, Generator& generator, Draws& draws);
     void publish();
 
@@ -102,6 +103,7 @@ class Learner {
     std::uint64_t updates_ = 0;
     std::uint64_t stale_ = 0;
     std::uint64_t draws_ = 0;
+    std::uint64_t rows_folded_ = 0;
     std::vector<std::uint64_t> touched_;
     Draws draws_of_sample_;
 };

@@ -348,6 +348,7 @@ void ReplayBuffer::draw_uniform(std::size_t count, Draws& draws) {
     draws.slots_claimed = position - oldest;
     draws.slots.resize(count);
     for (std::uint64_t& slot : draws.slots) slot = draw_slot(draws);
+    ask_for_rows(ring_, shape().row_bytes, draws);
 }
 
 std::uint64_t ReplayBuffer::draw_slot(const Draws& draws) {
@@ -512,10 +513,10 @@ LearnerStatus ReplayBuffer::learner_status() const {
     for (int attempt = 0; attempt < max_redraws; ++attempt) {
         // Acquire: pairs with the release of the sequence that publish() stores last.
         const std::uint64_t sequence = line_->sequence.load(std::memory_order_acquire);
-        status = {line_->process.load(),    line_->pid.load(),          line_->since.load(),
-                  line_->folded.load(),     line_->sampleable.load(),   line_->total.load(),
-                  line_->least_leaf.load(), line_->updates.load(),      line_->stale.load(),
-                  line_->draws.load(),      line_->lines_visited.load()};
+        status = {line_->process.load(),    line_->pid.load(),           line_->since.load(),
+                  line_->folded.load(),     line_->sampleable.load(),    line_->total.load(),
+                  line_->least_leaf.load(), line_->updates.load(),       line_->stale.load(),
+                  line_->draws.load(),      line_->lines_visited.load(), line_->rows_folded.load()};
         std::atomic_signal_fence(std::memory_order_seq_cst);
         if (sequence % 2 == 0 && line_->sequence.load() == sequence) break;
     }

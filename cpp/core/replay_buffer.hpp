@@ -65,6 +65,7 @@ struct LearnerStatus {
     std::uint64_t stale;
     std::uint64_t draws;
     std::uint64_t lines_visited;
+    std::uint64_t rows_folded;  // by this learner; `folded` is the position that it has reached
 };
 
 class ReplayBuffer final : private ForkWatched {

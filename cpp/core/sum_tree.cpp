@@ -22,24 +22,6 @@ std::vector<std::uint64_t> level_counts(std::uint64_t capacity) {
 
 std::size_t padded_nodes(std::uint64_t count) { return round_up(count, 2 * SumTree::fanout); }
 
-// The child whose part of the running sum holds `mass`, and `mass` less what stands before it.
-// Rounding can leave a mass at or above the sum of the children: then the last child that is not 0.
-template <std::size_t width, class Value>
-std::uint64_t descend(const Value* children, double& mass) {
-    double before[width + 1];
-    before[0] = 0.0;
-    for (std::size_t i = 0; i < width; ++i) before[i + 1] = before[i] + double{children[i]};
-    std::size_t chosen = 0;
-    for (std::size_t i = 0; i < width; ++i) chosen += mass >= before[i + 1] ? 1 : 0;
-    if (chosen == width) [[unlikely]] {
-        do {
-            --chosen;
-        } while (chosen > 0 && !(children[chosen] > 0));
-    }
-    mass -= before[chosen];
-    return chosen;
-}
-
 }  // namespace
 
 std::uint64_t SumTree::padded_leaves(std::uint64_t capacity) {
@@ -73,22 +55,8 @@ SumTree::SumTree(float* leaves, std::uint64_t capacity, std::byte* nodes)
 }
 
 void SumTree::recompute_group(std::uint64_t group) {
-    const float* leaf = leaves_ + group * leaves_per_group;
-    double sums[4] = {};
-    float minima[4];
-    std::fill_n(minima, 4, std::numeric_limits<float>::infinity());
-    for (std::size_t i = 0; i < leaves_per_group; i += 4) {
-        for (std::size_t lane = 0; lane < 4; ++lane) {
-            const float value = leaf[i + lane];
-            // Whatever somebody wrote over a leaf: the running sums never fall.
-            sums[lane] += value > 0 ? double{value} : 0.0;
-            const float candidate = value > 0 ? value : std::numeric_limits<float>::infinity();
-            minima[lane] = candidate < minima[lane] ? candidate : minima[lane];
-        }
-    }
-    levels_[0].sums[group] = (sums[0] + sums[1]) + (sums[2] + sums[3]);
-    levels_[0].minima[group] =
-        std::min(std::min(minima[0], minima[1]), std::min(minima[2], minima[3]));
+    kernels_->group(leaves_ + group * leaves_per_group, levels_[0].sums[group],
+                    levels_[0].minima[group]);
 }
 
 void SumTree::recompute_node(std::size_t level, std::uint64_t node) {
@@ -136,22 +104,15 @@ void SumTree::refresh_slots(std::vector<std::uint64_t>& slots) {
 void SumTree::find_prefix_sums(double* masses, std::uint64_t* slots, std::size_t count) {
     std::fill_n(slots, count, std::uint64_t{0});
     for (std::size_t level = levels_.size() - 1; level-- > 0;) {
-        const double* sums = levels_[level].sums;
+        // The lines of the next level down: eight doubles or sixteen floats, 64 bytes each.
         const void* below = level == 0 ? static_cast<const void*>(leaves_)
                                        : static_cast<const void*>(levels_[level - 1].sums);
-        for (std::size_t i = 0; i < count; ++i) {
-            const std::uint64_t node = slots[i];
-            slots[i] = node * fanout + descend<fanout>(sums + node * fanout, masses[i]);
-            // The lines of the next level down: eight doubles or sixteen floats, 64 bytes each.
-            __builtin_prefetch(static_cast<const std::byte*>(below) + slots[i] * 64);
-        }
+        kernels_->children(levels_[level].sums, masses, slots, count,
+                           static_cast<const std::byte*>(below));
         lines_visited_ += count;
     }
-    for (std::size_t i = 0; i < count; ++i) {
-        const float* group = leaves_ + slots[i] * leaves_per_group;
-        const std::uint64_t leaf = descend<leaves_per_group>(group, masses[i]);
-        slots[i] = std::min(slots[i] * leaves_per_group + leaf, capacity_ - 1);
-    }
+    kernels_->leaves(leaves_, masses, slots, count);
+    for (std::size_t i = 0; i < count; ++i) slots[i] = std::min(slots[i], capacity_ - 1);
     lines_visited_ += count;
 }
 

@@ -14,6 +14,8 @@
 #include <limits>
 #include <vector>
 
+#include "tree_kernels.hpp"
+
 namespace mpbuffer {
 
 class SumTree {
@@ -64,6 +66,7 @@ class SumTree {
     void recompute_group(std::uint64_t group);
     void recompute_node(std::size_t level, std::uint64_t node);
 
+    const TreeKernels* kernels_ = &tree_kernels();
     float* leaves_ = nullptr;
     std::uint64_t capacity_ = 0;
     std::vector<Level> levels_;  // levels_[0]: one node a group; the last: the root alone

@@ -1,0 +1,273 @@
+"""Fields from the spaces of environments: one for each array inside an observation or action."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+__all__ = [
+    "SpaceArray",
+    "TransitionNames",
+    "arrays_of",
+    "from_fields",
+    "schema_from",
+    "to_fields",
+]
+
+_OF_ONE_ARRAY = ("Box", "Discrete", "MultiBinary", "MultiDiscrete")
+_SUPPORTED = (*_OF_ONE_ARRAY, "Dict", "Tuple")
+
+
+class SpaceArray(NamedTuple):
+    """One array inside the elements of a space.
+
+    Attributes
+    ----------
+    field : str
+        Its field.
+    path : tuple of str and int
+        Keys and positions that lead to it through nested dicts and tuples.
+    shape : tuple of int
+        Of one element; () for scalars.
+    dtype : numpy.dtype
+        The space's.
+    """
+
+    field: str
+    path: tuple[str | int, ...]
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+
+    def inside(self, value: Any) -> Any:
+        """Return this array of `value`, an element of the space or a batch of them."""
+        for key in self.path:
+            value = value[key]
+        return value
+
+
+class TransitionNames(NamedTuple):
+    """What the parts of a transition are called; of nested spaces, what their fields begin with.
+
+    `terminated` and `truncated` may be None: then there is no such field.
+    """
+
+    obs: str
+    act: str
+    rew: str
+    next_obs: str
+    terminated: str | None
+    truncated: str | None
+
+
+def schema_from(
+    env: Any,
+    action_space: Any = None,
+    *,
+    obs: str = "obs",
+    act: str = "act",
+    rew: str = "rew",
+    next_obs: str = "next_obs",
+    terminated: str | None = "terminated",
+    truncated: str | None = "truncated",
+) -> dict[str, dict[str, Any]]:
+    """Describe the transitions of an environment, as buffers take it: their ``env_dict``.
+
+    An array of a space has that space's shape and dtype: uint8 frames stay uint8. Scalars get the
+    shape 1, as everywhere in buffers. In nested spaces each array becomes a field of its own,
+    called by its way there: ``"obs.camera"`` in a Dict, ``"obs.0"`` in a Tuple. The reward gets the
+    buffer's ``default_dtype``; terminated and truncated are bool.
+
+    Parameters
+    ----------
+    env : gymnasium.Env, gymnasium.vector.VectorEnv, or space
+        Of a vector environment, the spaces of a single one are taken. An observation space if
+        `action_space` is given.
+    action_space : space, optional
+        Only along with an observation space.
+    obs, act, rew, next_obs : str, optional
+        Names of the fields.
+    terminated, truncated : str or None, optional
+        Names of the fields; None leaves one out. For code that knows one field of both,
+        ``terminated="done", truncated=None``: what is left then stops bootstrapping.
+
+    Returns
+    -------
+    dict of str to dict
+        For each field ``{"shape": tuple of int, "dtype": numpy.dtype}``.
+
+    Raises
+    ------
+    TypeError
+        If `env` has no spaces, or one of them is or contains another than Box, Discrete,
+        MultiBinary, MultiDiscrete, Dict and Tuple: Text, Graph, Sequence and OneOf have no arrays
+        of one shape.
+    ValueError
+        If two fields would have one name, or a space has no elements.
+    """
+    names = TransitionNames(obs, act, rew, next_obs, terminated, truncated)
+    observation_space = env
+    if action_space is None:
+        observation_space, action_space = spaces_of(env)
+    described: list[tuple[str, dict[str, Any]]] = [
+        *_described(arrays_of(observation_space, names.obs)),
+        *_described(arrays_of(action_space, names.act)),
+        (names.rew, {"shape": (1,)}),
+        *_described(arrays_of(observation_space, names.next_obs)),
+    ]
+    for flag in (names.terminated, names.truncated):
+        if flag is not None:
+            described.append((flag, {"shape": (1,), "dtype": np.dtype(np.bool_)}))
+    fields = [field for field, _ in described]
+    twice = sorted({field for field in fields if fields.count(field) > 1})
+    if twice:
+        raise ValueError(f"cannot make a schema: two fields would be called {twice[0]!r}")
+    return dict(described)
+
+
+def _described(arrays: list[SpaceArray]) -> Iterator[tuple[str, dict[str, Any]]]:
+    for array in arrays:
+        yield array.field, {"shape": array.shape or (1,), "dtype": array.dtype}
+
+
+def spaces_of(env: Any) -> tuple[Any, Any]:
+    """Return the observation and action space of an environment, or of each in a vector of them.
+
+    Raises
+    ------
+    TypeError
+        If it has none.
+    """
+    for prefix in ("single_", ""):
+        spaces = [getattr(env, f"{prefix}{kind}_space", None) for kind in ("observation", "action")]
+        if None not in spaces:
+            return spaces[0], spaces[1]
+    raise TypeError(
+        f"cannot find the spaces of {env!r}: expected an environment with observation_space and "
+        "action_space, a vector environment with single_observation_space and "
+        "single_action_space, or an observation space and an action space"
+    )
+
+
+def arrays_of(space: Any, name: str) -> list[SpaceArray]:
+    """List the arrays inside the elements of `space`, whose fields begin with `name`.
+
+    Raises
+    ------
+    TypeError
+        If it is or contains an unsupported space.
+    ValueError
+        If there is none, one has no elements, or two would have the same field.
+    """
+    if not isinstance(name, str) or not name:
+        raise TypeError(f"a field's name must be a non-empty str, got {name!r}")
+    arrays = list(_walk(space, name, ()))
+    fields = [array.field for array in arrays]
+    if not fields:
+        raise ValueError(f"cannot make fields of {name!r}: {space!r} contains no arrays")
+    for field in fields:
+        if fields.count(field) > 1:
+            raise ValueError(f"cannot make fields of {name!r}: two would be called {field!r}")
+    return arrays
+
+
+def _walk(space: Any, field: str, path: tuple[str | int, ...]) -> Iterator[SpaceArray]:
+    kind = _kind(space, field)
+    if kind in _OF_ONE_ARRAY:
+        shape = tuple(int(extent) for extent in space.shape)
+        if 0 in shape:
+            raise ValueError(f"cannot make a field of {field!r}: {space!r} has no elements")
+        yield SpaceArray(field, path, shape, np.dtype(space.dtype))
+        return
+    for key, inner in _inner_spaces(space, kind, field):
+        yield from _walk(inner, f"{field}.{key}", (*path, key))
+
+
+def _inner_spaces(space: Any, kind: str, field: str) -> list[tuple[str | int, Any]]:
+    if kind == "Tuple":
+        return list(enumerate(space.spaces))
+    for key in space.spaces:
+        if not isinstance(key, str):
+            raise TypeError(
+                f"cannot make fields of {field!r}: a key of {space!r} must be a str, got {key!r}"
+            )
+    return list(space.spaces.items())
+
+
+def _kind(space: Any, field: str) -> str:
+    """Return which of the supported spaces it is, by its class's names: needs no gymnasium."""
+    for base in type(space).__mro__:
+        if base.__name__ in _SUPPORTED and hasattr(space, "sample"):
+            return base.__name__
+    raise TypeError(
+        f"cannot make fields of {field!r}: expected a space of type {', '.join(_SUPPORTED)}, "
+        f"got {space!r}"
+    )
+
+
+def to_fields(space: Any, value: Any, name: str = "obs") -> dict[str, npt.NDArray[Any]]:
+    """Take an observation or action apart into fields, for ``add(**fields)``.
+
+    Parameters
+    ----------
+    space : space
+        Of a single environment.
+    value : nested dicts, tuples and arrays
+        An element of `space`, or a batch of them as a vector environment has it: dicts and tuples
+        of batched arrays.
+    name : str, optional
+        What the fields begin with, as in schema_from().
+
+    Returns
+    -------
+    dict of str to numpy.ndarray
+        The arrays of `value`, not copied.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As schema_from() does.
+    KeyError, IndexError
+        If a part of `value` is missing.
+    """
+    return {each.field: np.asarray(each.inside(value)) for each in arrays_of(space, name)}
+
+
+def from_fields(space: Any, fields: Mapping[str, Any], name: str = "obs") -> Any:
+    """Put fields of a sampled batch together again, nested as `space` is.
+
+    Parameters
+    ----------
+    space : space
+        Of a single environment.
+    fields : mapping of str to array or torch.Tensor
+        What sample() returned; others than those of `space` may be among them.
+    name : str, optional
+        What the fields begin with: ``"obs"``, ``"next_obs"`` or ``"act"`` of schema_from().
+
+    Returns
+    -------
+    nested dicts, tuples and arrays
+        Batched as a vector environment's: arrays of shape ``(batch_size, *space.shape)``, so that
+        scalars have shape ``(batch_size,)``. They share the memory of `fields`.
+
+    Raises
+    ------
+    TypeError
+        If `space` is or contains an unsupported space.
+    KeyError
+        If `fields` lacks one.
+    """
+    kind = _kind(space, name)
+    if kind in _OF_ONE_ARRAY:
+        if name not in fields:
+            raise KeyError(f"cannot put a batch together: no field {name!r} among {list(fields)}")
+        values = fields[name]
+        return values.reshape((len(values), *space.shape))
+    parts = {
+        key: from_fields(inner, fields, f"{name}.{key}")
+        for key, inner in _inner_spaces(space, kind, name)
+    }
+    return tuple(parts.values()) if kind == "Tuple" else parts
