@@ -170,7 +170,10 @@ class LearnerWatch:
         self._learner = learner
         self._connection: Any = None
         self._ready = select.epoll()
-        self._pidfd = _pidfd_of(learner)
+        self._pidfd = pidfd_of(learner.pid)
+        if self._pidfd is not None and not learner.is_alive():
+            os.close(self._pidfd)  # of another process, perhaps
+            self._pidfd = None
         if self._pidfd is not None:
             self._ready.register(self._pidfd, select.EPOLLIN)
         threading.Thread(target=self._watch, name="mpbuffer learner watch", daemon=True).start()
@@ -242,16 +245,12 @@ def named_and_watched(name: str, learner: tuple[int, int]) -> str:
     return name
 
 
-def _pidfd_of(process: ProcessIdentity) -> int | None:
-    """Return a descriptor that is readable once it has ended; None if the kernel has none."""
+def pidfd_of(pid: int) -> int | None:
+    """Return a descriptor that is readable once the process has ended; None if there is none."""
     try:
-        descriptor = os.pidfd_open(process.pid)
+        return os.pidfd_open(pid)
     except (AttributeError, OSError):
         return None
-    if process.is_alive():
-        return descriptor
-    os.close(descriptor)
-    return None
 
 
 @contextlib.contextmanager

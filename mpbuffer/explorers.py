@@ -31,6 +31,7 @@ from mpbuffer.explorer_process import (
     Task,
     WatchedName,
     learner_ends,
+    pidfd_of,
     run_explorer,
     thread_variables_set,
 )
@@ -41,6 +42,7 @@ _START_METHODS = ("fork", "spawn", "forkserver")
 _SECONDS_TO_TERMINATE = 1.0
 _SECONDS_TO_KILL = 5.0
 _LONGEST_WAIT = 1e6  # seconds: what poll() takes
+_MOST_DOUBLINGS = 100  # of the back-off: a float holds that many
 
 _log = logging.getLogger("mpbuffer")
 _environment_lock = threading.Lock()  # held by whoever changes os.environ for a child
@@ -83,12 +85,24 @@ class _Place:
         self.state, self.pid, self.restarts = "new", 0, 0
         self.exit_code: int | None = None
         self.process: Any = None
+        self.pidfd: int | None = None
         self.connection: Any = None
         self.started_at = 0.0
         self.restart_at = math.inf
-        self.quick_deaths = 0  # in succession
+        self.deaths = 0  # in succession
         self.has_returned = False
         self.remote_traceback: str | None = None  # once its function has raised
+
+    def seconds_to_restart(self, lived: float, first: float, most: float) -> float:
+        """Note a death after `lived` seconds; return how long to wait after it."""
+        self.deaths = 1 if lived > most else self.deaths + 1
+        return min(most, first * 2.0 ** min(self.deaths - 1, _MOST_DOUBLINGS))
+
+    @property
+    def descriptors(self) -> tuple[int, int]:
+        """What tells of its end, and what it says."""
+        end = self.process.sentinel if self.pidfd is None else self.pidfd
+        return end, self.connection.fileno()
 
     @property
     def status(self) -> ExplorerStatus:
@@ -110,8 +124,9 @@ class Explorers:
                 ...
 
     An explorer ends, whatever it is doing, within 2 seconds of the learner's death by any signal,
-    unless it holds the GIL all that time. Ctrl-C is the learner's alone: explorers ignore it. One
-    that is killed may have left rows of its own unsent; rows it added are whole.
+    unless it holds the GIL all that time, or is stopped by a signal. Ctrl-C is the learner's alone:
+    explorers ignore it. One that is killed may have left rows of its own unsent; rows it added are
+    whole. Processes that an explorer starts are its own to end.
 
     Nothing here but `explorer` methods may be called in another process than the learner's, nor by
     two threads at a time.
@@ -244,7 +259,8 @@ class Explorers:
         """Look after the explorers; to be called at every step of the learner.
 
         Takes a few microseconds if nothing has happened. Otherwise takes note of explorers that
-        have ended, and restarts those whose time has come, which blocks as start() does.
+        have ended, and restarts those whose time has come, which blocks as start() does; if the
+        system cannot start a process now, that counts as another death.
 
         Raises
         ------
@@ -256,9 +272,7 @@ class Explorers:
         if not self._stopping:
             for place in self._places:
                 if place.restart_at <= time.monotonic():
-                    place.restart_at = math.inf
-                    place.restarts += 1
-                    self._start(place)
+                    self._restart(place)
         if self._failures:
             raise self._failures.pop(0)
 
@@ -382,6 +396,17 @@ class Explorers:
         if errors:
             raise errors[0]
 
+    def _restart(self, place: _Place) -> None:
+        place.restart_at = math.inf
+        place.restarts += 1
+        try:
+            self._start(place)
+        except (OSError, RuntimeError) as error:  # the latter if there can be no more threads
+            self._restart_later(place, f"could not be restarted ({error})", 0.0)
+        except Exception:
+            place.state = "failed"
+            raise
+
     def _launch_in_thread(self, place: _Place, errors: list[BaseException]) -> None:
         try:
             self._prepare_start_method()
@@ -438,11 +463,13 @@ class Explorers:
         place.state, place.exit_code = "starting", None
         place.has_returned, place.remote_traceback = False, None
         place.started_at = time.monotonic()
-        if self._stopping:  # it took so long to start that stop() has given it up
-            process.terminate()
-        for descriptor in (ours.fileno(), process.sentinel):
+        if self._start_method != "forkserver":  # whose children are not ours to wait for
+            place.pidfd = pidfd_of(place.pid)
+        for descriptor in place.descriptors:
             self._place_of[descriptor] = place
             self._poll.register(descriptor, select.POLLIN)
+        if self._stopping:  # it took so long to start that stop() has given it up
+            process.terminate()
 
     # Taking note of what happened
 
@@ -454,11 +481,9 @@ class Explorers:
             place = self._place_of.get(descriptor)
             if place is None or place.process is None:
                 continue
-            if descriptor == place.process.sentinel:
-                self._hear(place)
+            self._hear(place)
+            if descriptor == place.descriptors[0]:
                 self._bury(place)
-            else:
-                self._hear(place)
 
     def _hear(self, place: _Place) -> None:
         """Read the messages there are, none of which is longer than a socket holds."""
@@ -472,19 +497,24 @@ class Explorers:
                 elif message.startswith(FAILED):
                     place.remote_traceback = message[len(FAILED) :].decode(errors="replace")
         except (EOFError, OSError):
-            if self._place_of.pop(place.connection.fileno(), None):
-                self._poll.unregister(place.connection.fileno())
+            self._forget(place.connection.fileno())
+
+    def _forget(self, descriptor: int) -> None:
+        if self._place_of.pop(descriptor, None):
+            self._poll.unregister(descriptor)
 
     def _bury(self, place: _Place) -> None:
         """Reap the process, and decide what becomes of its explorer."""
+        for descriptor in place.descriptors:
+            self._forget(descriptor)
         process, place.process = place.process, None
-        for descriptor in (process.sentinel, place.connection.fileno()):
-            if self._place_of.pop(descriptor, None):
-                self._poll.unregister(descriptor)
+        pidfd, place.pidfd = place.pidfd, None
         process.join()
         place.exit_code = process.exitcode
         place.connection.close()
         process.close()
+        if pidfd is not None:
+            os.close(pidfd)
         lived = time.monotonic() - place.started_at
         how = _how_it_ended(place.exit_code)
         if place.remote_traceback is not None:
@@ -497,13 +527,16 @@ class Explorers:
             self._fail(place, f"{how} before its function was called; its standard error tells why")
         elif not self._restarts_wanted:
             self._fail(place, how)
-        elif place.restarts >= self._max_restarts:
-            self._fail(place, f"{how} after {place.restarts} restarts")
         else:
-            place.quick_deaths = 0 if lived > self._max_backoff else place.quick_deaths + 1
-            delay = min(self._max_backoff, self._backoff * 2.0 ** max(0, place.quick_deaths - 1))
-            place.state, place.restart_at = "waiting", time.monotonic() + delay
-            _log.warning("explorer %d %s; restarting it in %g s", place.index, how, delay)
+            self._restart_later(place, how, lived)
+
+    def _restart_later(self, place: _Place, why: str, lived: float) -> None:
+        if place.restarts >= self._max_restarts:
+            self._fail(place, f"{why} after {place.restarts} restarts")
+            return
+        delay = place.seconds_to_restart(lived, self._backoff, self._max_backoff)
+        place.state, place.restart_at = "waiting", time.monotonic() + delay
+        _log.warning("explorer %d %s; restarting it in %g s", place.index, why, delay)
 
     def _fail(self, place: _Place, why: str) -> None:
         place.state = "failed"
@@ -543,7 +576,10 @@ class _InterruptsPutOff:
 
     def __init__(self) -> None:
         self._signals: list[int] = []
-        self._is_main = threading.current_thread() is threading.main_thread()
+        self._is_main = (
+            threading.current_thread() is threading.main_thread()
+            and signal.getsignal(signal.SIGINT) is not None
+        )
         self._answer: Any = None
 
     def __enter__(self) -> None:

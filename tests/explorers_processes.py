@@ -77,7 +77,7 @@ def tell_of_place(explorer, path):
     Path(path.format(explorer.index)).write_text(json.dumps(place))
 
 
-def learn(start_method, function, n=3):
+def learn(start_method, function, n=2):
     """Be a learner: say when the explorers start and when all play; say how it ended."""
     import mpbuffer
 

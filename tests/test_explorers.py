@@ -5,6 +5,7 @@ import json
 import logging
 import os
 import pickle
+import resource
 import signal
 import subprocess
 import sys
@@ -21,8 +22,17 @@ from watched_processes import DEADLINE, TESTS, python_started
 import mpbuffer
 from mpbuffer import ExplorerFailed, Explorers
 from mpbuffer.explorer_process import THREAD_VARIABLES, ProcessIdentity
+from mpbuffer.explorers import _Place
 
 pytestmark = pytest.mark.timeout(90)
+
+
+def methods(*fast):
+    """All start methods; those that are not named under ``-m slow`` only."""
+    return [
+        each if each in fast else pytest.param(each, marks=pytest.mark.slow)
+        for each in ("fork", "spawn", "forkserver")
+    ]
 
 
 @pytest.fixture
@@ -91,29 +101,39 @@ def wait_for_rows(buffer, explorers, n):
     return until(lambda: len(rows := last_rows(buffer)) == n and rows, explorers)
 
 
-def test_they_play_and_stop_when_told(buffer, start_method):
+def test_they_play_come_back_and_stop_when_told(buffer, start_method, caplog):
+    def expected(index, restart, status):
+        seeds = np.random.SeedSequence([1, 2], spawn_key=(index, restart))
+        draw = np.random.default_rng(seeds).random()
+        who = {"index": index, "pid": status[index].pid, "restart": restart}
+        return who | {"epsilon": status[index].epsilon, "draw": draw}
+
     with Explorers(
-        explorers_processes.play, 3, buffer, start_method=start_method, seed=7
+        explorers_processes.play, 2, buffer, start_method=start_method, backoff=0.05, seed=[1, 2]
     ) as explorers:
-        rows = wait_for_rows(buffer, explorers, 3)
+        rows = wait_for_rows(buffer, explorers, 2)
         explorers.check()
-        status = explorers.status()
-        assert explorers.alive == len(explorers) == 3
-        assert [each.state for each in status] == ["running"] * 3
-        until(lambda: len({line.pid for line in buffer.processes()}) == 4)
-    for each in status:
-        seeds = np.random.SeedSequence(7, spawn_key=(each.index, 0))
-        assert rows[each.index] == {
-            "index": each.index,
-            "pid": each.pid,
-            "restart": 0,
-            "epsilon": each.epsilon,
-            "draw": np.random.default_rng(seeds).random(),
-        }
-    assert [each.epsilon for each in status] == pytest.approx([0.4, 0.4**4.5, 0.4**8])
+        before = explorers.status()
+        assert explorers.alive == len(explorers) == 2
+        assert [each.state for each in before] == ["running"] * 2
+        assert rows == {index: expected(index, 0, before) for index in range(2)}
+        until(lambda: len({line.pid for line in buffer.processes()}) == 3)
+
+        with caplog.at_level(logging.WARNING, "mpbuffer"):
+            os.kill(before[1].pid, signal.SIGKILL)
+            until(lambda: explorers.status()[1].state == "waiting", explorers)
+            assert (explorers.alive, explorers.join(0)) == (1, False)
+            assert explorers.status()[1].exit_code == -signal.SIGKILL
+            until(lambda: last_rows(buffer)[1]["restart"] == 1, explorers)
+        assert "explorer 1 was killed by SIGKILL; restarting it in 0.05 s" in caplog.text
+        explorers.check()
+        after = explorers.status()
+        assert after[0] == before[0]
+        assert last_rows(buffer)[1] == expected(1, 1, after)
+        assert after[1].epsilon == before[1].epsilon and after[1].pid != before[1].pid
     assert explorers.alive == 0
     ended = [(each.state, each.exit_code, each.restarts) for each in explorers.status()]
-    assert ended == [("finished", 0, 0)] * 3
+    assert ended == [("finished", 0, 0), ("finished", 0, 1)]
     assert [line.pid for line in buffer.processes() if line.state != "X"] == [os.getpid()]
     explorers.check()
     explorers.stop()
@@ -125,26 +145,26 @@ def test_closures_and_lambdas(buffer, start_method):
     def within(explorer, *args, **kwargs):
         tell(explorer, factor.sum() + args[0] + kwargs["more"])
 
-    for function, expected in (
-        (within, 3.0 + 10 + 100),
-        (lambda explorer, a, more: tell(explorer, factor.size * a + more), 130),
-    ):
-        buffer.clear()
-        with Explorers(
-            function, 1, buffer, args=[10], kwargs={"more": 100}, start_method=start_method
-        ) as explorers:
-            assert explorers.join(DEADLINE)
-        assert buffer.get_all_transitions()["draw"].ravel() == [expected]
+    with Explorers(
+        lambda explorer, *args, **kwargs: within(explorer, factor.size * args[0], **kwargs),
+        1,
+        buffer,
+        args=[10],
+        kwargs={"more": 100},
+        start_method=start_method,
+    ) as explorers:
+        assert explorers.join(DEADLINE)
+    assert buffer.get_all_transitions()["draw"].ravel() == [3.0 + 30 + 100]
 
 
 def test_an_exception_comes_with_its_traceback(buffer, start_method, capfd):
     with Explorers(
-        explorers_processes.raise_from_depth, 3, buffer, args=(1,), start_method=start_method
+        explorers_processes.raise_from_depth, 2, buffer, args=(1,), start_method=start_method
     ) as explorers:
         with pytest.raises(ExplorerFailed, match=r"explorer 1 .* raised") as caught:
             until(lambda: False, explorers)
-        wait_for_rows(buffer, explorers, 2)  # told once; the others go on
-        assert explorers.alive == 2
+        wait_for_rows(buffer, explorers, 1)  # told once; the other goes on
+        assert explorers.alive == 1
     failure = caught.value
     assert (failure.index, failure.exit_code) == (1, 1)
     lines = failure.remote_traceback.splitlines()
@@ -154,7 +174,7 @@ def test_an_exception_comes_with_its_traceback(buffer, start_method, capfd):
     assert str(failure).endswith(lines[-1])
     assert str(pickle.loads(pickle.dumps(failure))) == str(failure)
     assert capfd.readouterr() == ("", "")
-    assert [each.state for each in explorers.status()] == ["finished", "failed", "finished"]
+    assert [each.state for each in explorers.status()] == ["finished", "failed"]
 
 
 def test_an_exception_at_the_end_is_raised_at_the_end(buffer):
@@ -220,26 +240,44 @@ def test_what_cannot_be_pickled_is_told_at_once(buffer, start_method):
     assert explorers.alive == 0
 
 
-def test_a_killed_one_comes_back(buffer, start_method, caplog):
+def test_one_whose_child_lives_on_comes_back(buffer, tmp_path):
+    """The child has copies of whatever the explorer inherited from the learner."""
+
+    def play_with_a_child(explorer):
+        if explorer.restart == 0 and (pid := os.fork()):
+            (tmp_path / "child").write_text(str(pid))
+        elif explorer.restart == 0:
+            time.sleep(DEADLINE)
+            os._exit(0)
+        explorers_processes.play(explorer)
+
+    with Explorers(play_with_a_child, 1, buffer, start_method="fork", backoff=0) as explorers:
+        os.kill(wait_for_rows(buffer, explorers, 1)[0]["pid"], signal.SIGKILL)
+        child = int((tmp_path / "child").read_text())
+        try:
+            until(lambda: last_rows(buffer)[0]["restart"] == 1, explorers)
+            assert stat_of(child)
+        finally:
+            os.kill(child, signal.SIGKILL)
+
+
+@pytest.mark.parametrize("start_method", methods("fork"))
+def test_a_restart_for_which_there_are_no_descriptors_comes_later(buffer, start_method, caplog):
     with Explorers(
-        explorers_processes.play, 2, buffer, start_method=start_method, backoff=0.05, seed=[1, 2]
+        explorers_processes.play, 1, buffer, start_method=start_method, backoff=0.02
     ) as explorers:
-        before = wait_for_rows(buffer, explorers, 2)
-        with caplog.at_level(logging.WARNING, "mpbuffer"):
-            os.kill(before[1]["pid"], signal.SIGKILL)
-            until(lambda: last_rows(buffer)[1]["restart"] == 1, explorers)
-        assert "explorer 1 was killed by SIGKILL; restarting it in 0.05 s" in caplog.text
-        after = last_rows(buffer)[1]
-        status = explorers.status()
-        assert [each.restarts for each in status] == [0, 1]
-        assert status[0].pid == before[0]["pid"]
-        assert status[1].pid == after["pid"] != before[1]["pid"]
-        assert after["epsilon"] == before[1]["epsilon"] == status[1].epsilon
-        seeds = np.random.SeedSequence([1, 2], spawn_key=(1, 1))
-        assert after["draw"] == np.random.default_rng(seeds).random() != before[1]["draw"]
-    assert [each.state for each in explorers.status()] == ["finished"] * 2
+        os.kill(wait_for_rows(buffer, explorers, 1)[0]["pid"], signal.SIGKILL)
+        until(lambda: explorers.status()[0].state == "waiting", explorers)
+        limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (3, limits[1]))
+        try:
+            until(lambda: "could not be restarted ([Errno 24]" in caplog.text, explorers)
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+        until(lambda: last_rows(buffer)[0]["restart"] > 1, explorers)
 
 
+@pytest.mark.parametrize("start_method", methods("fork", "forkserver"))
 def test_a_death_ends_the_run_if_asked(buffer, start_method):
     def run():
         with Explorers(
@@ -255,6 +293,14 @@ def test_a_death_ends_the_run_if_asked(buffer, start_method):
     assert caught.value.remote_traceback == ""
 
 
+def test_a_restart_waits_twice_as_long_after_each_death_in_succession():
+    place = _Place(0, 0.4, None)
+    waits = [place.seconds_to_restart(lived, 0.25, 1.5) for lived in (0, 1.5, 0, 0, 1.6, 0, 0)]
+    assert waits == [0.25, 0.5, 1.0, 1.5, 0.25, 0.5, 1.0]
+    assert {place.seconds_to_restart(0, 0.25, 10) for _ in range(5_000)} == {2.0, 4.0, 8.0, 10.0}
+
+
+@pytest.mark.parametrize("start_method", methods("fork"))
 def test_restarts_come_later_and_later_and_end(buffer, start_method, caplog):
     explorers = Explorers(
         explorers_processes.leave_at_once,
@@ -264,15 +310,11 @@ def test_restarts_come_later_and_later_and_end(buffer, start_method, caplog):
         start_method=start_method,
         max_restarts=3,
         backoff=0.02,
-        max_backoff=0.04,
     )
     with explorers, pytest.raises(ExplorerFailed, match="exit code 3 after 3 restarts"):
         explorers.join(DEADLINE)
     assert explorers.status()[0].restarts == 3
-    delays = [record.args[-1] for record in caplog.records]
-    assert delays[0] == 0.02 and max(delays) <= 0.04
-    if start_method == "fork":
-        assert delays == [0.02, 0.04, 0.04]
+    assert [record.args[-1] for record in caplog.records] == [0.02, 0.04, 0.08]
 
 
 def test_leaving_without_a_word_is_no_return(buffer):
@@ -283,7 +325,8 @@ def test_leaving_without_a_word_is_no_return(buffer):
         explorers.join(DEADLINE)
 
 
-def test_one_that_never_returns_is_terminated_and_then_killed(buffer, caplog):
+def test_one_that_never_returns_is_terminated_and_then_killed(buffer, caplog, monkeypatch):
+    monkeypatch.setattr(mpbuffer.explorers, "_SECONDS_TO_TERMINATE", 0.2)
     for function, exit_code in (
         (explorers_processes.play_deaf, -signal.SIGTERM),
         (explorers_processes.play_and_ignore_signals, -signal.SIGKILL),
@@ -296,7 +339,8 @@ def test_one_that_never_returns_is_terminated_and_then_killed(buffer, caplog):
         buffer.clear()
 
 
-def test_a_stopped_one_is_killed(buffer):
+def test_a_stopped_one_is_killed(buffer, monkeypatch):
+    monkeypatch.setattr(mpbuffer.explorers, "_SECONDS_TO_TERMINATE", 0.2)
     with Explorers(
         explorers_processes.play, 1, buffer, start_method="fork", stop_timeout=0.1
     ) as explorers:
@@ -326,13 +370,14 @@ def test_a_forked_child_of_the_learner_does_not_stop_them(buffer):
         assert explorers.alive == 1
 
 
-def test_a_single_one_has_the_first_epsilon(buffer):
+def test_epsilons(buffer):
     for explorers, expected in (
         (Explorers(print, 1, buffer), [0.4]),
         (Explorers(print, 1, buffer, epsilon=0.1), [0.1]),
         (Explorers(print, 2, buffer, epsilon=0.5, alpha=1), [0.5, 0.25]),
+        (Explorers(print, 3, buffer), [0.4, 0.4**4.5, 0.4**8]),
     ):
-        assert [each.epsilon for each in explorers.status()] == expected
+        assert [each.epsilon for each in explorers.status()] == pytest.approx(expected)
         assert [each.state for each in explorers.status()] == ["new"] * len(explorers)
 
 
@@ -474,28 +519,37 @@ def learner_started(start_method, function):
 
 
 @pytest.mark.parametrize(
-    ("start_method", "killed_by"),
+    "cases",
     [
-        ("fork", signal.SIGKILL),
-        ("spawn", signal.SIGKILL),
-        ("forkserver", signal.SIGKILL),
-        ("spawn", signal.SIGTERM),
+        [("fork", signal.SIGKILL), ("spawn", signal.SIGKILL), ("forkserver", signal.SIGTERM)],
+        pytest.param(
+            [("fork", signal.SIGTERM), ("spawn", signal.SIGTERM), ("forkserver", signal.SIGKILL)],
+            marks=pytest.mark.slow,
+        ),
     ],
 )
-def test_no_explorer_outlives_the_learner(start_method, killed_by):
-    with learner_started(start_method, "play_deaf") as learner:
-        assert learner.read_line() == ["starting"]
-        pids = list(map(int, learner.read_line()[1:]))
-        assert len(pids) == 3 and all(stat_of(pid) for pid in pids)
-        if start_method == "fork":
-            os.kill(pids[-1], signal.SIGSTOP)  # it holds copies of its siblings' pipes
-            os.kill(learner.process.pid, killed_by)
-            until(lambda: not set(pids[:-1]) & set(living_of_session(learner.process.pid)), None, 2)
-            os.kill(pids[-1], signal.SIGCONT)
-        else:
-            os.kill(learner.process.pid, killed_by)
-        learner.wait_until_gone(2)
-        assert learner.process.stderr.read() == b""
+def test_no_explorer_outlives_the_learner(cases):
+    with contextlib.ExitStack() as stack:
+        learners = []
+        for start_method, killed_by in cases:
+            learner = stack.enter_context(learner_started(start_method, "play_deaf"))
+            learners.append((learner, start_method, killed_by))
+        for learner, start_method, killed_by in learners:
+            assert learner.read_line() == ["starting"]
+            pids = list(map(int, learner.read_line()[1:]))
+            assert len(pids) == 2 and all(stat_of(pid) for pid in pids)
+            if start_method == "fork":
+                os.kill(pids[1], signal.SIGSTOP)  # it holds copies of its siblings' pipes
+                os.kill(learner.process.pid, killed_by)
+                until(
+                    lambda p=pids[0], s=learner.process.pid: p not in living_of_session(s), None, 2
+                )
+                os.kill(pids[1], signal.SIGCONT)
+            else:
+                os.kill(learner.process.pid, killed_by)
+        for learner, *_ in learners:
+            learner.wait_until_gone(2)
+            assert learner.process.stderr.read() == b""
 
 
 def test_no_explorer_outlives_the_learner_while_it_imports(tmp_path):
@@ -522,23 +576,39 @@ if __name__ == "__main__":
     mpbuffer.ReplayBuffer(1, {"x": {}}).close()  # removes what nobody was left to close
 
 
-@pytest.mark.parametrize("when", ["starting", "playing"])
-def test_ctrl_c_ends_everything_once_and_quietly(start_method, when):
-    with learner_started(start_method, "play") as learner:
-        learner.read_line()
-        if when == "playing":
+@pytest.mark.parametrize(
+    "cases",
+    [
+        [
+            ("fork", "playing"),
+            ("spawn", "starting"),
+            ("forkserver", "playing"),
+            ("fork", "starting"),
+        ],
+        pytest.param([("spawn", "playing"), ("forkserver", "starting")], marks=pytest.mark.slow),
+    ],
+)
+def test_ctrl_c_ends_everything_once_and_quietly(cases):
+    with contextlib.ExitStack() as stack:
+        learners = []
+        for start_method, when in cases:
+            learner = stack.enter_context(learner_started(start_method, "play"))
             learner.read_line()
-        else:
-            time.sleep(0.05)
-        os.killpg(learner.process.pid, signal.SIGINT)  # as a terminal does
-        out, err = learner.process.communicate(timeout=DEADLINE)
-        assert out.decode().splitlines()[-1] == "interrupted 1"
-        assert err == b"" and learner.process.returncode == 0
-        learner.wait_until_gone(2)
+            if when == "playing":
+                learner.read_line()
+            else:
+                time.sleep(0.05)
+            os.killpg(learner.process.pid, signal.SIGINT)  # as a terminal does
+            learners.append(learner)
+        for learner in learners:
+            out, err = learner.process.communicate(timeout=DEADLINE)
+            assert out.decode().splitlines()[-1] == "interrupted 1"
+            assert err == b"" and learner.process.returncode == 0
+            learner.wait_until_gone(2)
 
 
 def test_a_second_ctrl_c_ends_the_waiting():
-    with learner_started("spawn", "play_and_ignore_signals") as learner:
+    with learner_started("fork", "play_and_ignore_signals") as learner:
         learner.read_line()
         learner.read_line()
         os.killpg(learner.process.pid, signal.SIGINT)
@@ -589,5 +659,8 @@ def test_a_notebook_trains_with_explorers_from_a_cell():
     pytest.importorskip("ipykernel")
     cells = [nbformat.v4.new_code_cell(source) for source in NOTEBOOK]
     notebook = nbformat.v4.new_notebook(cells=cells)
-    notebook = nbclient.NotebookClient(notebook, timeout=60, kernel_name="python3").execute()
+    client = nbclient.NotebookClient(
+        notebook, timeout=60, kernel_name="python3", shutdown_kernel="immediate"
+    )
+    notebook = client.execute()
     assert notebook.cells[-1].outputs[0]["text"] == "trained 0\n"
