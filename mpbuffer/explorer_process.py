@@ -12,7 +12,6 @@ import sys
 import threading
 import time
 import traceback
-import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
@@ -39,9 +38,6 @@ _LEARNER_GONE = 1  # exit status
 _SECONDS_TO_RETURN = 0.5  # once the learner is gone
 _SECONDS_TO_CLOSE = 0.5  # the buffers, after that
 _SECONDS_BETWEEN_LOOKS = 0.25  # at a learner of whom the kernel does not tell by itself
-
-# The learner's ends of connections, which a forked explorer inherits and must not keep open.
-learner_ends: weakref.WeakSet[Any] = weakref.WeakSet()
 
 
 class ProcessIdentity(NamedTuple):
@@ -161,7 +157,8 @@ class LearnerWatch:
     """A thread that hears of the learner's wishes, and ends this process with the learner's.
 
     Three signs tell of its end, since each alone may be missing: the connection, unless another
-    process inherited its other end; a pidfd, where the kernel grants one; /proc, now and then.
+    process inherited its other end, as forked explorers do; a pidfd, where the kernel grants one;
+    /proc, now and then, where it does not.
     """
 
     def __init__(self, learner: ProcessIdentity) -> None:
@@ -320,9 +317,6 @@ def _tell(connection: Any, what: bytes, text: str = "") -> None:
 def run_explorer(orders: Orders, task: Task | PickledTask, connection: Any) -> None:
     """Be the explorer: the main function of its process."""
     _leave_signals_to_learner()
-    for inherited in list(learner_ends):
-        inherited.close()
-    learner_ends.clear()
     watch = watch_over(orders.learner)
     watch.listen_to(connection)
     try:

@@ -30,7 +30,6 @@ from mpbuffer.explorer_process import (
     ProcessIdentity,
     Task,
     WatchedName,
-    learner_ends,
     pidfd_of,
     run_explorer,
     thread_variables_set,
@@ -215,7 +214,8 @@ class Explorers:
         self._stop_timeout = _seconds("stop_timeout", stop_timeout)
         self._nice = _whole("nice", nice, 0, 19)
         self._threads = None if threads is None else _whole("threads", threads, 1)
-        entropy = np.random.SeedSequence(seed).entropy
+        with _SignalsPutOff():  # else numpy.random, if imported here, swallows KeyboardInterrupt
+            entropy = np.random.SeedSequence(seed).entropy
         assert entropy is not None
         self._seed = entropy
         self._task = Task(function, buffer, tuple(args), dict(kwargs or {}))
@@ -384,15 +384,15 @@ class Explorers:
         be put off, and do so in a thread, where there is none.
         """
         if self._start_method == "fork":
-            with _InterruptsPutOff():
+            with _SignalsPutOff():
                 self._launch_process(place)
             return
         errors: list[BaseException] = []
-        self._launch = threading.Thread(
-            target=self._launch_in_thread, args=(place, errors), daemon=True
-        )
-        self._launch.start()
-        self._launch.join()
+        launch = threading.Thread(target=self._launch_in_thread, args=(place, errors), daemon=True)
+        with _SignalsPutOff():
+            launch.start()
+            self._launch = launch
+        launch.join()
         if errors:
             raise errors[0]
 
@@ -442,7 +442,6 @@ class Explorers:
             threads=self._threads,
         )
         ours, theirs = context.Pipe()
-        learner_ends.add(ours)
         name = WatchedName(f"explorer-{place.index}")
         name.learner = self._owner
         process = context.Process(
@@ -477,13 +476,16 @@ class Explorers:
         """Hear the explorers' messages and ends, waiting for the first at most so many seconds."""
         milliseconds = math.ceil(1000 * min(timeout, _LONGEST_WAIT))
         ready = [descriptor for descriptor, _ in self._poll.poll(milliseconds)]
-        for descriptor in ready:
-            place = self._place_of.get(descriptor)
-            if place is None or place.process is None:
-                continue
-            self._hear(place)
-            if descriptor == place.descriptors[0]:
-                self._bury(place)
+        if not ready:
+            return
+        with _SignalsPutOff():  # half a message read, or a process half buried, would be lost
+            for descriptor in ready:
+                place = self._place_of.get(descriptor)
+                if place is None or place.process is None:
+                    continue
+                self._hear(place)
+                if descriptor == place.descriptors[0]:
+                    self._bury(place)
 
     def _hear(self, place: _Place) -> None:
         """Read the messages there are, none of which is longer than a socket holds."""
@@ -571,31 +573,34 @@ class Explorers:
             self._take_note(left)
 
 
-class _InterruptsPutOff:
-    """While this block runs, Ctrl-C waits; in a child that is forked there, too."""
+class _SignalsPutOff:
+    """While this block runs, what answers Ctrl-C and SIGTERM waits, so that no exception comes.
+
+    In a child that is forked there Ctrl-C waits, too.
+    """
 
     def __init__(self) -> None:
-        self._signals: list[int] = []
-        self._is_main = (
-            threading.current_thread() is threading.main_thread()
-            and signal.getsignal(signal.SIGINT) is not None
-        )
-        self._answer: Any = None
+        self._noted: list[int] = []
+        self._restore = contextlib.ExitStack()
 
     def __enter__(self) -> None:
-        self._mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-        if self._is_main:
-            self._answer = signal.signal(signal.SIGINT, self._note)
+        with contextlib.ExitStack() as restore:
+            if threading.current_thread() is threading.main_thread():
+                for number in (signal.SIGINT, signal.SIGTERM):
+                    if callable(answer := signal.getsignal(number)):
+                        restore.callback(signal.signal, number, answer)
+                        signal.signal(number, self._note)
+            mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+            restore.callback(signal.pthread_sigmask, signal.SIG_SETMASK, mask)
+            self._restore = restore.pop_all()
 
     def _note(self, number: int, _: FrameType | None) -> None:
-        self._signals.append(number)
+        self._noted.append(number)
 
     def __exit__(self, *_: object) -> None:
-        if self._is_main:
-            signal.signal(signal.SIGINT, self._answer)
-        signal.pthread_sigmask(signal.SIG_SETMASK, self._mask)
-        if self._signals:
-            signal.raise_signal(signal.SIGINT)
+        self._restore.close()
+        for number in dict.fromkeys(self._noted):
+            signal.raise_signal(number)
 
 
 def _epsilon_of(index: int, n: int, epsilon: float, alpha: float) -> float:

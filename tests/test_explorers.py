@@ -22,7 +22,7 @@ from watched_processes import DEADLINE, TESTS, python_started
 import mpbuffer
 from mpbuffer import ExplorerFailed, Explorers
 from mpbuffer.explorer_process import THREAD_VARIABLES, ProcessIdentity
-from mpbuffer.explorers import _Place
+from mpbuffer.explorers import _Place, _SignalsPutOff
 
 pytestmark = pytest.mark.timeout(90)
 
@@ -256,9 +256,10 @@ def test_one_whose_child_lives_on_comes_back(buffer, tmp_path):
         child = int((tmp_path / "child").read_text())
         try:
             until(lambda: last_rows(buffer)[0]["restart"] == 1, explorers)
-            assert stat_of(child)
+            assert stat_of(child)[0] not in "ZX"
         finally:
             os.kill(child, signal.SIGKILL)
+            until(lambda: (stat := stat_of(child)) is None or stat[0] in "ZX")
 
 
 @pytest.mark.parametrize("start_method", methods("fork"))
@@ -337,6 +338,21 @@ def test_one_that_never_returns_is_terminated_and_then_killed(buffer, caplog, mo
         assert explorers.status()[0].state == "stopped"
         assert "did not return within 0.1 s" in caplog.text
         buffer.clear()
+
+
+def test_one_may_take_its_time_to_return(buffer, monkeypatch):
+    monkeypatch.setattr(mpbuffer.explorer_process, "_SECONDS_TO_RETURN", 0.05)
+
+    def play_on(explorer):
+        tell(explorer)
+        explorer.stopping.wait()
+        time.sleep(0.3)
+        tell(explorer, 1.0)
+
+    with Explorers(play_on, 1, buffer, start_method="fork") as explorers:
+        wait_for_rows(buffer, explorers, 1)
+    assert last_rows(buffer)[0]["draw"] == 1.0
+    assert explorers.status()[0].exit_code == 0
 
 
 def test_a_stopped_one_is_killed(buffer, monkeypatch):
@@ -605,6 +621,27 @@ def test_ctrl_c_ends_everything_once_and_quietly(cases):
             assert out.decode().splitlines()[-1] == "interrupted 1"
             assert err == b"" and learner.process.returncode == 0
             learner.wait_until_gone(2)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_signals_can_be_put_off(number):
+    before = signal.signal(number, signal.default_int_handler)
+    done = []
+
+    def work():
+        with _SignalsPutOff():
+            os.kill(os.getpid(), number)
+            time.sleep(0.01)
+            done.append(True)
+
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            work()
+        assert done
+        assert signal.getsignal(number) is signal.default_int_handler
+        assert number not in signal.pthread_sigmask(signal.SIG_BLOCK, ())
+    finally:
+        signal.signal(number, before)
 
 
 def test_a_second_ctrl_c_ends_the_waiting():
