@@ -95,14 +95,12 @@ struct Batch {
 };
 
 bool sample_uniform(ReplayBuffer& buffer, Batch& batch) {
-    const std::scoped_lock lock(buffer.learner_mutex());
-    buffer.sample_uniform(batch.rows.size(), batch.target());
+    buffer.gather_uniform(batch.rows.size(), batch.target());
     return batch.whole();
 }
 
 bool sample(ReplayBuffer& buffer, Batch& batch) {
-    const std::scoped_lock lock(buffer.learner_mutex());
-    buffer.learner().sample(batch.rows.size(), 0.4, buffer.generator(), batch.target());
+    buffer.gather(batch.rows.size(), 0.4, batch.target());
     return batch.whole();
 }
 
@@ -831,10 +829,9 @@ TEST_CASE("threads that gather beside one that adds, updates, clears and hands t
     for (std::thread& thread : threads) thread.join();
     CHECK(wrong == 0);
     CHECK(gathered > 0);
-    const std::scoped_lock lock(buffer->learner_mutex());
     Batch batch(256);
-    buffer->learner().sample(256, 0.4, buffer->generator(), batch.target());
-    CHECK(batch.whole());
+    CHECK(sample(*buffer, batch));
+    const std::scoped_lock lock(buffer->learner_mutex());
     const std::vector<float> leaves = buffer->leaves();
     double sum = 0;
     for (const float leaf : leaves) sum += double{leaf};
