@@ -31,7 +31,8 @@ CORE_MAY_INCLUDE = {
     "tree_kernels": set(),
     "sum_tree": {"tree_kernels"},
     "file_locks": {"error"},
-    "big_memory": {"error"},
+    "shared_work": {"fork_watch"},
+    "big_memory": {"error", "shared_work"},
     "memory_room": {"error"},
     "owned_descriptor": {"error", "file_locks"},
     "process_table": {"error", "file_locks", "stop_points"},
@@ -44,7 +45,7 @@ CORE_MAY_INCLUDE = {
         "stop_points",
     },
     "slot_ring": {"row_copy", "slot_word", "stop_points"},
-    "draws": {"row_copy", "slot_ring"},
+    "draws": {"row_copy", "shared_work", "slot_ring"},
     "schema": {"error", "slot_ring"},
     "version_slots": {"row_copy"},
     "layout": {
@@ -103,6 +104,7 @@ CORE_MAY_INCLUDE = {
     },
 }
 BINDINGS_MAY_INCLUDE = {
+    "big_memory",
     "draws",
     "error",
     "inspection",
@@ -111,6 +113,7 @@ BINDINGS_MAY_INCLUDE = {
     "schema",
     "shared_segment",
     "shared_weights",
+    "shared_work",
 }
 
 PACKAGE_MAY_IMPORT = {

@@ -13,6 +13,7 @@
 
 #include "field_rules.hpp"
 #include "generations.hpp"
+#include "recycled_memory.hpp"
 #include "replay_buffer.hpp"
 
 namespace mpbuffer::bindings {
@@ -25,6 +26,7 @@ struct BufferState {
     std::uint64_t handle = 0;          // this object's own number, for GenerationFinder
     std::uint64_t episode_length = 0;  // rows added through this object since on_episode_end
     std::set<std::string> warned;      // names of unknown fields already told
+    std::shared_ptr<RecycledMemory> sample_memory = std::make_shared<RecycledMemory>();
 };
 
 struct BufferObject {
