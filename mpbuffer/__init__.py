@@ -23,6 +23,7 @@ from mpbuffer.errors import (
     SlotsHeld,
 )
 from mpbuffer.spaces import from_fields, schema_from, to_fields
+from mpbuffer.staging import Staging
 from mpbuffer.vector import TransitionRows, VectorTransitions
 from mpbuffer.weights import PublisherStatus, SharedWeights, WeightsVersion
 
@@ -51,6 +52,7 @@ __all__ = [
     "SegmentNotFound",
     "SharedWeights",
     "SlotsHeld",
+    "Staging",
     "TransitionRows",
     "VectorTransitions",
     "WeightsVersion",
