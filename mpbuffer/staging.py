@@ -12,6 +12,7 @@ import numpy.typing as npt
 from mpbuffer import _core
 from mpbuffer.nstep import NstepRule, check_nstep, nstep_rule
 from mpbuffer.process_exit import close_at_exit
+from mpbuffer.schema import Field
 
 __all__ = ["PrioritiesOf", "Staging"]
 
@@ -235,7 +236,7 @@ def _whole(name: str, value: int, most: int) -> int:
 
 
 def _rule_for(
-    buffer: _core.ReplayBuffer, wanted: Mapping[str, Any] | None, fields: list[_core.Field]
+    buffer: _core.ReplayBuffer, wanted: Mapping[str, Any] | None, fields: list[Field]
 ) -> NstepRule | None:
     own = _core.nstep(buffer)
     rule = None if own is None else NstepRule(*own[:2], tuple(own[2]), tuple(own[3]), own[4])
@@ -251,7 +252,7 @@ def _rule_for(
     return asked
 
 
-def _require_one_reward(rule: NstepRule | None, fields: list[_core.Field]) -> None:
+def _require_one_reward(rule: NstepRule | None, fields: list[Field]) -> None:
     if rule is None:
         raise ValueError("priorities='td' needs Nstep, of which 'size' may be 1")
     shapes = {name: shape for name, _, shape in fields}

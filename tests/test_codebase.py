@@ -122,7 +122,7 @@ PACKAGE_MAY_IMPORT = {
     "process_exit": set(),
     "nstep": set(),
     "schema": {"errors", "nstep"},
-    "staging": {"_core", "nstep", "process_exit"},
+    "staging": {"_core", "nstep", "process_exit", "schema"},
     "_core": {"schema"},  # the stub
     "batches": {"_core", "errors"},
     "buffer": {"_core", "batches", "errors", "nstep", "process_exit", "schema", "staging"},
