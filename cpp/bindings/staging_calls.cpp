@@ -465,7 +465,12 @@ void add_staging_type(py::module_& module) {
         },
         py::arg("buffer"), py::arg("nstep"));
     module.def(
-        "nstep", [](const py::object& self) { return state_of(self).nstep; }, py::arg("buffer"));
+        "nstep",
+        [](const py::object& self) {
+            const BufferState* state = buffer_object(self).state;
+            return state == nullptr ? state_of(self).nstep : state->nstep;
+        },
+        py::arg("buffer"));
 }
 
 }  // namespace mpbuffer::bindings
