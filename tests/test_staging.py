@@ -7,6 +7,7 @@ import multiprocessing
 import os
 import pickle
 import signal
+import struct
 import threading
 import time
 import weakref
@@ -33,6 +34,7 @@ from watched_processes import (
     DEADLINE,
     join_within,
     killed_at_the_end,
+    python_started,
     receive_within,
     run_python,
     wait_for_child,
@@ -621,14 +623,95 @@ def test_threads_that_share_one_by_mistake():
         assert sorted(rows["t"].ravel().tolist()) == list(range(4000))
 
 
+# Rows that cannot be written
+
+
+def claim_slot(buffer, segment_file, slot, owner):
+    """As if this number of the process table were writing the slot; 0: nobody."""
+    with open(segment_file(buffer.name), "r+b") as file:
+        header = file.read(300)
+        table, meta = (struct.unpack_from("<Q", header, offset)[0] for offset in (48, 184))
+        file.seek(meta + 16 * slot)
+        file.write(struct.pack("<Q", 1 << 16 | owner << 6 | 1 << 1 if owner else 0))
+        if owner > 1:  # it was there once
+            file.seek(table)
+            file.write(struct.pack("<Q", owner))
+            file.seek(table + 64 + (owner - 1) * (64 + 8 * 64))
+            file.write(struct.pack("<Q", 1))
+
+
+def test_rows_behind_an_error_stay_staged(segment_file):
+    """Some of a batch are written, then the buffer cannot ask who holds a slot."""
+    with ReplayBuffer(8, SMALL, name="staging.asks") as buffer:
+        claim_slot(buffer, segment_file, 3, owner=9)
+        script = """
+import os, sys
+import mpbuffer
+buffer = mpbuffer.attach("staging.asks")
+stage = buffer.explorer(flush_every=5)
+os.closerange(3, 1000)
+row = {"rew": 1, "next_obs": 2, "done": 0}
+for t in range(4):
+    assert stage.add(t=t, **row) == 0
+for staged, call in ((2, lambda: stage.add(t=4, **row)), (2, stage.flush), (2, stage.flush)):
+    try:
+        call()
+    except OSError as error:
+        assert "cannot ask who is alive" in str(error), error
+    else:
+        os._exit(1)
+    assert (stage.rows_staged, stage.rows_written, len(buffer)) == (staged, 3, 3)
+print("held", flush=True)
+sys.stdin.readline()
+assert stage.flush() == 2
+assert (stage.rows_staged, stage.rows_written, len(buffer)) == (0, 5, 5)
+print("done", flush=True)
+os._exit(0)
+"""
+        with python_started(script=script) as process:
+            assert process.stdout.readline() == b"held\n"
+            claim_slot(buffer, segment_file, 3, owner=0)
+            process.stdin.write(b"go on\n")
+            process.stdin.flush()
+            assert process.stdout.readline() == b"done\n"
+            assert process.wait(DEADLINE) == 0
+        assert sorted(column(buffer, "t")) == [0, 1, 2, 3, 4]
+
+
+def test_every_slot_is_held_and_a_handler_uses_the_same_staging(segment_file):
+    """Its rows come behind those that are waiting, and none is lost or doubled."""
+    with (
+        ReplayBuffer(2, SMALL, name="staging.held") as buffer,
+        mpbuffer.attach("staging.held") as other,
+    ):
+        for slot in range(2):
+            claim_slot(buffer, segment_file, slot, owner=1)
+        stage = other.explorer(flush_every=100)
+        stage.add(**step(0))
+        handled = []
+
+        def handle(*_):
+            handled.append(stage.rows_staged)
+            stage.add(**step(len(handled)))
+
+        before = signal.signal(signal.SIGALRM, handle)
+        signal.setitimer(signal.ITIMER_REAL, 0.2)
+        try:
+            with pytest.raises(mpbuffer.SlotsHeld):
+                stage.flush()
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            signal.signal(signal.SIGALRM, before)
+        assert handled == [1]
+        assert (stage.rows_staged, stage.rows_written) == (2, 0)
+        for slot in range(2):
+            claim_slot(buffer, segment_file, slot, owner=0)
+        assert stage.flush() == 2
+        assert sorted(column(buffer, "t")) == [0, 1]
+        stage.close()
+
+
 # Processes
-
-
-def wait_until(true):
-    deadline = time.monotonic() + DEADLINE
-    while not true():
-        assert time.monotonic() < deadline
-        time.sleep(0.002)
 
 
 def test_a_forked_child_has_nothing_staged():
