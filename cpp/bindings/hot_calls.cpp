@@ -285,8 +285,10 @@ BufferObject& buffer_object(py::handle object) {
     return *reinterpret_cast<BufferObject*>(object.ptr());
 }
 
-BufferState& state_of(py::handle object) {
-    BufferState* state = buffer_object(object).state;
+BufferState& state_of(py::handle object) { return state_of(buffer_object(object)); }
+
+BufferState& state_of(BufferObject& object) {
+    BufferState* state = object.state;
     if (state == nullptr || !state->core) {
         throw BufferClosed("cannot use this buffer: its constructor has not run");
     }

@@ -49,6 +49,7 @@ BufferObject& buffer_object(pybind11::handle object);
 
 // The state behind `object`; BufferClosed if it was never opened.
 BufferState& state_of(pybind11::handle object);
+BufferState& state_of(BufferObject& object);
 
 // A mutex of the core taken without ever waiting for it under the GIL.
 class Locked {

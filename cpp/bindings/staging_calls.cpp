@@ -30,6 +30,9 @@ struct StagingState {
     std::size_t computed = no_field;
     bool open = false;
 
+    BufferState& buffer_state() const {
+        return state_of(*reinterpret_cast<BufferObject*>(buffer.ptr()));
+    }
     bool from_values() const { return rows->rule().priority_from_values; }
     WrittenRows write(BufferState& state) const {
         return write_staged(state, *rows, priorities_of ? priorities_of.ptr() : nullptr);
@@ -49,14 +52,16 @@ StagingObject& staging_object(py::handle object) {
     return *reinterpret_cast<StagingObject*>(object.ptr());
 }
 
-StagingState& staging_of(py::handle object) {
-    StagingState* state = staging_object(object).state;
+StagingState& staging_of(StagingObject& object) {
+    StagingState* state = object.state;
     if (state == nullptr) {
         throw BufferClosed("cannot use this staging: make one by explorer() of a buffer");
     }
     if (!state->open) throw BufferClosed("cannot use this staging: it was closed");
     return *state;
 }
+
+StagingState& staging_of(py::handle object) { return staging_of(staging_object(object)); }
 
 const FieldRule* find_rule(const std::vector<FieldRule>& rules, const std::string& name) {
     for (const FieldRule& rule : rules) {
@@ -226,104 +231,135 @@ void convert_values(const char* name, PyObject* value, std::size_t n, bool may_b
     }
 }
 
-PyObject* add(PyObject* self, PyObject* const* args, Py_ssize_t nargs, PyObject* kwnames) {
-    return guarded([&]() -> PyObject* {
-        StagingState& staging = staging_of(self);
-        BufferState& state = state_of(staging.buffer);
-        const bool from_values = staging.from_values();
-        PyObject* given_priorities = nullptr;
-        PyObject* given_envs = nullptr;
-        PyObject* given_q = nullptr;
-        PyObject* given_v = nullptr;
-        PyObject* given_next_v = nullptr;
-        const FieldArguments given(
-            state, staging.computed, args, nargs, kwnames, [&](PyObject* name, PyObject* value) {
-                PyObject** place = nullptr;
-                if (same_name(names().envs, name)) {
-                    place = &given_envs;
-                } else if (state.core->prioritized() && same_name(names().priorities, name)) {
-                    place = &given_priorities;
-                } else if (same_name(names().q, name)) {
-                    place = &given_q;
-                } else if (same_name(names().v, name)) {
-                    place = &given_v;
-                } else if (same_name(names().next_v, name)) {
-                    place = &given_next_v;
-                } else {
-                    return false;
-                }
-                *place = value;
-                return true;
-            });
-        const std::uint64_t n = given.rows();
-        Steps steps{n, given.sources()};
+// What came beside the fields; null: not given.
+struct GivenBeside {
+    PyObject* envs = nullptr;
+    PyObject* priorities = nullptr;
+    PyObject* q = nullptr;
+    PyObject* v = nullptr;
+    PyObject* next_v = nullptr;
 
-        std::vector<std::int64_t> environments;
-        const std::size_t all = staging.rows->environments();
-        if (is_given(given_envs)) {
-            environments = convert_environments("cannot add: envs", given_envs, all);
-            if (environments.size() != n) {
+    bool any() const {
+        return envs != nullptr || priorities != nullptr || q != nullptr || v != nullptr ||
+               next_v != nullptr;
+    }
+    bool take(const ReplayBuffer& core, PyObject* name, PyObject* value) {
+        PyObject** place = nullptr;
+        if (same_name(names().envs, name)) {
+            place = &envs;
+        } else if (core.prioritized() && same_name(names().priorities, name)) {
+            place = &priorities;
+        } else if (same_name(names().q, name)) {
+            place = &q;
+        } else if (same_name(names().v, name)) {
+            place = &v;
+        } else if (same_name(names().next_v, name)) {
+            place = &next_v;
+        } else {
+            return false;
+        }
+        *place = value;
+        return true;
+    }
+};
+
+// The same, converted: what `steps` then points to.
+class Beside {
+  public:
+    Beside(const StagingState& staging, const BufferState& state, const GivenBeside& given,
+           Steps& steps) {
+        const std::size_t n = steps.count;
+        if (is_given(given.envs)) {
+            environments_ =
+                convert_environments("cannot add: envs", given.envs, staging.rows->environments());
+            if (environments_.size() != n) {
                 throw_python(PyExc_ValueError, "cannot add: envs has " +
-                                                   std::to_string(environments.size()) +
+                                                   std::to_string(environments_.size()) +
                                                    " numbers, expected " + std::to_string(n) +
                                                    ", one for each row of the fields");
             }
-            steps.environments = environments.data();
-        } else if (all != 1 && n != all) {
-            throw_python(PyExc_ValueError, "cannot add: the fields have " + std::to_string(n) +
-                                               " rows, expected " + std::to_string(all) +
-                                               ", one for each environment, or envs=");
+            steps.environments = environments_.data();
         }
-
-        ConvertedPriorities priorities;
-        if (is_given(given_priorities)) {
+        const bool from_values = staging.from_values();
+        if (is_given(given.priorities)) {
             if (from_values || staging.priorities_of) {
                 throw_python(PyExc_TypeError,
                              "cannot add priorities: they are computed, as priorities= of "
                              "explorer() says");
             }
-            convert_priorities(state, "cannot add priorities", given_priorities, n, priorities);
-            steps.priorities = priorities.first();
+            convert_priorities(state, "cannot add priorities", given.priorities, n, priorities_);
+            steps.priorities = priorities_.first();
         }
-        RowNumbers q;
-        RowNumbers v;
-        RowNumbers next_v;
         if (from_values) {
-            if (!is_given(given_q) || !is_given(given_v)) {
+            if (!is_given(given.q) || !is_given(given.v)) {
                 throw_python(PyExc_KeyError, std::string("cannot add: ") +
-                                                 (is_given(given_q) ? "v" : "q") +
+                                                 (is_given(given.q) ? "v" : "q") +
                                                  " is missing, which priorities are computed from");
             }
-            convert_values("q", given_q, n, false, q);
-            convert_values("v", given_v, n, false, v);
-            steps.q = q.first();
-            steps.v = v.first();
-            if (is_given(given_next_v)) {
-                convert_values("next_v", given_next_v, n, true, next_v);
-                steps.next_v = next_v.first();
+            convert_values("q", given.q, n, false, q_);
+            convert_values("v", given.v, n, false, v_);
+            steps.q = q_.first();
+            steps.v = v_.first();
+            if (is_given(given.next_v)) {
+                convert_values("next_v", given.next_v, n, true, next_v_);
+                steps.next_v = next_v_.first();
             }
-        } else if (given_q != nullptr || given_v != nullptr || given_next_v != nullptr) {
+        } else if (given.q != nullptr || given.v != nullptr || given.next_v != nullptr) {
             throw_python(PyExc_TypeError,
                          "cannot add q, v or next_v: they are for explorer(priorities=\"td\")");
         }
-        if (n == 0) return PyLong_FromLong(0);
-        staging_of(self);  // converting may have run anything
+    }
+    Beside(const Beside&) = delete;
+    Beside& operator=(const Beside&) = delete;
 
-        bool to_write = false;
-        {
-            const Locked lock(staging.rows->mutex());
-            const MaybeWithoutGil unlocked(n * state.core->shape().row_bytes >=
-                                           bytes_worth_releasing);
-            to_write = staging.rows->push(steps);
-            to_write = to_write || staging.rows->finished() >= staging.flush_every;
-        }
-        return PyLong_FromUnsignedLongLong(to_write ? staging.write(state).rows : 0);
+  private:
+    std::vector<std::int64_t> environments_;
+    ConvertedPriorities priorities_;
+    RowNumbers q_;
+    RowNumbers v_;
+    RowNumbers next_v_;
+};
+
+std::uint64_t push(const StagingState& staging, BufferState& state, const Steps& steps) {
+    const std::size_t environments = staging.rows->environments();
+    if (steps.environments == nullptr && environments != 1 && steps.count != environments) {
+        throw_python(PyExc_ValueError, "cannot add: the fields have " +
+                                           std::to_string(steps.count) + " rows, expected " +
+                                           std::to_string(environments) +
+                                           ", one for each environment, or envs=");
+    }
+    if (steps.count == 0) return 0;
+    bool to_write = false;
+    {
+        const Locked lock(staging.rows->mutex());
+        const MaybeWithoutGil unlocked(steps.count * state.core->shape().row_bytes >=
+                                       bytes_worth_releasing);
+        const bool ended = staging.rows->push(steps);
+        to_write = ended || staging.rows->finished() >= staging.flush_every;
+    }
+    return to_write ? staging.write(state).rows : 0;
+}
+
+PyObject* add(PyObject* self, PyObject* const* args, Py_ssize_t nargs, PyObject* kwnames) {
+    return guarded([&]() -> PyObject* {
+        StagingObject& object = *reinterpret_cast<StagingObject*>(self);
+        const StagingState& staging = staging_of(object);
+        BufferState& state = staging.buffer_state();
+        GivenBeside beside;
+        const FieldArguments given(
+            state, staging.computed, args, nargs, kwnames,
+            [&](PyObject* name, PyObject* value) { return beside.take(*state.core, name, value); });
+        Steps steps{given.rows(), given.sources()};
+        std::optional<Beside> converted;
+        if (beside.any() || staging.from_values()) converted.emplace(staging, state, beside, steps);
+        staging_of(object);  // converting may have run anything
+        return PyLong_FromUnsignedLongLong(push(staging, state, steps));
     });
 }
 
 std::uint64_t flush(const py::object& self) {
     const StagingState& staging = staging_of(self);
-    return staging.write(state_of(staging.buffer)).rows;
+    return staging.write(staging.buffer_state()).rows;
 }
 
 void cut_off_all(const StagingState& staging) {
@@ -333,7 +369,7 @@ void cut_off_all(const StagingState& staging) {
 
 std::uint64_t end_episodes(const py::object& self, const py::object& envs) {
     const StagingState& staging = staging_of(self);
-    BufferState& state = state_of(staging.buffer);
+    BufferState& state = staging.buffer_state();
     if (envs.is_none()) {
         cut_off_all(staging);
     } else {
@@ -357,7 +393,7 @@ void close(const py::object& self) {
     }
     try {
         cut_off_all(*staging);
-        staging->write(state_of(staging->buffer));
+        staging->write(staging->buffer_state());
     } catch (...) {
         const Locked lock(staging->rows->mutex());
         staging->rows->drop();
