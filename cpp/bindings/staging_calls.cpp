@@ -321,6 +321,7 @@ class Beside {
 };
 
 std::uint64_t push(const StagingState& staging, BufferState& state, const Steps& steps) {
+    if (steps.count == 0) return 0;
     const std::size_t environments = staging.rows->environments();
     if (steps.environments == nullptr && environments != 1 && steps.count != environments) {
         throw_python(PyExc_ValueError, "cannot add: the fields have " +
@@ -328,7 +329,6 @@ std::uint64_t push(const StagingState& staging, BufferState& state, const Steps&
                                            std::to_string(environments) +
                                            ", one for each environment, or envs=");
     }
-    if (steps.count == 0) return 0;
     bool to_write = false;
     {
         const Locked lock(staging.rows->mutex());
