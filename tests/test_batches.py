@@ -148,6 +148,51 @@ def test_read_only_arrays_and_other_buffers_indexes_are_refused(buffer):
             buffer.sample(32, **with_indexes(buffer), out=batch)
 
 
+def large_rows(first, count):
+    number = np.arange(first, first + count)
+    frames = np.broadcast_to(number[:, None, None], (count, 300, 100)).astype(np.float32)
+    return {"number": number, "frames": frames, "next": frames + 1}
+
+
+def check_large_rows(batch, numbers):
+    assert (batch["number"][:, 0] == numbers).all()
+    assert (batch["frames"] == numbers[:, None, None]).all()
+    assert (batch["next"] == numbers[:, None, None] + 1).all()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_large_arrays_are_used_again_only_when_nobody_has_them(kind):
+    frames = {"shape": (300, 100)}
+    fields = {"number": {"dtype": np.int64}, "frames": frames, "next": frames}
+    batch_size = 50  # 6 MB an array
+    with kind(64, fields, seed=3) as buffer:
+        buffer.add(**large_rows(0, 64))
+        kept = []
+        seen = set()
+        for turn in range(12):
+            batch = buffer.sample(batch_size)
+            numbers = batch["number"][:, 0].copy()
+            check_large_rows(batch, numbers)
+            seen |= {addresses(batch)["frames"], addresses(batch)["next"]}
+            if turn % 4 == 1:
+                kept.append((batch, numbers))
+            elif turn % 4 == 2:  # part of the batch, and through a view only
+                partly = {"number": batch["number"], "next": batch["next"][::-1][::-1]}
+                kept.append(({**partly, "frames": batch["frames"][...]}, numbers))
+            for earlier, its_numbers in kept:
+                check_large_rows(earlier, its_numbers)
+        assert len(seen) <= 2 * (len(kept) + 2) < 2 * 12
+        half = buffer.sample(batch_size // 2)
+        check_large_rows(half, half["number"][:, 0].copy())
+        batch = buffer.sample(batch_size)
+        numbers = batch["number"][:, 0].copy()
+    kept.append((batch, numbers))
+    del buffer
+    gc.collect()
+    for earlier, its_numbers in kept:
+        check_large_rows(earlier, its_numbers)
+
+
 @pytest.mark.parametrize("prefetch", [0, 1, 3])
 def test_batches_are_whole_and_use_few_arrays(buffer, prefetch):
     places = set()

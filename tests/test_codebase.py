@@ -31,7 +31,8 @@ CORE_MAY_INCLUDE = {
     "tree_kernels": set(),
     "sum_tree": {"tree_kernels"},
     "file_locks": {"error"},
-    "big_memory": {"error"},
+    "shared_work": {"fork_watch"},
+    "big_memory": {"error", "shared_work"},
     "memory_room": {"error"},
     "owned_descriptor": {"error", "file_locks"},
     "process_table": {"error", "file_locks", "stop_points"},
@@ -44,7 +45,7 @@ CORE_MAY_INCLUDE = {
         "stop_points",
     },
     "slot_ring": {"row_copy", "slot_word", "stop_points"},
-    "draws": {"row_copy", "slot_ring"},
+    "draws": {"row_copy", "shared_work", "slot_ring"},
     "episode_window": {"row_copy"},
     "schema": {"error", "slot_ring"},
     "version_slots": {"row_copy"},
@@ -105,6 +106,7 @@ CORE_MAY_INCLUDE = {
     },
 }
 BINDINGS_MAY_INCLUDE = {
+    "big_memory",
     "draws",
     "error",
     "fork_watch",
@@ -115,6 +117,7 @@ BINDINGS_MAY_INCLUDE = {
     "shared_segment",
     "shared_weights",
     "staged_rows",
+    "shared_work",
 }
 
 PACKAGE_MAY_IMPORT = {

@@ -1,10 +1,7 @@
 #include "batch_gatherer.hpp"
 
-#include <pthread.h>
-
 #include <chrono>
 #include <condition_variable>
-#include <csignal>
 #include <deque>
 #include <exception>
 #include <mutex>
@@ -15,6 +12,7 @@
 #include "errors.hpp"
 #include "hot_calls.hpp"
 #include "output_batch.hpp"
+#include "shared_work.hpp"
 
 namespace py = pybind11;
 
@@ -40,22 +38,6 @@ struct Job {
     py::dict arrays;
     OutputBatch batch;
     std::exception_ptr error;
-};
-
-// Signals are for the threads that run Python.
-class SignalsBlocked {
-  public:
-    SignalsBlocked() {
-        sigset_t all;
-        sigfillset(&all);
-        pthread_sigmask(SIG_SETMASK, &all, &before_);
-    }
-    ~SignalsBlocked() { pthread_sigmask(SIG_SETMASK, &before_, nullptr); }
-    SignalsBlocked(const SignalsBlocked&) = delete;
-    SignalsBlocked& operator=(const SignalsBlocked&) = delete;
-
-  private:
-    sigset_t before_;
 };
 
 }  // namespace

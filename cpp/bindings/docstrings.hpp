@@ -138,7 +138,8 @@ BufferClosed
 inline constexpr char uniform_sample[] =
     "sample($self, /, batch_size, *, return_indexes=False, out=None)\n--\n\n"
     "Draw rows uniformly, with replacement.\n\n"
-    "Any process may call it; it never waits. Takes O(batch_size).\n\n"
+    "Any process may call it; it never waits. Takes O(batch_size). Large batches are copied by\n"
+    "several threads, and their memory is used again, as by PrioritizedReplayBuffer.sample.\n\n"
     "Parameters\n----------\n"
     "batch_size : int\n    At least 1.\n"
     "return_indexes : bool, optional\n    Whether to add ``\"indexes\"``.\n"
@@ -178,7 +179,10 @@ Draw rows in proportion to their leaves, stratified, with importance weights.
 
 For the learner: the first call takes the learner's role, which this handle
 keeps until close(), release_learner() or its process's end. It never waits.
-Takes O(batch_size), plus some ns for each row added since the last call.
+Takes O(batch_size), plus some ns for each row added since the last call. A
+batch of 4 MB and more is copied by up to four threads. Memory of arrays of a
+megabyte and more is kept for later samples when they are freed, as much as
+one sample takes.
 
 Parameters
 ----------
@@ -189,10 +193,8 @@ beta : float, optional
     Exponent of the importance weights, at least 0.
 out : dict of str to numpy.ndarray, optional
     An earlier batch of this size, or arrays like its: written to, and
-    returned. Into large arrays that exist already a sample is gathered much
-    faster than into fresh ones, whose pages the kernel has to make first.
-    ``out["indexes"]`` knows which rows it means, as below, if it came from
-    this buffer.
+    returned. ``out["indexes"]`` knows which rows it means, as below, if it
+    came from this buffer.
 
 Returns
 -------

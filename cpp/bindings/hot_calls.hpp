@@ -15,6 +15,7 @@
 
 #include "field_rules.hpp"
 #include "generations.hpp"
+#include "recycled_memory.hpp"
 #include "replay_buffer.hpp"
 #include "staged_rows.hpp"
 
@@ -38,6 +39,7 @@ struct BufferState {
     std::optional<NstepNames> nstep;
     std::unique_ptr<StagedRows> steps;  // of n-step rows: what add() has not yet written
     std::size_t computed = no_field;    // the place of their discount, which add() does not take
+    std::shared_ptr<RecycledMemory> sample_memory = std::make_shared<RecycledMemory>();
 };
 
 struct BufferObject {

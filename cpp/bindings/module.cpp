@@ -166,6 +166,7 @@ void close(const py::object& self) {
     const Locked adds(state->core->add_mutex());
     const Locked reads(state->core->learner_mutex());
     state->core->close();
+    state->sample_memory->keep_at_most(0);
 }
 
 bool is_open(const py::object& self) {

@@ -20,14 +20,6 @@ void set_item(const py::dict& dict, PyObject* key, const py::object& value) {
     if (PyDict_SetItem(dict.ptr(), key, value.ptr()) < 0) throw py::error_already_set();
 }
 
-py::object fresh_array(PyArray_Descr* descr, int ndim, const npy_intp* dims) {
-    Py_INCREF(descr);
-    PyObject* created =
-        PyArray_NewFromDescr(&PyArray_Type, descr, ndim, dims, nullptr, nullptr, 0, nullptr);
-    if (created == nullptr) throw py::error_already_set();
-    return py::reinterpret_steal<py::object>(created);
-}
-
 std::string array_in_words(PyArray_Descr* descr, int ndim, const npy_intp* dims) {
     return "shape " + shape_in_words(ndim, dims) + " and dtype " +
            py::str(py::handle(reinterpret_cast<PyObject*>(descr))).cast<std::string>();
@@ -75,14 +67,16 @@ PyArray_Descr* descr(const py::object& dtype) {
 
 }  // namespace
 
-OutputArrays::OutputArrays(const BufferState& state, std::size_t rows) {
+OutputArrays::OutputArrays(const BufferState& state, std::size_t rows, RecycledMemory* memory) {
     arrays.reserve(state.rules.size());
     targets.reserve(state.rules.size());
     std::vector<npy_intp> dims;
     for (const FieldRule& rule : state.rules) {
         dims = rule.out_shape;
         dims[0] = static_cast<npy_intp>(rows);
-        arrays.push_back(fresh_array(rule.descr(), static_cast<int>(dims.size()), dims.data()));
+        const auto ndim = static_cast<int>(dims.size());
+        arrays.push_back(memory == nullptr ? fresh_array(rule.descr(), ndim, dims.data())
+                                           : memory->array(rule.descr(), ndim, dims.data()));
         targets.push_back({static_cast<std::byte*>(PyArray_DATA(array(arrays.back()))), rule.offset,
                            rule.row_bytes});
     }
@@ -118,7 +112,13 @@ OutputBatch::OutputBatch(const BufferState& state, std::size_t rows, BatchParts 
 }
 
 void OutputBatch::make_fresh(const BufferState& state, std::size_t rows, BatchParts parts) {
-    OutputArrays fields(state, rows);
+    OutputArrays fields(state, rows, state.sample_memory.get());
+    std::size_t large = 0;
+    for (const FieldRule& rule : state.rules) {
+        const std::size_t bytes = rows * rule.row_bytes;
+        if (bytes >= RecycledMemory::least_bytes) large += bytes;
+    }
+    state.sample_memory->keep_at_most(large);
     dict_ = fields.to_dict(state);
     targets_ = std::move(fields.targets);
     const npy_intp dims[1] = {static_cast<npy_intp>(rows)};

@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "draws.hpp"
+#include "recycled_memory.hpp"
 
 namespace mpbuffer::bindings {
 
@@ -17,7 +18,8 @@ struct BufferState;
 struct OutputArrays {
     std::vector<pybind11::object> arrays;
     std::vector<FieldTarget> targets;
-    OutputArrays(const BufferState& state, std::size_t rows);
+    // Of recycled memory, if any is given.
+    OutputArrays(const BufferState& state, std::size_t rows, RecycledMemory* memory = nullptr);
     pybind11::dict to_dict(const BufferState& state) const;
 };
 

@@ -1,8 +1,5 @@
 #include "big_memory.hpp"
 
-#include <pthread.h>
-#include <sched.h>
-#include <signal.h>
 #include <sys/mman.h>
 #include <sys/syscall.h>
 #include <unistd.h>
@@ -21,6 +18,7 @@
 #include <vector>
 
 #include "error.hpp"
+#include "shared_work.hpp"
 
 namespace mpbuffer {
 
@@ -72,27 +70,17 @@ class Pieces {
     std::atomic<int> failure_{0};
 };
 
-std::size_t processors() {
-    cpu_set_t allowed;
-    if (sched_getaffinity(0, sizeof allowed, &allowed) != 0) return 1;
-    return static_cast<std::size_t>(std::max(1, CPU_COUNT(&allowed)));
-}
-
 // Threads that supply pieces, without signals, until all are supplied or the object ends.
 class Suppliers {
   public:
     Suppliers(Pieces& pieces, std::size_t count) : pieces_(pieces), busy_(count) {
-        sigset_t all;
-        sigset_t before;
-        sigfillset(&all);
-        pthread_sigmask(SIG_SETMASK, &all, &before);
+        const SignalsBlocked in_new_threads;
         try {
             for (std::size_t i = 0; i < count; ++i) threads_.emplace_back([this] { work(); });
         } catch (const std::system_error&) {  // fewer do as well, if there is one
             const std::scoped_lock lock(mutex_);
             busy_ -= count - threads_.size();
         }
-        pthread_sigmask(SIG_SETMASK, &before, nullptr);
     }
     ~Suppliers() {
         pieces_.give_up();
@@ -149,7 +137,7 @@ Supply supply_pages(std::byte* memory, std::size_t bytes, const Progress& progre
     if (progress) progress(0);
     if (!pieces.supply_next() && pieces.failure() == EINVAL) return Supply::unsupported;
     const std::size_t worth = bytes / piece_bytes / pieces_worth_a_thread;
-    const std::size_t threads = std::min({worth, processors(), most_threads});
+    const std::size_t threads = std::min({worth, usable_processors(), most_threads});
     if (threads > 1) {
         Suppliers suppliers(pieces, threads);
         while (!suppliers.wait(progress_interval)) {

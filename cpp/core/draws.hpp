@@ -45,7 +45,7 @@ bool copy_row(const SlotRing& ring, std::size_t place, const Draws& draws,
 // Asks for the memory of the rows that copy_rows begins with, when their slots are known.
 void ask_for_rows(const SlotRing& ring, std::size_t row_bytes, const Draws& draws);
 
-// All of them; lists those that are gone.
+// All of them, large batches by up to four threads; lists those that are gone.
 void copy_rows(const SlotRing& ring, std::size_t row_bytes, Draws& draws,
                const SampleTarget& target);
 

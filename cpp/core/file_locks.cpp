@@ -35,9 +35,9 @@ int retrying_fcntl(int fd, int command, struct flock* range) {
     return result;
 }
 
-// The type of the lock in the way of one of `type`, F_UNLCK if there is none.
-short type_in_the_way(int lock_fd, std::uint64_t byte, short type) {
-    struct flock range = byte_range(byte, type);
+// The type of another description's lock, F_UNLCK if there is none.
+short type_elsewhere(int lock_fd, std::uint64_t byte) {
+    struct flock range = byte_range(byte, F_WRLCK);
     if (retrying_fcntl(lock_fd, F_OFD_GETLK, &range) == -1) {
         throw_system_failure("cannot ask who holds lock byte " + std::to_string(byte), errno);
     }
@@ -100,11 +100,11 @@ void unlock(int lock_fd, std::uint64_t byte) {
 }
 
 bool held_elsewhere(int lock_fd, std::uint64_t byte) {
-    return type_in_the_way(lock_fd, byte, F_WRLCK) != F_UNLCK;
+    return type_elsewhere(lock_fd, byte) != F_UNLCK;
 }
 
-bool held_exclusively_elsewhere(int lock_fd, std::uint64_t byte) {
-    return type_in_the_way(lock_fd, byte, F_RDLCK) != F_UNLCK;
+bool held_shared_elsewhere(int lock_fd, std::uint64_t byte) {
+    return type_elsewhere(lock_fd, byte) == F_RDLCK;
 }
 
 int open_lock_descriptor(int data_fd) {

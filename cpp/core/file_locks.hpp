@@ -41,8 +41,8 @@ void unlock(int lock_fd, std::uint64_t byte);
 // True if another description holds the byte, in any mode. Throws SystemFailure.
 bool held_elsewhere(int lock_fd, std::uint64_t byte);
 
-// True if another description holds the byte exclusively. Throws SystemFailure.
-bool held_exclusively_elsewhere(int lock_fd, std::uint64_t byte);
+// True if another description holds the byte shared. Throws SystemFailure.
+bool held_shared_elsewhere(int lock_fd, std::uint64_t byte);
 
 // A fresh open file description of the same file (also of one without a name), close-on-exec,
 // never 0, 1 or 2. The caller closes it. Throws SystemFailure.

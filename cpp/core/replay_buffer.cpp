@@ -302,14 +302,6 @@ Generator& ReplayBuffer::generator() {
     return local_->generator;
 }
 
-void ReplayBuffer::sample_uniform(std::size_t count, const SampleTarget& target) {
-    ready();
-    Draws& draws = local_->uniform_draws;
-    draw_uniform(count, draws);
-    copy_rows(ring_, shape().row_bytes, draws, target);
-    finish_uniform(draws, target);
-}
-
 void ReplayBuffer::gather(std::size_t count, double beta, const SampleTarget& target) {
     std::unique_lock<std::mutex> lock(learner_mutex_);
     try {

@@ -110,16 +110,12 @@ class ReplayBuffer final : private ForkWatched {
                               const std::function<void()>& give_way = {});
     void clear();
 
-    // Any process, under learner_mutex.
-
-    // Draws `count` rows, each complete row with the same probability. EmptyBuffer if none is
-    // there.
-    void sample_uniform(std::size_t count, const SampleTarget& target);
-
     // Any thread, under no mutex.
 
-    // What learner().sample does, and sample_uniform.
+    // The learner's sample, as learner().sample.
     void gather(std::size_t count, double beta, const SampleTarget& target);
+    // Draws `count` rows, each complete row with the same probability; any process. EmptyBuffer if
+    // none is there.
     void gather_uniform(std::size_t count, const SampleTarget& target);
     // Whether a thread has learner_mutex just now: then gather would wait for it.
     bool learner_mutex_taken();
@@ -154,7 +150,6 @@ class ReplayBuffer final : private ForkWatched {
         explicit Local(std::uint64_t capacity) : cleared_seen(capacity) {}
         Generator generator;
         std::unique_ptr<Learner> learner;
-        Draws uniform_draws;
         std::vector<std::unique_ptr<Draws>> spare_draws;
         std::uint64_t doubts_seen = 0;
         std::uint64_t cleared_seen;  // at the last recount; capacity is where a ring starts

@@ -127,8 +127,11 @@ Removal remove_if_dead(const std::string& path, bool temporary, bool look_only =
     }
     const PassingLock nobody_left(file.get(), lock_byte::presence, LockKind::exclusive);
     if (!nobody_left.held()) {
-        return held_exclusively_elsewhere(file.get(), lock_byte::presence) ? Removal::being_removed
-                                                                           : Removal::in_use;
+        // One question: whoever held the lock a moment ago may have removed the file since.
+        return held_shared_elsewhere(file.get(), lock_byte::presence) &&
+                       resolves_to(path, file.get())
+                   ? Removal::in_use
+                   : Removal::being_removed;
     }
     if (!resolves_to(path, file.get())) return Removal::being_removed;
     if (!looks_like_segment(file.get(), temporary)) return Removal::not_ours;

@@ -171,9 +171,7 @@ Subject make_subject(const std::string& name, const Plan& plan) {
         std::array<std::int64_t, 4> indexes{};
         std::array<std::uint64_t, 4> generations{};
         std::array<float, 4> weights{};
-        buffer->learner().sample(
-            4, 0.4, buffer->generator(),
-            {{&target, 1}, indexes.data(), generations.data(), weights.data()});
+        buffer->gather(4, 0.4, {{&target, 1}, indexes.data(), generations.data(), weights.data()});
         const std::array<double, 4> priorities{1, 2, 3, 4};
         const std::array<float, 4> new_leaves{1, 2, 3, 4};
         buffer->learner().update(indexes, generations, priorities, new_leaves);
@@ -544,7 +542,7 @@ void use(ReplayBuffer& buffer, const std::byte* base, Recipe& recipe, Mutation* 
             case 4:
                 if (ring.prioritized == 0) break;
                 ends_well("sample", [&] {
-                    buffer.learner().sample(count, 0.4, buffer.generator(), sampled);
+                    buffer.gather(count, 0.4, sampled);
                     require_slots(count);
                 });
                 break;
@@ -564,7 +562,7 @@ void use(ReplayBuffer& buffer, const std::byte* base, Recipe& recipe, Mutation* 
             case 7:
             case 8:
                 ends_well("sample uniform", [&] {
-                    buffer.sample_uniform(count, sampled);
+                    buffer.gather_uniform(count, sampled);
                     require_slots(count);
                 });
                 break;

@@ -95,14 +95,12 @@ struct Batch {
 };
 
 bool sample_uniform(ReplayBuffer& buffer, Batch& batch) {
-    const std::scoped_lock lock(buffer.learner_mutex());
-    buffer.sample_uniform(batch.rows.size(), batch.target());
+    buffer.gather_uniform(batch.rows.size(), batch.target());
     return batch.whole();
 }
 
 bool sample(ReplayBuffer& buffer, Batch& batch) {
-    const std::scoped_lock lock(buffer.learner_mutex());
-    buffer.learner().sample(batch.rows.size(), 0.4, buffer.generator(), batch.target());
+    buffer.gather(batch.rows.size(), 0.4, batch.target());
     return batch.whole();
 }
 
@@ -831,14 +829,60 @@ TEST_CASE("threads that gather beside one that adds, updates, clears and hands t
     for (std::thread& thread : threads) thread.join();
     CHECK(wrong == 0);
     CHECK(gathered > 0);
-    const std::scoped_lock lock(buffer->learner_mutex());
     Batch batch(256);
-    buffer->learner().sample(256, 0.4, buffer->generator(), batch.target());
-    CHECK(batch.whole());
+    CHECK(sample(*buffer, batch));
+    const std::scoped_lock lock(buffer->learner_mutex());
     const std::vector<float> leaves = buffer->leaves();
     double sum = 0;
     for (const float leaf : leaves) sum += double{leaf};
     CHECK(buffer->learner().total() == doctest::Approx(sum).epsilon(1e-12));
+}
+
+TEST_CASE("large batches, copied by several threads, beside one that adds") {
+    const Watchdog watchdog;
+    const ScratchDirectory scratch;
+    constexpr std::size_t words = 2048;
+    constexpr std::size_t count = 400;  // 6.5 MB
+    const RingShape shape{64, words * 8, words * 8, true, 0.6, 1e-4};
+    const auto buffer = ReplayBuffer::create({"large", shape, 7, R"({"fields": []})", in(scratch)});
+    const auto add_row = [&](std::uint64_t id) {
+        static std::array<std::uint64_t, words> row;
+        row.fill(id);
+        const FieldSource source{reinterpret_cast<const std::byte*>(row.data()), sizeof row, 0,
+                                 sizeof row};
+        const std::scoped_lock lock(buffer->add_mutex());
+        (void)buffer->add(1, {&source, 1}, nullptr, 0);
+    };
+    for (std::uint64_t id = 0; id < 64; ++id) add_row(id);
+    std::atomic<bool> stop{false};
+    std::thread explorer([&] {
+        for (std::uint64_t id = 64; !stop; ++id) add_row(id);
+    });
+    std::vector<std::uint64_t> rows(count * words);
+    std::vector<std::int64_t> indexes(count);
+    std::vector<std::uint64_t> generations(count);
+    std::vector<float> weights(count);
+    const FieldTarget field{reinterpret_cast<std::byte*>(rows.data()), 0, words * 8};
+    for (int round = 0; round < 10; ++round) {
+        if (round % 2 == 0) {
+            buffer->gather(count, 0.4,
+                           {{&field, 1}, indexes.data(), generations.data(), weights.data()});
+        } else {
+            buffer->gather_uniform(count,
+                                   {{&field, 1}, indexes.data(), generations.data(), nullptr});
+        }
+        for (std::size_t k = 0; k < count; ++k) {
+            const std::uint64_t* row = rows.data() + k * words;
+            const bool whole =
+                std::all_of(row, row + words, [row](auto word) { return word == *row; });
+            REQUIRE(whole);
+            REQUIRE(*row % 64 == static_cast<std::uint64_t>(indexes[k]));
+            REQUIRE(generations[k] % 64 == *row % 64);
+        }
+        std::fill(rows.begin(), rows.end(), ~std::uint64_t{0});
+    }
+    stop = true;
+    explorer.join();
 }
 
 TEST_CASE("a handle is closed while threads gather") {

@@ -124,7 +124,6 @@ void LearnerAtWork::check(std::size_t count, const char* what) {
 }
 
 bool LearnerAtWork::sample(std::size_t count) {
-    const std::scoped_lock lock(buffer_.learner_mutex());
     const std::size_t words = buffer_.shape().row_bytes / 8;
     sampled_ = 0;
     rows_.assign(count * words, 0);
@@ -132,12 +131,14 @@ bool LearnerAtWork::sample(std::size_t count) {
     seqs_.resize(count);
     weights_.resize(count);
     const FieldTarget field{reinterpret_cast<std::byte*>(rows_.data()), 0, words * 8};
-    Learner& learner = buffer_.learner();
+    {
+        const std::scoped_lock lock(buffer_.learner_mutex());
+        (void)buffer_.learner();
+    }
     seat_.activity.store(Activity::sample);
     bool drawn = true;
     try {
-        learner.sample(count, 0.4, buffer_.generator(),
-                       {{&field, 1}, slots_.data(), seqs_.data(), weights_.data()});
+        buffer_.gather(count, 0.4, {{&field, 1}, slots_.data(), seqs_.data(), weights_.data()});
     } catch (const EmptyBuffer&) {
         drawn = false;
     }
@@ -198,7 +199,6 @@ void LearnerAtWork::update() {
 }
 
 bool LearnerAtWork::sample_uniform(std::size_t count) {
-    const std::scoped_lock lock(buffer_.learner_mutex());
     const std::size_t words = buffer_.shape().row_bytes / 8;
     rows_.assign(count * words, 0);
     slots_.resize(count);
@@ -208,7 +208,7 @@ bool LearnerAtWork::sample_uniform(std::size_t count) {
     seat_.activity.store(Activity::sample);
     bool drawn = true;
     try {
-        buffer_.sample_uniform(count, {{&field, 1}, slots_.data(), seqs_.data(), nullptr});
+        buffer_.gather_uniform(count, {{&field, 1}, slots_.data(), seqs_.data(), nullptr});
     } catch (const EmptyBuffer&) {
         drawn = false;
     }
