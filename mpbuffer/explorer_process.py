@@ -19,7 +19,7 @@ from typing import Any, NamedTuple, NoReturn
 import numpy as np
 
 from mpbuffer.buffer import ReplayBuffer
-from mpbuffer.process_exit import close_all
+from mpbuffer.process_exit import close_buffers
 
 __all__ = ["Explorer"]
 
@@ -198,7 +198,7 @@ class LearnerWatch:
     def _end(self) -> NoReturn:
         self.stopping.set()
         time.sleep(_SECONDS_TO_RETURN)
-        closing = threading.Thread(target=close_all, daemon=True)
+        closing = threading.Thread(target=close_buffers, daemon=True)
         closing.start()
         closing.join(_SECONDS_TO_CLOSE)
         os._exit(_LEARNER_GONE)

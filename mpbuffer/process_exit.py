@@ -10,11 +10,12 @@ from __future__ import annotations
 
 import os
 import sys
+import traceback
 import weakref
 from multiprocessing import util as _multiprocessing_util
 from typing import Any, Protocol
 
-__all__ = ["close_all", "close_at_exit"]
+__all__ = ["close_at_exit", "close_buffers"]
 
 
 class _Closable(Protocol):
@@ -28,17 +29,31 @@ class _Watch:
 _AFTER_WAITING_FOR_CHILDREN = -100
 
 _open: weakref.WeakSet[Any] = weakref.WeakSet()
+_open_on_others: weakref.WeakSet[Any] = weakref.WeakSet()
 _watches: dict[str, _Watch] = {}
 
 
-def close_at_exit(buffer: _Closable) -> None:
-    """Have `buffer` closed when this process ends, or a child that is forked from it."""
-    _open.add(buffer)
+def close_at_exit(buffer: _Closable, *, uses_others: bool = False) -> None:
+    """Have `buffer` closed when this process ends, or a child that is forked from it.
+
+    With `uses_others`, before those without; an exception is told on stderr and keeps nothing open.
+    """
+    (_open_on_others if uses_others else _open).add(buffer)
     _watch_packages()
 
 
-def close_all() -> None:
+def _close_all() -> None:
     """Close what is open now, as at the end of the process."""
+    for user in list(_open_on_others):
+        try:
+            user.close()
+        except Exception:
+            traceback.print_exc()
+    close_buffers()
+
+
+def close_buffers() -> None:
+    """Close the buffers and no more: that any thread may do, whatever the others are at."""
     for buffer in list(_open):
         buffer.close()
 
@@ -53,7 +68,7 @@ def _watch_packages() -> None:
 
 
 def _finalize_in(util: Any) -> None:
-    util.Finalize(None, close_all, exitpriority=_AFTER_WAITING_FOR_CHILDREN)
+    util.Finalize(None, _close_all, exitpriority=_AFTER_WAITING_FOR_CHILDREN)
 
 
 os.register_at_fork(before=_watch_packages)
