@@ -14,6 +14,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from types import FunctionType
 from typing import Any, NamedTuple, NoReturn
 
 import numpy as np
@@ -77,7 +78,30 @@ class Task(NamedTuple):
         """Pickle by value whatever an import in the other process would not find."""
         from multiprocess.reduction import ForkingPickler
 
-        return PickledTask, (bytes(ForkingPickler.dumps(tuple(self), recurse=True)),)
+        class Pickler(ForkingPickler):  # type: ignore[misc,unused-ignore]
+            def reducer_override(self, value: Any) -> Any:
+                return _name_in_main_module(value) or NotImplemented
+
+        return PickledTask, (bytes(Pickler.dumps(tuple(self), recurse=True)),)
+
+
+def _name_in_main_module(value: Any) -> str | None:
+    """Return what to look a function or class up by in the main module, if that is imported there.
+
+    It is if it is a program's, as multiprocess has it; not what was typed at a prompt.
+    """
+    if not isinstance(value, (type, FunctionType)) or value.__module__ != "__main__":
+        return None
+    main = sys.modules["__main__"]
+    name = getattr(getattr(main, "__spec__", None), "name", None)
+    if name is not None:
+        is_imported = name.rpartition(".")[2] != "__main__"
+    else:
+        is_imported = getattr(main, "__file__", None) is not None and not hasattr(sys, "ps1")
+    found: Any = main
+    for part in value.__qualname__.split("."):
+        found = getattr(found, part, None)
+    return value.__qualname__ if is_imported and found is value else None
 
 
 class PickledTask(NamedTuple):
