@@ -137,7 +137,16 @@ PACKAGE_MAY_IMPORT = {
     "weights": {"_core", "buffer", "errors", "process_exit", "schema"},
     "spaces": set(),
     "vector": {"spaces"},
-    "__init__": {"batches", "buffer", "errors", "explorers", "spaces", "staging", "vector", "weights"},
+    "__init__": {
+        "batches",
+        "buffer",
+        "errors",
+        "explorers",
+        "spaces",
+        "staging",
+        "vector",
+        "weights",
+    },
 }
 PACKAGE_MAY_NEED = {
     "_core": {"numpy", "typing_extensions"},
