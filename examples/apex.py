@@ -23,125 +23,22 @@ import functools
 import json
 import os
 import pathlib
+import shutil
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
 
 import gymnasium
 import numpy as np
 import rich.console
 import torch
+from apex_tasks import TASKS, DuelingNetwork, Task, make_env
 from torch import nn
 
 import mpbuffer
 
 console = rich.console.Console(highlight=False, markup=False, soft_wrap=True)
-
-
-# ------------------------------------------------------------------------------------- the tasks
-rms_prop = functools.partial(
-    torch.optim.RMSprop, lr=0.00025 / 4, alpha=0.95, eps=1.5e-7, centered=True
-)
-adam = functools.partial(torch.optim.Adam, lr=1e-3, fused=True)
-
-
-@dataclass(frozen=True)
-class Task:
-    """What suits a task: the paper's numbers, unless it needs others."""
-
-    solved_at: float  # mean return of greedy episodes
-    episodes: int = 20  # so many, and then five times as many others
-    capacity: int = 2_000_000  # rows; fewer if half of the free memory does not hold them
-    warm_up_rows: int = 50_000  # before the first cycle
-    rows_per_cycle: float = 8.0  # by all explorers together at most; the paper sets no limit
-    batch_size: int = 512
-    gamma: float = 0.99
-    steps: int = 3
-    alpha: float = 0.6  # exponent of the priorities
-    beta: float = 0.4  # exponent of the importance weights
-    optimizer: Callable = rms_prop
-    largest_gradient: float = 40.0  # norm
-    target_cycles: int = 2_500  # after so many, the target network becomes
-    target_share: float = 1.0  # to this share the online one
-    publish_cycles: int = 50
-    evaluate_cycles: int = 10_000
-
-
-SMALL = functools.partial(
-    Task,
-    capacity=50_000,
-    warm_up_rows=1_000,
-    rows_per_cycle=2.0,
-    batch_size=128,
-    optimizer=adam,
-    target_cycles=1,
-    target_share=0.01,
-    evaluate_cycles=1_000,
-)
-TASKS = {
-    "CartPole-v1": SMALL(solved_at=475.0),
-    "LunarLander-v3": SMALL(solved_at=200.0, capacity=200_000),
-    "MinAtar/Breakout-v1": SMALL(solved_at=10.0, capacity=200_000, warm_up_rows=5_000),
-    "ALE/Pong-v5": Task(solved_at=18.0, episodes=4),
-}
-
-
-def make_env(name: str, training: bool = False) -> gymnasium.Env:
-    """Make an environment whose observations are vectors, or frames with their channels first."""
-    kind = name.partition("/")[0]
-    if kind == "ALE":
-        import ale_py
-
-        ale_py.ALEInterface.setLoggerMode(ale_py.LoggerMode.Error)
-        gymnasium.register_envs(ale_py)
-        env = gymnasium.make(name, frameskip=1, repeat_action_probability=0.0)
-        # 84 x 84 grey pixels, each action four times, up to 30 no-ops first.
-        env = gymnasium.wrappers.AtariPreprocessing(env, terminal_on_life_loss=training)
-        env = gymnasium.wrappers.FrameStackObservation(env, 4)
-        return gymnasium.wrappers.TransformReward(env, np.sign) if training else env
-    if kind == "MinAtar":
-        import minatar.gym
-
-        minatar.gym.register_envs()
-        env = gymnasium.make(name, max_episode_steps=5_000)
-        rows, columns, channels = env.observation_space.shape
-        space = gymnasium.spaces.Box(0, 255, (channels, rows, columns), np.uint8)
-        return gymnasium.wrappers.TransformObservation(
-            env, lambda frame: np.moveaxis(frame, 2, 0) * np.uint8(255), space
-        )
-    return gymnasium.make(name)
-
-
-class DuelingNetwork(nn.Module):
-    """Q values from a state's value and its actions' advantages (Wang et al., 2016)."""
-
-    def __init__(self, env: gymnasium.Env):
-        super().__init__()
-        shape, actions = env.observation_space.shape, int(env.action_space.n)
-        if len(shape) == 1:
-            body, features, hidden = [nn.Linear(shape[0], 128)], 128, 128
-        elif shape[1:] == (84, 84):  # Mnih et al., 2015
-            body = [nn.Conv2d(shape[0], 32, 8, 4), nn.ReLU(), nn.Conv2d(32, 64, 4, 2), nn.ReLU()]
-            body, features, hidden = [*body, nn.Conv2d(64, 64, 3)], 64 * 7 * 7, 512
-        else:  # Young and Tian, 2019
-            features, hidden = 16 * (shape[1] - 2) * (shape[2] - 2), 128
-            body = [nn.Conv2d(shape[0], 16, 3)]
-        self.scale = 1.0 if len(shape) == 1 else 1 / 255
-        self.body = nn.Sequential(*body, nn.ReLU(), nn.Flatten())
-        self.value, self.advantage = (
-            nn.Sequential(nn.Linear(features, hidden), nn.ReLU(), nn.Linear(hidden, outputs))
-            for outputs in (1, actions)
-        )
-        self.register_buffer("cycles", torch.zeros((), dtype=torch.int64))  # trained for so many
-
-    def forward(self, observations: torch.Tensor) -> torch.Tensor:
-        """Return the Q values of all actions."""
-        features = self.body(observations.float() * self.scale)
-        advantage = self.advantage(features)
-        return self.value(features) + advantage - advantage.mean(1, keepdim=True)
 
 
 # ------------------------------------------------------------------------------------- explorers
@@ -191,6 +88,7 @@ class Learner:
     def __init__(self, network: nn.Module, task: Task, device: str):
         self.task, self.device, self.online = task, torch.device(device), network.to(device)
         self.target = copy.deepcopy(network).requires_grad_(False)
+        self.pairs = list(zip(self.target.parameters(), network.parameters(), strict=True))
         self.optimizer = task.optimizer(network.parameters())
         self.cycles = 0
 
@@ -205,15 +103,14 @@ class Learner:
         loss = nn.functional.smooth_l1_loss(q, target, reduction="none").squeeze(1)
         self.optimizer.zero_grad()
         (rows["weights"] * loss).mean().backward()
-        nn.utils.clip_grad_norm_(self.online.parameters(), self.task.largest_gradient)
+        nn.utils.clip_grad_norm_([leader for _, leader in self.pairs], self.task.largest_gradient)
         self.optimizer.step()
         td_errors = (target - q.detach()).abs().flatten().cpu().numpy()
         rb.update_priorities(batch["indexes"].numpy(), td_errors)
 
         self.cycles += 1
         if self.cycles % self.task.target_cycles == 0:
-            networks = self.target.parameters(), self.online.parameters()
-            for follower, leader in zip(*networks, strict=True):
+            for follower, leader in self.pairs:
                 follower.lerp_(leader.detach(), self.task.target_share)
 
     def weights(self) -> dict[str, torch.Tensor]:
@@ -221,16 +118,23 @@ class Learner:
         self.online.cycles.fill_(self.cycles)
         return self.online.state_dict()
 
-    def state(self) -> dict:
-        """Return all that there is to a learner, for load()."""
+    def save(self, path: pathlib.Path, **others) -> None:
+        """Replace the checkpoint by a whole new one, whenever this process may be killed."""
         parts = {"target": self.target.state_dict(), "optimizer": self.optimizer.state_dict()}
-        return {"online": self.weights(), **parts}
+        partial = path.with_suffix(".partial")
+        with partial.open("wb") as file:
+            torch.save({"online": self.weights(), **parts, **others}, file)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
 
-    def load(self, state: dict) -> None:
-        """Become the learner that this state was taken of."""
-        for name, part in state.items():
-            getattr(self, name).load_state_dict(part)
+    def load(self, path: pathlib.Path) -> dict:
+        """Become the learner that the checkpoint is of; return what else is in it."""
+        saved = torch.load(path, map_location=self.device)
+        for name in ("online", "target", "optimizer"):
+            getattr(self, name).load_state_dict(saved[name])
         self.cycles = int(self.online.cycles)
+        return saved
 
 
 @torch.inference_mode()
@@ -257,15 +161,12 @@ def open_buffer(task: Task, env: gymnasium.Env, seed: int, name: str | None):
         except mpbuffer.SegmentNotFound:
             console.print("the rows of the earlier run are gone: starting with an empty buffer")
     fields = mpbuffer.schema_from(env) | {"discount": {"shape": (1,)}}
-    lines = pathlib.Path("/proc/meminfo").read_text().splitlines()
-    free = 1024 * int(next(line.split()[1] for line in lines if line.startswith("MemAvailable")))
-    shared = os.statvfs("/dev/shm")
-    row_bytes = sum(
-        int(np.prod(each["shape"])) * np.dtype(each.get("dtype", np.float32)).itemsize
-        for each in fields.values()
-    )
-    fits = min(free, shared.f_bavail * shared.f_frsize) // 2 // row_bytes
     nstep = {"size": task.steps, "rew": "rew", "gamma": task.gamma, "next": "next_obs"}
+    row = np.dtype(
+        [(name, each.get("dtype", "f4"), each["shape"]) for name, each in fields.items()]
+    )
+    free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    fits = min(free, shutil.disk_usage("/dev/shm").free) // 2 // row.itemsize
     return mpbuffer.PrioritizedReplayBuffer(
         min(task.capacity, fits),
         fields,
@@ -283,16 +184,6 @@ with mpbuffer.attach(name):
     select.select([os.pidfd_open(int(learner))], [], [])
     time.sleep(float(seconds))
 """
-
-
-def save_checkpoint(path: pathlib.Path, learner: Learner, rb, result: dict) -> None:
-    """Replace the checkpoint by a whole new one, at whatever instant this process is killed."""
-    partial = path.with_suffix(".partial")
-    with partial.open("wb") as file:
-        torch.save({"learner": learner.state(), "buffer": rb.name, "result": result}, file)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
 
 
 def train(options, learner, rb, weights, returns, explorers, result, status) -> None:
@@ -342,7 +233,7 @@ def train(options, learner, rb, weights, returns, explorers, result, status) -> 
             if more.mean() >= task.solved_at:
                 result["solved"] = True
                 return
-        save_checkpoint(options.out / "checkpoint.pt", learner, rb, result)
+        learner.save(options.checkpoint, buffer=rb.name, result=result)
         last_time, last_cycles = time.monotonic(), learner.cycles
 
 
@@ -356,28 +247,28 @@ def save_plot(result: dict, path: pathlib.Path) -> None:
         axes.plot(seconds, [record[who] for record in result["returns"]], marker=".", label=who)
     axes.axhline(result["threshold"], color="grey", linestyle="--", label="criterion")
     axes.set(xlabel="seconds", ylabel="mean return", title=result["env"])
-    axes.legend()
+    figure.legend()
     figure.savefig(path, dpi=120)
 
 
 def parse_options() -> argparse.Namespace:
     formatter = argparse.ArgumentDefaultsHelpFormatter
     parser = argparse.ArgumentParser(description="Ape-X on one machine.", formatter_class=formatter)
-    parser.add_argument("--env", default="CartPole-v1", choices=TASKS, help="the task")
-    parser.add_argument("--explorers", type=int, default=4, help="number of explorer processes")
-    parser.add_argument("--seed", type=int, default=0, help="for networks, environments, draws")
-    devices = ("auto", "cpu", "cuda")
-    parser.add_argument("--device", default="auto", choices=devices, help="where to train")
-    parser.add_argument("--out", type=pathlib.Path, default="apex-result", help="folder to write")
-    parser.add_argument("--time-limit", type=float, default=170, help="seconds of training")
-    parser.add_argument("--resume", action="store_true", help="from the checkpoint in --out")
-    linger = "seconds that the rows outlive this process, for --resume"
-    parser.add_argument("--linger", type=float, default=0, help=linger)
+    add = parser.add_argument
+    add("--env", default="CartPole-v1", choices=TASKS, help="the task")
+    add("--explorers", type=int, default=4, help="number of explorer processes")
+    add("--seed", type=int, default=0, help="for networks, environments, draws")
+    add("--device", default="auto", choices=("auto", "cpu", "cuda"), help="where to train")
+    add("--out", type=pathlib.Path, default="apex-result", help="folder to write")
+    add("--time-limit", type=float, default=170, help="seconds of training")
+    add("--resume", action="store_true", help="go on from the checkpoint in --out")
+    add("--linger", type=float, default=0, help="seconds that rows stay for --resume after the end")
     options = parser.parse_args()
     if options.explorers < 1:
         parser.error(f"--explorers: expected 1 or more, got {options.explorers}")
-    if options.resume and not (options.out / "checkpoint.pt").exists():
-        parser.error(f"--resume: there is no checkpoint in {options.out}")
+    options.checkpoint = options.out / "checkpoint.pt"
+    if options.resume and not options.checkpoint.exists():
+        parser.error(f"--resume: there is no {options.checkpoint}")
     if options.device == "auto":
         options.device = "cuda" if torch.cuda.is_available() else "cpu"
     return options
@@ -394,8 +285,7 @@ def main() -> int:
     result |= {"solved": False, "runs": 0, "seconds": 0.0, "cycles": 0, "rows": 0, "returns": []}
     buffer_name = None
     if options.resume:
-        saved = torch.load(options.out / "checkpoint.pt", map_location=learner.device)
-        learner.load(saved["learner"])
+        saved = learner.load(options.checkpoint)
         result, buffer_name = saved["result"], saved["buffer"]
         console.print(f"resuming after {learner.cycles:,} cycles")
     result["runs"] += 1
@@ -409,7 +299,8 @@ def main() -> int:
     ):
         if options.linger > 0:
             command = [sys.executable, "-c", KEEPER, rb.name, str(os.getpid()), str(options.linger)]
-            subprocess.Popen(command, start_new_session=True)
+            silent = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.DEVNULL)
+            subprocess.Popen(command, start_new_session=True, **silent)
         shared = (options.env, weights, returns)
         seed = [options.seed, result["runs"]]
         explorers = mpbuffer.Explorers(explore, options.explorers, rb, args=shared, seed=seed)
@@ -422,7 +313,7 @@ def main() -> int:
             exit_code = 130
         except mpbuffer.ExplorerFailed as failure:
             print(failure, file=sys.stderr)
-        save_checkpoint(options.out / "checkpoint.pt", learner, rb, result)
+        learner.save(options.checkpoint, buffer=rb.name, result=result)
         result["epsilons"] = [each.epsilon for each in explorers.status()]
         result["restarts"] = [each.restarts for each in explorers.status()]
 
