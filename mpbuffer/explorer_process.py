@@ -36,8 +36,8 @@ THREAD_VARIABLES = (
 
 _LONGEST_MESSAGE = 16_000  # bytes: room for it in any socket, so that sending never waits
 _LEARNER_GONE = 1  # exit status
-_SECONDS_TO_RETURN = 0.5  # once the learner is gone
-_SECONDS_TO_CLOSE = 0.5  # the buffers, after that
+_SECONDS_TO_RETURN = 0.3  # once the learner is gone
+_SECONDS_TO_CLOSE = 0.3  # the buffers, after that
 _SECONDS_BETWEEN_LOOKS = 0.25  # at a learner of whom the kernel does not tell by itself
 
 
