@@ -190,15 +190,17 @@ def train(options, learner, rb, weights, returns, explorers, result, status) -> 
     """Train until the task is solved or time is up; what happens goes into `result`."""
     task, rng = learner.task, np.random.default_rng([options.seed, 1_000, learner.cycles])
     start, seconds_before = time.monotonic(), result["seconds"]
+    rows_before = result["rows"] - rb.rows_added()
     while len(rb) < min(task.warm_up_rows, rb.get_buffer_size()):
         explorers.check()
         status.update(f"filling the buffer: {len(rb):,} of {task.warm_up_rows:,} rows")
+        result["rows"] = rows_before + rb.rows_added()
         if time.monotonic() - start > options.time_limit:
             return
         time.sleep(0.02)
 
     on_gpu = learner.device.type == "cuda"
-    last_time, last_cycles, last_rows = time.monotonic(), learner.cycles, 0
+    last_time, last_cycles = time.monotonic(), learner.cycles
     for batch in rb.batches(
         task.batch_size, task.beta, tensors=True, prefetch=2 * on_gpu, pin_memory=on_gpu
     ):
@@ -206,10 +208,9 @@ def train(options, learner, rb, weights, returns, explorers, result, status) -> 
         if learner.cycles % task.publish_cycles == 0:
             weights.publish(learner.weights())
             explorers.check()  # raises what an explorer raised, replaces those that were killed
-            now, rows = time.monotonic(), rb.rows_added()
+            now = time.monotonic()
             result |= {"cycles": learner.cycles, "seconds": round(seconds_before + now - start, 2)}
-            result["rows"] += rows - last_rows
-            last_rows = rows
+            result["rows"] = rows_before + rb.rows_added()
             speed = f"{(learner.cycles - last_cycles) / (now - last_time):,.0f} cycles/s"
             status.update(f"training: {learner.cycles:,} cycles, {speed}, {result['rows']:,} rows")
             if now - start > options.time_limit:

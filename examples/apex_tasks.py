@@ -72,7 +72,8 @@ def make_env(name: str, training: bool = False) -> gymnasium.Env:
     if kind == "MinAtar":
         import minatar.gym
 
-        minatar.gym.register_envs()
+        if name not in gymnasium.registry:
+            minatar.gym.register_envs()
         env = gymnasium.make(name, max_episode_steps=5_000)
         rows, columns, channels = env.observation_space.shape
         space = gymnasium.spaces.Box(0, 255, (channels, rows, columns), np.uint8)
