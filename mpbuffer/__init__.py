@@ -25,6 +25,7 @@ from mpbuffer.errors import (
 )
 from mpbuffer.explorers import Explorer, Explorers, ExplorerStatus
 from mpbuffer.spaces import from_fields, schema_from, to_fields
+from mpbuffer.staging import Staging
 from mpbuffer.vector import TransitionRows, VectorTransitions
 from mpbuffer.weights import PublisherStatus, SharedWeights, WeightsVersion
 
@@ -57,6 +58,7 @@ __all__ = [
     "SegmentNotFound",
     "SharedWeights",
     "SlotsHeld",
+    "Staging",
     "TransitionRows",
     "VectorTransitions",
     "WeightsVersion",

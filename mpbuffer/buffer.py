@@ -8,7 +8,7 @@ import secrets
 import sys
 import time
 from collections.abc import Mapping
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -16,8 +16,10 @@ import numpy.typing as npt
 from mpbuffer import _core
 from mpbuffer.batches import Batches
 from mpbuffer.errors import SegmentMismatch
+from mpbuffer.nstep import check_nstep, nstep_rule
 from mpbuffer.process_exit import close_at_exit
 from mpbuffer.schema import describe, fields_from, read_description
+from mpbuffer.staging import PrioritiesOf, Staging
 
 __all__ = [
     "LearnerStatus",
@@ -143,8 +145,10 @@ def _open(buffer: ReplayBuffer, name: str, descriptor: int = -1) -> str:
 
 def _finish_attaching(buffer: ReplayBuffer, name: str, description: str) -> None:
     try:
-        fields, strict = read_description(name, description)
+        fields, strict, nstep = read_description(name, description)
         _core.set_fields(buffer, fields, strict)
+        if nstep is not None:
+            _core.set_nstep(buffer, nstep.for_core())
     except BaseException:
         _core.close(buffer)
         raise
@@ -276,6 +280,24 @@ class ReplayBuffer(_core.ReplayBuffer):
     numa_interleave : bool, optional
         Whether the memory is spread over all NUMA nodes, page by page; else each page lies where
         the creating thread runs.
+    Nstep : mapping, optional
+        Rows are n steps long: ``{"size": n, "rew": name or list, "gamma": 0.99, "next": name or
+        list, "discount": name}``, of which only the size is needed. What add() takes are steps; the
+        row that begins with one has
+
+        - in each field of ``"rew"`` the sum of gamma^k times the reward k steps later, over n steps
+          or up to the episode's end, in double, rounded once;
+        - in the fields of ``"next"``, and in ``done``, ``terminated`` and ``truncated``, what the
+          last of these steps has; in all others what the first one has;
+        - in the field ``"discount"``, made for it if not in `env_dict` (float32, one number), gamma
+          to the power of how many steps these are, or 0 if the last one terminates: the target is
+          ``rew + discount * V(next)``. It is not given to add().
+
+        An episode ends by a step in which one of the three flags is not 0, of which there must be
+        at least one, and by on_episode_end(). It terminates by ``terminated``, and by ``done``
+        unless the same step is ``truncated`` and not terminated. add() keeps the steps that are not
+        yet rows in this handle: each process, and the child of a fork, has its own. clear() and
+        close() forget them. explorer() does the same for many environments.
     logger : logging.Logger, optional
         Told how far the allocation is, once a second, where it takes over a second. The logger
         ``mpbuffer`` if not given.
@@ -303,6 +325,7 @@ class ReplayBuffer(_core.ReplayBuffer):
         seed: int | None = None,
         strict: bool = False,
         numa_interleave: bool = False,
+        Nstep: Mapping[str, Any] | None = None,
         ctx: Any = None,
         backend: str | None = None,
         logger: Any = None,
@@ -316,6 +339,7 @@ class ReplayBuffer(_core.ReplayBuffer):
             seed,
             strict,
             numa_interleave,
+            Nstep,
             ctx,
             backend,
             logger,
@@ -331,6 +355,7 @@ class ReplayBuffer(_core.ReplayBuffer):
         seed: int | None,
         strict: bool,
         numa_interleave: bool,
+        Nstep: Mapping[str, Any] | None,
         ctx: Any,
         backend: str | None,
         logger: Any,
@@ -342,6 +367,11 @@ class ReplayBuffer(_core.ReplayBuffer):
         rows = _whole_size(size)
         default = np.float32 if default_dtype is None else default_dtype
         fields = fields_from({} if env_dict is None else env_dict, default)
+        nstep = None if Nstep is None else nstep_rule(Nstep)
+        if nstep is not None:
+            if nstep.discount and all(field != nstep.discount for field, _, _ in fields):
+                fields.append((nstep.discount, np.dtype(np.float32), [1]))
+            check_nstep(nstep, fields)
         if prioritized:
             reserved = {"priorities", "weights", "indexes"} & {field for field, _, _ in fields}
             if reserved:
@@ -359,10 +389,18 @@ class ReplayBuffer(_core.ReplayBuffer):
             *exponents,
             number,
             bool(strict),
-            describe("PrioritizedReplayBuffer" if prioritized else "ReplayBuffer", fields, strict),
+            describe(
+                "PrioritizedReplayBuffer" if prioritized else "ReplayBuffer", fields, strict, nstep
+            ),
             bool(numa_interleave),
             _CreationLog(segment_name, logger),
         )
+        try:
+            if nstep is not None:
+                _core.set_nstep(self, nstep.for_core())
+        except BaseException:
+            _core.close(self)
+            raise
         close_at_exit(self)
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -501,16 +539,51 @@ class ReplayBuffer(_core.ReplayBuffer):
         _core.clear(self)
 
     def on_episode_end(self) -> None:
-        """Say that the episode has ended: get_current_episode_len() starts again."""
+        """Say that the episode has ended: get_current_episode_len() starts again.
+
+        With ``Nstep=``, the rows of add()'s last steps are written, each with as many steps as
+        there are; after a step that said so itself, by a flag, none are left. Raises what add()
+        does; then the rows are kept, and written by the next call.
+        """
         _core.end_episode(self)
 
     def get_current_episode_len(self) -> int:
-        """Return the rows added through this handle since on_episode_end() or clear()."""
+        """Return the steps added through this handle since on_episode_end() or clear()."""
         return _core.episode_length(self)
 
     def is_Nstep(self) -> bool:
-        """Return whether rows are folded into n-step transitions: not yet possible, False."""
-        return False
+        """Return whether the buffer was made with ``Nstep=``."""
+        return _core.nstep(self) is not None
+
+    def explorer(
+        self,
+        flush_every: int = 50,
+        *,
+        Nstep: Mapping[str, Any] | None = None,
+        priorities: PrioritiesOf | Literal["td"] | None = None,
+        n_envs: int = 1,
+    ) -> Staging:
+        """Return what stages an explorer's steps, and writes rows many at a time.
+
+        Any process may call it, each for itself. Parameters and exceptions are those of Staging.
+
+        Parameters
+        ----------
+        flush_every : int, optional
+            How many finished rows are written together.
+        Nstep : mapping, optional
+            This buffer's if not given.
+        priorities : callable or "td", optional
+            Where rows get their priorities from, if not from what is added.
+        n_envs : int, optional
+            How many environments are stepped together.
+
+        Returns
+        -------
+        Staging
+            To be closed before this handle is.
+        """
+        return Staging(self, flush_every, Nstep=Nstep, priorities=priorities, n_envs=n_envs)
 
     def rows_added(self) -> int:
         """Return how many rows all processes have added since creation, ended ones included."""
@@ -533,7 +606,7 @@ class PrioritizedReplayBuffer(_core.PrioritizedReplayBuffer, ReplayBuffer):
 
     Parameters
     ----------
-    size, env_dict, default_dtype, name, seed, strict, numa_interleave : optional
+    size, env_dict, default_dtype, name, seed, strict, numa_interleave, Nstep : optional
     ctx, backend, logger, check_for_update : optional
         As for ReplayBuffer. No field may be named ``priorities``, ``weights`` or ``indexes``.
     alpha : float, optional
@@ -554,6 +627,7 @@ class PrioritizedReplayBuffer(_core.PrioritizedReplayBuffer, ReplayBuffer):
         seed: int | None = None,
         strict: bool = False,
         numa_interleave: bool = False,
+        Nstep: Mapping[str, Any] | None = None,
         ctx: Any = None,
         backend: str | None = None,
         logger: Any = None,
@@ -567,6 +641,7 @@ class PrioritizedReplayBuffer(_core.PrioritizedReplayBuffer, ReplayBuffer):
             seed,
             strict,
             numa_interleave,
+            Nstep,
             ctx,
             backend,
             logger,

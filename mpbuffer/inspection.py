@@ -141,7 +141,7 @@ def _report(facts: Report) -> Report:
     report["alive"] = sum(each["state"] != "X" for each in report["processes"])
     problem = None
     try:
-        fields, report["strict"] = read_description(facts["name"], text.decode())
+        fields, report["strict"], _ = read_description(facts["name"], text.decode())
         named = json.loads(text)["class"]
         if named != report["class"]:
             problem = f"it is described as a {named!r}, its header is that of a {report['class']}"

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import sys
+import traceback
 import weakref
 from multiprocessing import util as _multiprocessing_util
 from typing import Any, Protocol
@@ -28,17 +29,26 @@ class _Watch:
 _AFTER_WAITING_FOR_CHILDREN = -100
 
 _open: weakref.WeakSet[Any] = weakref.WeakSet()
+_open_on_others: weakref.WeakSet[Any] = weakref.WeakSet()
 _watches: dict[str, _Watch] = {}
 
 
-def close_at_exit(buffer: _Closable) -> None:
-    """Have `buffer` closed when this process ends, or a child that is forked from it."""
-    _open.add(buffer)
+def close_at_exit(buffer: _Closable, *, uses_others: bool = False) -> None:
+    """Have `buffer` closed when this process ends, or a child that is forked from it.
+
+    With `uses_others`, before those without; an exception is told on stderr and keeps nothing open.
+    """
+    (_open_on_others if uses_others else _open).add(buffer)
     _watch_packages()
 
 
 def close_all() -> None:
     """Close what is open now, as at the end of the process."""
+    for user in list(_open_on_others):
+        try:
+            user.close()
+        except Exception:
+            traceback.print_exc()
     for buffer in list(_open):
         buffer.close()
 

@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mpbuffer.errors import SegmentMismatch
+from mpbuffer.nstep import NstepRule, nstep_from_json
 
 __all__ = ["Field", "describe", "fields_from", "read_description", "refusing_damage"]
 
@@ -21,7 +22,7 @@ Field = tuple[str, "np.dtype[Any]", list[int]]
 
 _MOST_ELEMENTS = 2**40
 _FIELD_KEYS = {"shape", "dtype"}
-_DESCRIPTION_KEYS = {"class", "fields", "strict", "attributes"}
+_DESCRIPTION_KEYS = {"class", "fields", "strict", "attributes", "nstep"}
 
 
 def fields_from(env_dict: Mapping[str, Mapping[str, Any]], default: npt.DTypeLike) -> list[Field]:
@@ -134,19 +135,20 @@ def _extents_from_json(shape: Any) -> list[int]:
     return extents
 
 
-def describe(class_name: str, fields: list[Field], strict: bool) -> str:
+def describe(class_name: str, fields: list[Field], strict: bool, nstep: NstepRule | None) -> str:
     """Return the JSON text that a segment carries, so that it can be attached by name."""
-    return json.dumps(
-        {
-            "class": class_name,
-            "fields": [
-                {"name": name, "descr": _dtype_to_json(dtype), "shape": shape}
-                for name, dtype, shape in fields
-            ],
-            "strict": strict,
-            "attributes": {},
-        }
-    )
+    description = {
+        "class": class_name,
+        "fields": [
+            {"name": name, "descr": _dtype_to_json(dtype), "shape": shape}
+            for name, dtype, shape in fields
+        ],
+        "strict": strict,
+        "attributes": {},
+    }
+    if nstep is not None:
+        description["nstep"] = nstep.to_json()
+    return json.dumps(description)
 
 
 @contextlib.contextmanager
@@ -175,8 +177,8 @@ def refusing_damage(name: str) -> Iterator[None]:
         ) from error
 
 
-def read_description(name: str, text: str) -> tuple[list[Field], bool]:
-    """Return fields and strictness from a segment's JSON text.
+def read_description(name: str, text: str) -> tuple[list[Field], bool, NstepRule | None]:
+    """Return fields, strictness and how n-step rows are folded from a segment's JSON text.
 
     Raises
     ------
@@ -197,6 +199,9 @@ def read_description(name: str, text: str) -> tuple[list[Field], bool]:
         if not unknown and (not fields or len({field[0] for field in fields}) != len(fields)):
             raise ValueError("no fields, or two of one name")
         strict = bool(description["strict"])
+        nstep = None
+        if not unknown and "nstep" in description:
+            nstep = nstep_from_json(description["nstep"], fields)
     if unknown:
         raise SegmentMismatch(
             f"cannot attach {name!r}: it has attributes that this version does not know: "
@@ -204,4 +209,4 @@ def read_description(name: str, text: str) -> tuple[list[Field], bool]:
         )
     if any(dtype.hasobject for _, dtype, _ in fields):
         raise SegmentMismatch(f"cannot attach {name!r}: a field holds Python objects")
-    return fields, strict
+    return fields, strict, nstep

@@ -46,6 +46,7 @@ CORE_MAY_INCLUDE = {
     },
     "slot_ring": {"row_copy", "slot_word", "stop_points"},
     "draws": {"row_copy", "shared_work", "slot_ring"},
+    "episode_window": {"row_copy"},
     "schema": {"error", "slot_ring"},
     "version_slots": {"row_copy"},
     "layout": {
@@ -90,6 +91,7 @@ CORE_MAY_INCLUDE = {
         "slot_ring",
         "stop_points",
     },
+    "staged_rows": {"episode_window", "fork_watch", "replay_buffer", "row_copy"},
     "shared_weights": {
         "owned_descriptor",
         "error",
@@ -107,22 +109,26 @@ BINDINGS_MAY_INCLUDE = {
     "big_memory",
     "draws",
     "error",
+    "fork_watch",
     "inspection",
     "replay_buffer",
     "row_copy",
     "schema",
     "shared_segment",
     "shared_weights",
+    "staged_rows",
     "shared_work",
 }
 
 PACKAGE_MAY_IMPORT = {
     "errors": set(),
     "process_exit": set(),
-    "schema": {"errors"},
+    "nstep": set(),
+    "schema": {"errors", "nstep"},
+    "staging": {"_core", "nstep", "process_exit", "schema"},
     "_core": {"schema"},  # the stub
     "batches": {"_core", "errors"},
-    "buffer": {"_core", "batches", "errors", "process_exit", "schema"},
+    "buffer": {"_core", "batches", "errors", "nstep", "process_exit", "schema", "staging"},
     "inspection": {"_core", "errors", "schema", "weights"},
     "commands": {"errors", "inspection"},
     "cli": {"commands"},
@@ -131,7 +137,16 @@ PACKAGE_MAY_IMPORT = {
     "weights": {"_core", "buffer", "errors", "process_exit", "schema"},
     "spaces": set(),
     "vector": {"spaces"},
-    "__init__": {"batches", "buffer", "errors", "explorers", "spaces", "vector", "weights"},
+    "__init__": {
+        "batches",
+        "buffer",
+        "errors",
+        "explorers",
+        "spaces",
+        "staging",
+        "vector",
+        "weights",
+    },
 }
 PACKAGE_MAY_NEED = {
     "_core": {"numpy", "typing_extensions"},

@@ -358,6 +358,17 @@ def with_field(**changes):
     return text
 
 
+FEW = [{"name": "a", "descr": "<f4", "shape": [1]}]
+
+
+def nstep(**changes):
+    """Of fields that suit it, but that none tells where an episode ends."""
+    whole = {"steps": 3, "gamma": 1.0, "rew": ["a"], "next": [], "discount": ""}
+    return lambda description: json.dumps(
+        {**description, "fields": FEW, "nstep": {**whole, **changes}}, separators=(",", ":")
+    )
+
+
 DESCRIPTIONS = {
     "unknown attribute": (changed(attributes={"n_step": 3}, fields=[]), ["n_step"]),
     "unknown key": (changed(compressed=True, fields=[]), ["compressed"]),
@@ -388,6 +399,20 @@ DESCRIPTIONS = {
     "no shape": (with_field(shape=None), ["damaged"]),
     "another shape": (with_field(shape=[99]), ["bytes"]),
     "another dtype": (with_field(descr="<f2"), ["bytes"]),
+    "n-step of no kind": (changed(nstep=3, fields=FEW), ["damaged"]),
+    "n-step without its parts": (changed(nstep={"steps": 3}, fields=FEW), ["damaged"]),
+    "n-step of too many parts": (nstep(more=1), ["damaged"]),
+    "n-step of 0 steps": (nstep(steps=0), ["damaged"]),
+    "n-step of endless steps": (nstep(steps=2**63), ["damaged"]),
+    "n-step of half a step": (nstep(steps=1.5), ["damaged"]),
+    "n-step beyond gamma": (nstep(gamma=1.5), ["damaged"]),
+    "n-step without gamma": (nstep(gamma=None), ["damaged"]),
+    "n-step with no number as gamma": (nstep(gamma=float("nan")), ["damaged"]),
+    "n-step of no field": (nstep(rew=["b"]), ["damaged"]),
+    "n-step of a field that is no text": (nstep(next=[["a"]]), ["damaged"]),
+    "n-step discount of no field": (nstep(discount="b"), ["damaged"]),
+    "n-step discount of a list": (nstep(discount=["a"]), ["damaged"]),
+    "n-step of no end": (nstep(), ["damaged"]),
     "no name": (lambda d: json.dumps(d).replace('"name"', '"mane"'), ["damaged"]),
     "a name that is no text": (with_field(name="\udcff"), ["damaged"]),
     "one name twice": (
@@ -811,6 +836,7 @@ CALLS_AFTER_CLOSE = {
     "processes": lambda b: b.processes(),
     "learner_status": lambda b: b.learner_status(),
     "release_learner": lambda b: b.release_learner(),
+    "explorer": lambda b: b.explorer().close(),
     "alpha": lambda b: b.alpha,
     "eps": lambda b: b.eps,
     "_encode_sample": lambda b: b._encode_sample([0]),

@@ -27,7 +27,8 @@ Returns
 -------
 int
     The slot of the first row. The others follow it around the ring, unless
-    rows of other processes came between.
+    rows of other processes came between. With ``Nstep=``, of the first row
+    that this call wrote; None if it wrote none. A batch is consecutive steps.
 
 Raises
 ------
@@ -81,6 +82,57 @@ ValueError
     or their number is not 1 or n; and as for ReplayBuffer.add.
 KeyError, TypeError, IndexError, SlotsHeld, OSError, BufferClosed
     As for ReplayBuffer.add.
+)";
+
+inline constexpr char staging_type[] = "The hot call of mpbuffer.Staging.";
+
+inline constexpr char staging_add[] =
+    R"(add($self, /, *, envs=None, priorities=None, q=None, v=None, next_v=None, **fields)
+--
+
+Take one step of each environment, or of some, or of one a batch of steps.
+
+Writes the finished rows to the buffer if there are `flush_every` of them, or
+if a step has ended its episode. Waits for nobody, but as ``buffer.add``.
+
+Parameters
+----------
+envs : array_like of int, optional
+    (n,): the environment that each row comes from, as ``envs`` of the rows
+    that ``VectorTransitions.step()`` returns. Rows of one environment are
+    consecutive steps of it. Default: with n_envs=1 all rows are steps of the
+    one; else there must be n_envs rows, one for each in turn.
+priorities : array_like, optional
+    A scalar or shape (n,): for the rows that begin with these steps. As for
+    PrioritizedReplayBuffer.add.
+q, v : array_like, optional
+    A scalar or shape (n,), finite: the value of the action taken, and that of
+    the state it was taken in, such as the largest of its actions. Needed with
+    ``priorities="td"``, and only then.
+next_v : array_like, optional
+    The value of the state that each step led to; NaN where it is not known.
+    Of interest where an episode was cut off.
+**fields : array_like
+    As for ``buffer.add``: n rows, in every field but the discount. There may
+    be no rows at all.
+
+Returns
+-------
+int
+    How many rows were written to the buffer.
+
+Raises
+------
+KeyError, ValueError, TypeError
+    As for ``buffer.add``, and of `envs`, `q`, `v`, `next_v` likewise. No step
+    was taken then.
+IndexError
+    If there is no environment of a number in `envs`; no step was taken.
+SlotsHeld, OSError
+    As for ``buffer.add``. The steps are taken; the rows that could not be
+    written stay staged. So after an exception of `priorities`.
+BufferClosed
+    After close() of this, or of the buffer's handle; no step was taken.
 )";
 
 inline constexpr char uniform_sample[] =

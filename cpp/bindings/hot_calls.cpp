@@ -10,7 +10,9 @@
 #include "docstrings.hpp"
 #include "error.hpp"
 #include "errors.hpp"
+#include "field_arguments.hpp"
 #include "output_batch.hpp"
+#include "staging_calls.hpp"
 
 namespace py = pybind11;
 
@@ -18,59 +20,10 @@ namespace mpbuffer::bindings {
 
 namespace {
 
-// Releasing the GIL costs about as much as copying this many bytes takes.
-constexpr std::size_t bytes_worth_releasing = 64 * 1024;
-
-class MaybeWithoutGil {
-  public:
-    explicit MaybeWithoutGil(bool release) : state_(release ? PyEval_SaveThread() : nullptr) {}
-    ~MaybeWithoutGil() {
-        if (state_ != nullptr) PyEval_RestoreThread(state_);
-    }
-    MaybeWithoutGil(const MaybeWithoutGil&) = delete;
-    MaybeWithoutGil& operator=(const MaybeWithoutGil&) = delete;
-
-  private:
-    PyThreadState* state_;
-};
-
 // Whether to release the GIL while `count` rows are gathered: also where that may have to wait.
 bool worth_releasing(ReplayBuffer& core, std::size_t count) {
     return count * core.shape().row_bytes >= bytes_worth_releasing || core.learner_mutex_taken();
 }
-
-PyObject* interned(const char* text) {
-    PyObject* name = PyUnicode_InternFromString(text);
-    if (name == nullptr) throw py::error_already_set();
-    return name;
-}
-
-struct Names {
-    PyObject* priorities = interned("priorities");
-    PyObject* weights = interned("weights");
-    PyObject* indexes = interned("indexes");
-    PyObject* batch_size = interned("batch_size");
-    PyObject* beta = interned("beta");
-    PyObject* return_indexes = interned("return_indexes");
-    PyObject* generations = interned("generations");
-    PyObject* out = interned("out");
-};
-
-const Names& names() {
-    static const auto* all = new Names;
-    return *all;
-}
-
-// Keyword names written in source are interned: equal text is nearly always the same object.
-bool same_name(PyObject* one, PyObject* other) {
-    if (one == other) return true;
-    if (PyUnicode_GET_LENGTH(one) != PyUnicode_GET_LENGTH(other)) return false;
-    const int order = PyUnicode_Compare(one, other);
-    if (order == -1 && PyErr_Occurred() != nullptr) throw py::error_already_set();
-    return order == 0;
-}
-
-std::string text_of(PyObject* name) { return py::str(py::handle(name)).cast<std::string>(); }
 
 // Sorts positional and keyword arguments into places. `count` parameters, the first `positional` of
 // which may be given by position.
@@ -104,134 +57,35 @@ std::array<PyObject*, count> arguments(const char* method,
     return values;
 }
 
-// Refuses names that the buffer does not have, or warns of each once.
-void handle_unknown_field(BufferState& state, PyObject* name) {
-    const std::string field = text_of(name);
-    std::string known;
-    for (const FieldRule& rule : state.rules) known += (known.empty() ? "" : ", ") + rule.text();
-    const std::string message =
-        "'" + state.core->name() + "' has no field '" + field + "'; its fields are " + known;
-    if (state.strict) throw_python(PyExc_TypeError, "cannot add: " + message);
-    if (state.warned.contains(field)) return;
-    if (PyErr_WarnEx(PyExc_UserWarning, ("ignored on add: " + message).c_str(), 1) < 0) {
-        throw py::error_already_set();
+// Takes steps into the window of n-step rows, and writes those that are finished.
+PyObject* add_steps(BufferState& state, const FieldArguments& given, const double* priorities) {
+    if (given.rows() == 0) Py_RETURN_NONE;
+    Steps steps{given.rows(), given.sources()};
+    steps.priorities = priorities;
+    {
+        const Locked lock(state.steps->mutex());
+        const MaybeWithoutGil unlocked(given.rows() * state.core->shape().row_bytes >=
+                                       bytes_worth_releasing);
+        state.steps->push(steps);
     }
-    state.warned.insert(field);
+    state.episode_length += given.rows();
+    const WrittenRows written = write_staged(state, *state.steps, nullptr);
+    if (written.rows == 0) Py_RETURN_NONE;
+    return PyLong_FromUnsignedLongLong(written.first_slot);
 }
-
-struct ConvertedPriorities {
-    ConvertedNumbers numbers;
-    std::vector<double> broadcast;  // of one value, where `n` were needed
-    std::vector<float> leaves;
-    double largest = 0;
-    std::span<const double> all(std::size_t n) const {
-        return {broadcast.empty() ? numbers.values : broadcast.data(), n};
-    }
-};
-
-std::string in_words(double number) {
-    std::array<char, 32> text{};
-    std::snprintf(text.data(), text.size(), "%g", number);
-    return text.data();
-}
-
-// Priorities for n rows, checked: finite, not negative, and with a leaf that float32 can hold.
-void convert_priorities(const BufferState& state, const char* what, PyObject* value, std::size_t n,
-                        ConvertedPriorities& converted) {
-    convert_numbers(what, value, converted.numbers);
-    const ConvertedNumbers& numbers = converted.numbers;
-    if (numbers.scalar) {
-        if (n != 1) converted.broadcast.assign(n, *numbers.values);
-    } else if (static_cast<std::size_t>(numbers.count) != n) {
-        throw_python(PyExc_ValueError,
-                     std::string(what) + ": got " + std::to_string(numbers.count) +
-                         " priorities, expected 1 scalar or " + std::to_string(n));
-    }
-    const PriorityRule rule = state.core->priority_rule();
-    converted.leaves.resize(n);
-    const std::span<const double> all = converted.all(n);
-    for (std::size_t i = 0; i < n; ++i) {
-        const double priority = all[i];
-        const float leaf = rule.leaf(priority);
-        if (!(priority >= 0) || !std::isfinite(priority) || !std::isfinite(leaf)) {
-            throw_python(PyExc_ValueError,
-                         std::string(what) + ": priority " + std::to_string(i) + " is " +
-                             in_words(priority) +
-                             ", expected a finite number that is not negative and whose "
-                             "(priority + eps)^alpha fits into float32");
-        }
-        converted.leaves[i] = leaf;
-        converted.largest = std::max(converted.largest, priority);
-    }
-}
-
-constexpr std::size_t most_fields_on_stack = 32;
 
 PyObject* add(PyObject* self, PyObject* const* args, Py_ssize_t nargs, PyObject* kwnames) {
     return guarded([&]() -> PyObject* {
         BufferState& state = state_of(self);
         ReplayBuffer& core = *state.core;
-        if (nargs != 0) {
-            throw_python(PyExc_TypeError, "add() takes fields by name only, got " +
-                                              std::to_string(nargs) + " positional arguments");
-        }
-        const std::size_t field_count = state.rules.size();
-        std::array<PyObject*, most_fields_on_stack> few{};
-        std::vector<PyObject*> many;
-        if (field_count > few.size()) many.resize(field_count);
-        PyObject** const values = many.empty() ? few.data() : many.data();
         PyObject* priorities = nullptr;
-
-        const Py_ssize_t named = kwnames == nullptr ? 0 : PyTuple_GET_SIZE(kwnames);
-        for (Py_ssize_t i = 0; i < named; ++i) {
-            PyObject* name = PyTuple_GET_ITEM(kwnames, i);
-            const auto expected = static_cast<std::size_t>(i);
-            std::size_t place = expected;
-            if (!(expected < field_count && state.rules[expected].name.ptr() == name)) {
-                place = 0;
-                while (place < field_count && state.rules[place].name.ptr() != name) ++place;
-                if (place == field_count) {
-                    place = 0;
-                    while (place < field_count && !same_name(state.rules[place].name.ptr(), name)) {
-                        ++place;
-                    }
-                }
-            }
-            if (place < field_count) {
-                values[place] = args[i];
-            } else if (core.prioritized() && same_name(names().priorities, name)) {
-                priorities = args[i];
-            } else {
-                handle_unknown_field(state, name);
-            }
-        }
-
-        std::array<ConvertedField, 8> few_converted;
-        std::vector<ConvertedField> many_converted;
-        if (field_count > few_converted.size()) many_converted.resize(field_count);
-        ConvertedField* const converted =
-            many_converted.empty() ? few_converted.data() : many_converted.data();
-        std::array<FieldSource, 8> few_sources;
-        std::vector<FieldSource> many_sources;
-        if (field_count > few_sources.size()) many_sources.resize(field_count);
-        FieldSource* const sources =
-            many_sources.empty() ? few_sources.data() : many_sources.data();
-        for (std::size_t i = 0; i < field_count; ++i) {
-            const FieldRule& rule = state.rules[i];
-            if (values[i] == nullptr) {
-                throw_python(PyExc_KeyError, "cannot add: field " + rule.text() + " is missing");
-            }
-            convert_field(rule, values[i], converted[i]);
-            if (converted[i].rows != converted[0].rows) {
-                throw_python(PyExc_ValueError, "cannot add: field " + rule.text() + " has " +
-                                                   std::to_string(converted[i].rows) +
-                                                   " rows, expected " +
-                                                   std::to_string(converted[0].rows) +
-                                                   " as in field " + state.rules[0].text());
-            }
-            sources[i] = {converted[i].values, rule.row_bytes, rule.offset, rule.row_bytes};
-        }
-        const auto n = static_cast<std::uint64_t>(converted[0].rows);
+        const FieldArguments fields(
+            state, state.computed, args, nargs, kwnames, [&](PyObject* name, PyObject* value) {
+                if (!core.prioritized() || !same_name(names().priorities, name)) return false;
+                priorities = value;
+                return true;
+            });
+        const std::uint64_t n = fields.rows();
         if (n > core.capacity()) {
             throw_python(PyExc_IndexError, "cannot add " + std::to_string(n) + " rows to '" +
                                                core.name() + "': its size is " +
@@ -241,15 +95,17 @@ PyObject* add(PyObject* self, PyObject* const* args, Py_ssize_t nargs, PyObject*
         const bool with_priorities = priorities != nullptr && priorities != Py_None;
         if (with_priorities)
             convert_priorities(state, "cannot add priorities", priorities, n, given);
+        if (state.steps) [[unlikely]] {
+            return add_steps(state, fields, with_priorities ? given.first() : nullptr);
+        }
         if (n == 0) return PyLong_FromUnsignedLongLong(core.next_slot());
 
         std::uint64_t first = 0;
         {
             Locked lock(core.add_mutex());
             const MaybeWithoutGil unlocked(n * core.shape().row_bytes >= bytes_worth_releasing);
-            first =
-                core.add(n, {sources, field_count}, with_priorities ? given.leaves.data() : nullptr,
-                         given.largest, [&lock] { lock.let_signals_through(); });
+            first = core.add(n, fields.sources(), with_priorities ? given.leaves.data() : nullptr,
+                             given.largest, [&lock] { lock.let_signals_through(); });
         }
         state.episode_length += n;
         return PyLong_FromUnsignedLongLong(first);
@@ -429,8 +285,10 @@ BufferObject& buffer_object(py::handle object) {
     return *reinterpret_cast<BufferObject*>(object.ptr());
 }
 
-BufferState& state_of(py::handle object) {
-    BufferState* state = buffer_object(object).state;
+BufferState& state_of(py::handle object) { return state_of(buffer_object(object)); }
+
+BufferState& state_of(BufferObject& object) {
+    BufferState* state = object.state;
     if (state == nullptr || !state->core) {
         throw BufferClosed("cannot use this buffer: its constructor has not run");
     }

@@ -7,16 +7,26 @@
 #include <cstdint>
 #include <memory>
 #include <mutex>
+#include <optional>
 #include <set>
 #include <string>
+#include <tuple>
 #include <vector>
 
 #include "field_rules.hpp"
 #include "generations.hpp"
 #include "recycled_memory.hpp"
 #include "replay_buffer.hpp"
+#include "staged_rows.hpp"
 
 namespace mpbuffer::bindings {
+
+// As mpbuffer/nstep.py has checked it: steps, gamma, names of rewards and of what is taken from the
+// last step, and the name of the discount or "".
+using NstepNames = std::tuple<std::uint64_t, double, std::vector<std::string>,
+                              std::vector<std::string>, std::string>;
+
+constexpr std::size_t no_field = static_cast<std::size_t>(-1);
 
 // What a Python buffer object holds. Without a core buffer before it is opened.
 struct BufferState {
@@ -26,6 +36,9 @@ struct BufferState {
     std::uint64_t handle = 0;          // this object's own number, for GenerationFinder
     std::uint64_t episode_length = 0;  // rows added through this object since on_episode_end
     std::set<std::string> warned;      // names of unknown fields already told
+    std::optional<NstepNames> nstep;
+    std::unique_ptr<StagedRows> steps;  // of n-step rows: what add() has not yet written
+    std::size_t computed = no_field;    // the place of their discount, which add() does not take
     std::shared_ptr<RecycledMemory> sample_memory = std::make_shared<RecycledMemory>();
 };
 
@@ -38,6 +51,7 @@ BufferObject& buffer_object(pybind11::handle object);
 
 // The state behind `object`; BufferClosed if it was never opened.
 BufferState& state_of(pybind11::handle object);
+BufferState& state_of(BufferObject& object);
 
 // A mutex of the core taken without ever waiting for it under the GIL.
 class Locked {

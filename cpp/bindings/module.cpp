@@ -16,6 +16,7 @@
 #include "output_batch.hpp"
 #include "schema.hpp"
 #include "source_digest.hpp"
+#include "staging_calls.hpp"
 #include "weights_calls.hpp"
 
 namespace py = pybind11;
@@ -149,6 +150,14 @@ void set_fields(const py::object& self, const std::vector<FieldDescription>& fie
     }
     state.rules = std::move(rules);
     state.strict = strict;
+}
+
+py::list fields(const py::object& self) {
+    py::list all;
+    for (const FieldRule& rule : state_of(self).rules) {
+        all.append(py::make_tuple(rule.name, rule.dtype, py::cast(rule.shape)));
+    }
+    return all;
 }
 
 void close(const py::object& self) {
@@ -313,6 +322,7 @@ PYBIND11_MODULE(_core, module) {
     module.def("attach", attach, py::arg("buffer"), py::arg("name"), py::arg("descriptor") = -1);
     module.def("move", move, py::arg("source"), py::arg("target"));
     module.def("set_fields", set_fields, py::arg("buffer"), py::arg("fields"), py::arg("strict"));
+    module.def("fields", fields, py::arg("buffer"));
     module.def("close", close, py::arg("buffer"));
     module.def("is_open", is_open, py::arg("buffer"));
     module.def("name", name, py::arg("buffer"));
@@ -326,6 +336,10 @@ PYBIND11_MODULE(_core, module) {
         "clear",
         [](const py::object& self) {
             BufferState& state = state_of(self);
+            if (state.steps) {
+                const Locked steps(state.steps->mutex());
+                state.steps->drop();
+            }
             const Locked lock(state.core->add_mutex());
             state.core->clear();
             state.episode_length = 0;
@@ -362,7 +376,17 @@ PYBIND11_MODULE(_core, module) {
         "episode_length", [](const py::object& self) { return state_of(self).episode_length; },
         py::arg("buffer"));
     module.def(
-        "end_episode", [](const py::object& self) { state_of(self).episode_length = 0; },
+        "end_episode",
+        [](const py::object& self) {
+            BufferState& state = state_of(self);
+            state.episode_length = 0;
+            if (!state.steps) return;
+            {
+                const Locked lock(state.steps->mutex());
+                state.steps->cut_off(0);
+            }
+            write_staged(state, *state.steps, nullptr);
+        },
         py::arg("buffer"));
     module.def("all_rows", all_rows, py::arg("buffer"), py::arg("shuffle"));
     module.def("rows_at", rows_at, py::arg("buffer"), py::arg("indexes"));
@@ -386,6 +410,7 @@ PYBIND11_MODULE(_core, module) {
         },
         py::arg("buffer"), py::arg("rows"), py::arg("return_indexes"));
     add_inspection_calls(module);
+    add_staging_type(module);
     add_weights_type(module);
 }
 

@@ -207,6 +207,32 @@ int ReplayBuffer::data_descriptor() const {
 std::uint64_t ReplayBuffer::add(std::uint64_t n, std::span<const FieldSource> fields,
                                 const float* leaves, double largest_priority,
                                 const std::function<void()>& give_way) {
+    const auto copy_row = [fields](std::uint64_t i, std::byte* record) {
+        for (const FieldSource& field : fields) {
+            store_to_record(record + field.offset, field.values + i * field.step, field.bytes);
+            stop_point(StopPoint::field_copied);
+        }
+    };
+    return add_rows(n, copy_row, leaves, largest_priority, give_way);
+}
+
+std::uint64_t ReplayBuffer::add_records(std::uint64_t n, const std::byte* records,
+                                        std::size_t stride, const float* leaves,
+                                        double largest_priority, std::uint64_t& written,
+                                        const std::function<void()>& give_way) {
+    const std::size_t bytes = shape().row_bytes;
+    const auto copy_row = [=, &written](std::uint64_t i, std::byte* record) {
+        store_to_record(record, records + i * stride, bytes);
+        stop_point(StopPoint::field_copied);
+        ++written;  // what is copied is committed: nothing between the two throws
+    };
+    return add_rows(n, copy_row, leaves, largest_priority, give_way);
+}
+
+template <class CopyRow>
+std::uint64_t ReplayBuffer::add_rows(std::uint64_t n, CopyRow&& copy_row, const float* leaves,
+                                     double largest_priority,
+                                     const std::function<void()>& give_way) {
     ready();
     float common_leaf = 0;
     if (prioritized() && leaves == nullptr) {
@@ -224,13 +250,9 @@ std::uint64_t ReplayBuffer::add(std::uint64_t n, std::span<const FieldSource> fi
         const AddOutcome outcome = ring_.add(
             n - added, writer(),
             [this](unsigned owner, std::uint64_t epoch) { return dead(owner, epoch); },
-            [fields, leaves, common_leaf, added](std::uint64_t i, std::byte* record) {
+            [&copy_row, leaves, common_leaf, added](std::uint64_t i, std::byte* record) {
                 i += added;
-                for (const FieldSource& field : fields) {
-                    store_to_record(record + field.offset, field.values + i * field.step,
-                                    field.bytes);
-                    stop_point(StopPoint::field_copied);
-                }
+                copy_row(i, record);
                 return leaves == nullptr ? common_leaf : leaves[i];
             },
             patience_at_once);

@@ -103,6 +103,11 @@ class ReplayBuffer final : private ForkWatched {
     // second, between two claims: it may release add_mutex until it returns, and throw.
     std::uint64_t add(std::uint64_t n, std::span<const FieldSource> fields, const float* leaves,
                       double largest_priority, const std::function<void()>& give_way = {});
+    // As above, of whole records in the layout of this buffer's own, `stride` bytes apart. Adds to
+    // `written` each row that is there, also if it throws.
+    std::uint64_t add_records(std::uint64_t n, const std::byte* records, std::size_t stride,
+                              const float* leaves, double largest_priority, std::uint64_t& written,
+                              const std::function<void()>& give_way = {});
     void clear();
 
     // Any thread, under no mutex.
@@ -172,6 +177,9 @@ class ReplayBuffer final : private ForkWatched {
     void finish_uniform(Draws& draws, const SampleTarget& target);
     std::unique_ptr<Draws> take_draws();
     void copy_drawn_rows(Draws& draws, const SampleTarget& target);
+    template <class CopyRow>
+    std::uint64_t add_rows(std::uint64_t n, CopyRow&& copy_row, const float* leaves,
+                           double largest_priority, const std::function<void()>& give_way);
     [[noreturn]] void throw_slots_held(std::uint64_t added, std::uint64_t n) const;
     [[noreturn]] void throw_empty(const char* why) const;
     std::string holder_of_learner_role() const;

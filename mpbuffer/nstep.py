@@ -1,0 +1,160 @@
+"""What ``Nstep=`` says: checked against the fields, and as a segment describes it."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+
+__all__ = ["FLAGS", "NstepRule", "check_nstep", "nstep_from_json", "nstep_rule"]
+
+FLAGS = ("done", "terminated", "truncated")
+
+_Field = tuple[str, "np.dtype[Any]", list[int]]
+_KEYS = {"size", "rew", "gamma", "next", "discount"}
+_MOST_STEPS = 2**20
+
+
+class NstepRule(NamedTuple):
+    """How steps are folded into n-step rows.
+
+    Attributes
+    ----------
+    steps : int
+        n, at least 1.
+    gamma : float
+        Of a reward one step later; in [0, 1].
+    rew : tuple of str
+        Fields whose values are summed, discounted.
+    next : tuple of str
+        Fields that are taken from the last step, beside the flags.
+    discount : str
+        The field that is computed: ``gamma ** steps``, 0 where nothing follows. Empty: none.
+    """
+
+    steps: int
+    gamma: float
+    rew: tuple[str, ...]
+    next: tuple[str, ...]
+    discount: str
+
+    def for_core(self) -> tuple[int, float, list[str], list[str], str]:
+        """Return it as the core takes it."""
+        return self.steps, self.gamma, list(self.rew), list(self.next), self.discount
+
+    def to_json(self) -> dict[str, Any]:
+        """Return what nstep_from_json() reads."""
+        return self._asdict()
+
+
+def nstep_rule(wanted: Mapping[str, Any]) -> NstepRule:
+    """Check what ``Nstep=`` says, all but the fields.
+
+    Raises
+    ------
+    TypeError
+        If it is no mapping, its size no integer, or a field's name no str.
+    ValueError
+        If it has no size or unknown keys, the size is below 1 or above 2**20, gamma is outside
+        [0, 1], or a field is named twice.
+    """
+    if not isinstance(wanted, Mapping):
+        raise TypeError(f"Nstep must be a mapping with 'size', 'rew' and 'next', got {wanted!r}")
+    unknown = [repr(key) for key in wanted if key not in _KEYS]
+    if unknown:
+        raise ValueError(
+            f"Nstep has {', '.join(unknown)}, expected 'size', 'rew', 'gamma', 'next', 'discount'"
+        )
+    if "size" not in wanted:
+        raise ValueError(f"Nstep needs a 'size', the number of steps, got {wanted!r}")
+    size = wanted["size"]
+    if isinstance(size, (bool, np.bool_)):
+        raise TypeError(f"Nstep['size'] must be an int, got {size!r}")
+    try:
+        steps = operator.index(size)
+    except TypeError:
+        raise TypeError(f"Nstep['size'] must be an int, got {size!r}") from None
+    if not 1 <= steps <= _MOST_STEPS:
+        raise ValueError(f"Nstep['size'] must be in [1, 2**20], got {size!r}")
+    gamma = float(wanted.get("gamma", 0.99))
+    if not 0 <= gamma <= 1:
+        raise ValueError(f"Nstep['gamma'] must be in [0, 1], got {gamma!r}")
+    discount = wanted.get("discount")
+    if discount is not None and (not isinstance(discount, str) or not discount):
+        raise TypeError(f"Nstep['discount'] must be a field's name, got {discount!r}")
+    rule = NstepRule(
+        steps,
+        gamma,
+        _names("rew", wanted),
+        _names("next", wanted),
+        "" if discount is None else discount,
+    )
+    named = [*rule.rew, *rule.next, *filter(None, [rule.discount])]
+    twice = sorted({name for name in named if named.count(name) > 1})
+    if twice:
+        raise ValueError(f"Nstep names {', '.join(map(repr, twice))} twice")
+    return rule
+
+
+def _names(key: str, wanted: Mapping[str, Any]) -> tuple[str, ...]:
+    given = wanted.get(key)
+    names = () if given is None else (given,) if isinstance(given, str) else tuple(given)
+    for name in names:
+        if not isinstance(name, str):
+            raise TypeError(
+                f"Nstep[{key!r}] must be a field's name or a list of them, got {name!r}"
+            )
+    return names
+
+
+def check_nstep(rule: NstepRule, fields: list[_Field]) -> None:
+    """Check that a buffer with these fields can hold such rows.
+
+    Raises
+    ------
+    ValueError
+        If a field is missing, a reward or the discount is neither float32 nor float64, the discount
+        has several elements, a flag is not one number or truth value, or there is none of them.
+    """
+    known = {name: (dtype, shape) for name, dtype, shape in fields}
+    for name in (*rule.rew, *rule.next, *filter(None, [rule.discount])):
+        if name not in known:
+            raise ValueError(
+                f"Nstep names {name!r}, which is no field; there are {', '.join(map(repr, known))}"
+            )
+    for name in (*rule.rew, *filter(None, [rule.discount])):
+        dtype, shape = known[name]
+        if dtype not in (np.float32, np.float64):
+            raise ValueError(
+                f"Nstep needs float32 or float64 in field {name!r}, which has dtype {dtype}"
+            )
+        if name == rule.discount and np.prod(shape, dtype=object) != 1:
+            raise ValueError(f"the discount is one number, field {name!r} has shape {shape}")
+    flags = [name for name in FLAGS if name in known]
+    for name in flags:
+        dtype, shape = known[name]
+        if dtype.kind not in "biuf" or dtype.itemsize > 8 or np.prod(shape, dtype=object) != 1:
+            raise ValueError(
+                f"Nstep needs one number or truth value in field {name!r}, "
+                f"which has shape {shape} and dtype {dtype}"
+            )
+        if name in (*rule.rew, rule.discount):
+            raise ValueError(f"field {name!r} tells where an episode ends: it is no reward")
+    if not flags:
+        raise ValueError(
+            "Nstep needs a field that tells where an episode ends: 'done', 'terminated' or "
+            f"'truncated'; there are {', '.join(map(repr, known))}"
+        )
+
+
+def nstep_from_json(described: Any, fields: list[_Field]) -> NstepRule:
+    """Read what a segment says; raises what anything wrong with it raises."""
+    if set(described) != set(NstepRule._fields):
+        raise ValueError(f"keys {sorted(described)}")
+    wanted = {key: described[key] for key in ("gamma", "rew", "next")}
+    wanted |= {"size": described["steps"], "discount": described["discount"] or None}
+    rule = nstep_rule(wanted)
+    check_nstep(rule, fields)
+    return rule

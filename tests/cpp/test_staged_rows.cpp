@@ -1,0 +1,275 @@
+#include <doctest/doctest.h>
+
+#include <array>
+#include <atomic>
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <memory>
+#include <mutex>
+#include <stdexcept>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "error.hpp"
+#include "forked_child.hpp"
+#include "staged_rows.hpp"
+
+using namespace mpbuffer;
+
+namespace {
+
+struct Step {
+    std::uint64_t id = 0;
+    float reward = 0;
+    std::uint8_t done = 0;
+    std::uint64_t next = 0;
+};
+
+constexpr std::size_t stride = 64;
+
+NstepRule rule_of(std::uint64_t steps) {
+    NstepRule rule;
+    rule.steps = steps;
+    rule.gamma = 0.5;
+    rule.stride = stride;
+    rule.take_fields({{offsetof(Step, id), 8, false},
+                      {offsetof(Step, reward), 4, false},
+                      {offsetof(Step, done), 1, true},
+                      {offsetof(Step, next), 8, true}});
+    rule.rewards = {{offsetof(Step, reward), 1, false}};
+    rule.done = EpisodeFlag{offsetof(Step, done), 1, false};
+    return rule;
+}
+
+Step step(std::uint64_t id, std::uint8_t done = 0) { return {id, 1.0F, done, id + 1}; }
+
+bool push(StagedRows& staged, const std::vector<Step>& steps,
+          const std::vector<std::int64_t>& environments = {},
+          const std::vector<double>& priorities = {}) {
+    const FieldSource source{reinterpret_cast<const std::byte*>(steps.data()), sizeof(Step), 0,
+                             sizeof(Step)};
+    Steps given{steps.size(), {&source, 1}};
+    if (!environments.empty()) given.environments = environments.data();
+    if (!priorities.empty()) given.priorities = priorities.data();
+    const std::scoped_lock lock(staged.mutex());
+    return staged.push(given);
+}
+
+std::vector<std::uint64_t> ids(const RowBatch& batch) {
+    std::vector<std::uint64_t> all;
+    for (std::size_t i = 0; i < batch.rows(); ++i) {
+        Step row;
+        std::memcpy(&row, batch.record(i), sizeof row);
+        all.push_back(row.id);
+    }
+    return all;
+}
+
+std::unique_ptr<ReplayBuffer> create(const ScratchDirectory& scratch, std::uint64_t capacity,
+                                     bool prioritized = true) {
+    SegmentOptions options;
+    options.directory = scratch.path();
+    const RingShape shape{capacity, sizeof(Step), stride, prioritized, 1.0, 0.0};
+    return ReplayBuffer::create({"staged", shape, 7, R"({"fields": []})", options});
+}
+
+Step row_in(ReplayBuffer& buffer, std::uint64_t slot) {
+    Step row;
+    const FieldTarget target{reinterpret_cast<std::byte*>(&row), 0, sizeof row};
+    const std::scoped_lock lock(buffer.learner_mutex());
+    CHECK(buffer.read_slot(slot, 0, {&target, 1}));
+    return row;
+}
+
+std::vector<float> leaves_of(ReplayBuffer& buffer) {
+    const std::scoped_lock lock(buffer.learner_mutex());
+    buffer.learner().fold();
+    return buffer.leaves();
+}
+
+using Ids = std::vector<std::uint64_t>;
+
+}  // namespace
+
+TEST_CASE("environments have windows of their own") {
+    StagedRows staged(rule_of(2), 3);
+    CHECK_FALSE(push(staged, {step(10), step(20), step(30)}));
+    CHECK(staged.finished() == 0);
+    CHECK(push(staged, {step(21, 1), step(11)}, {1, 0}));
+    CHECK(staged.finished() == 3);
+    CHECK(push(staged, {step(12), step(13, 1), step(31)}, {0, 0, 2}));
+    RowBatch batch = staged.take();
+    CHECK(ids(batch) == Ids{20, 21, 10, 11, 12, 13, 30});
+    CHECK(staged.counts().staged == 8);
+    CHECK(staged.counts().written == 0);
+    batch.written = batch.rows();
+    staged.give_back(std::move(batch));
+    CHECK(staged.counts().steps == 8);
+    CHECK(staged.counts().staged == 1);
+    CHECK(staged.counts().written == 7);
+    staged.cut_off(0);
+    CHECK(staged.finished() == 0);
+    staged.cut_off(2);
+    CHECK(ids(staged.take()) == Ids{31});
+}
+
+TEST_CASE("of a batch that is given back, unwritten rows come before later ones") {
+    StagedRows staged(rule_of(1), 1);
+    push(staged, {step(0), step(1), step(2), step(3)});
+    RowBatch batch = staged.take();
+    push(staged, {step(4), step(5)});
+    batch.written = 3;
+    staged.give_back(std::move(batch));
+    CHECK(staged.counts().staged == 3);
+    CHECK(staged.counts().written == 3);
+    push(staged, {step(6)});
+    CHECK(ids(staged.take()) == Ids{3, 4, 5, 6});
+}
+
+TEST_CASE("dropped rows are gone, those in flight are not") {
+    StagedRows staged(rule_of(3), 2);
+    push(staged, {step(0), step(10)});
+    push(staged, {step(1, 1), step(11)});
+    RowBatch batch = staged.take();
+    CHECK(batch.rows() == 2);
+    push(staged, {step(2, 1), step(12)});
+    staged.drop();
+    CHECK(staged.counts().staged == 2);
+    staged.give_back(std::move(batch));
+    CHECK(ids(staged.take()) == Ids{0, 1});
+    push(staged, {step(13)}, {1});
+    staged.cut_off(1);
+    CHECK(ids(staged.take()) == Ids{13});
+}
+
+TEST_CASE("a forked child has nothing of its parent's, whatever its threads were doing") {
+    const Watchdog watchdog;
+    StagedRows staged(rule_of(3), 1);
+    push(staged, {step(0), step(1), step(2), step(3, 1), step(4)});
+    RowBatch taken = staged.take();
+    std::atomic<bool> locked = false;
+    std::atomic<bool> go_on = false;
+    std::thread holder([&] {
+        const std::scoped_lock lock(staged.mutex());
+        locked = true;
+        while (!go_on) std::this_thread::yield();
+    });
+    while (!locked) std::this_thread::yield();
+    ForkedChild child([&](const Channel& parent) {
+        staged.give_back(std::move(taken));
+        const std::scoped_lock lock(staged.mutex());
+        parent.tell(staged.counts().staged + staged.counts().written + staged.counts().steps);
+        staged.cut_off(0);
+        parent.tell(staged.finished());
+        return 0;
+    });
+    CHECK(child.hear() == 0);
+    CHECK(child.hear() == 0);
+    go_on = true;
+    holder.join();
+    CHECK(child.wait() == 0);
+    CHECK(staged.counts().staged == 5);
+    staged.give_back(std::move(taken));
+    CHECK(staged.finished() == 4);
+}
+
+TEST_CASE("threads push, take and give back") {
+    const Watchdog watchdog;
+    const ScratchDirectory scratch;
+    const auto buffer = create(scratch, 10'000, false);
+    StagedRows staged(rule_of(2), 1);
+    std::vector<std::thread> threads;
+    for (std::uint64_t number = 0; number < 4; ++number) {
+        threads.emplace_back([&, number] {
+            for (std::uint64_t i = 0; i < 200; ++i) {
+                push(staged, {step(number * 1000 + i, i % 7 == 0)});
+                RowBatch batch;
+                {
+                    const std::scoped_lock lock(staged.mutex());
+                    if (staged.finished() == 0) continue;
+                    batch = staged.take();
+                }
+                {
+                    const std::scoped_lock lock(buffer->add_mutex());
+                    write_rows(*buffer, batch);
+                }
+                const std::scoped_lock lock(staged.mutex());
+                staged.give_back(std::move(batch));
+            }
+        });
+    }
+    for (std::thread& thread : threads) thread.join();
+    CHECK(buffer->rows_added() == staged.counts().written);
+    CHECK(staged.counts().written + staged.counts().staged == 800);
+}
+
+TEST_CASE("rows without a priority get the largest until then") {
+    const ScratchDirectory scratch;
+    const auto buffer = create(scratch, 20);
+    StagedRows staged(rule_of(1), 1);
+    const double none = not_given;
+    push(staged, {step(0), step(1), step(2), step(3), step(4), step(5)}, {},
+         {none, 0.25, none, 3.0, none, 1e300});
+    RowBatch batch = staged.take();
+    {
+        const std::scoped_lock lock(buffer->add_mutex());
+        CHECK(write_rows(*buffer, batch) == 0);
+    }
+    CHECK(batch.written == 6);
+    CHECK(leaves_of(*buffer)[0] == 1.0F);
+    CHECK(leaves_of(*buffer)[1] == 0.25F);
+    CHECK(leaves_of(*buffer)[2] == 1.0F);
+    CHECK(leaves_of(*buffer)[3] == 3.0F);
+    CHECK(leaves_of(*buffer)[4] == 3.0F);
+    CHECK(leaves_of(*buffer)[5] == 3.0F);
+    CHECK(buffer->max_priority() == 3.0);
+    staged.give_back(std::move(batch));
+    push(staged, {step(6), step(7)});
+    batch = staged.take();
+    CHECK(batch.largest == 0);
+    const std::scoped_lock lock(buffer->add_mutex());
+    CHECK(write_rows(*buffer, batch) == 6);
+    CHECK(leaves_of(*buffer)[7] == 3.0F);
+}
+
+TEST_CASE("a batch longer than the buffer") {
+    const ScratchDirectory scratch;
+    const auto buffer = create(scratch, 4);
+    StagedRows staged(rule_of(1), 1);
+    std::vector<Step> steps;
+    std::vector<double> priorities;
+    for (std::uint64_t id = 0; id < 11; ++id) {
+        steps.push_back(step(id));
+        priorities.push_back(static_cast<double>(id));
+    }
+    push(staged, steps, {}, priorities);
+    RowBatch batch = staged.take();
+    {
+        const std::scoped_lock lock(buffer->add_mutex());
+        CHECK(write_rows(*buffer, batch) == 0);
+    }
+    CHECK(batch.written == 11);
+    for (std::uint64_t slot = 0; slot < 4; ++slot) {
+        const std::uint64_t id = slot < 3 ? 8 + slot : 7;
+        CHECK(row_in(*buffer, slot).id == id);
+        CHECK(row_in(*buffer, slot).next == id + 1);
+        CHECK(leaves_of(*buffer)[slot] == static_cast<float>(id));
+    }
+    CHECK(buffer->max_priority() == 10);
+}
+
+TEST_CASE("what was written before an exception is not written again") {
+    const ScratchDirectory scratch;
+    const auto buffer = create(scratch, 8);
+    buffer->close();
+    StagedRows staged(rule_of(1), 1);
+    push(staged, {step(0), step(1)});
+    RowBatch batch = staged.take();
+    CHECK_THROWS_AS(write_rows(*buffer, batch), BufferClosed);
+    CHECK(batch.written == 0);
+    staged.give_back(std::move(batch));
+    CHECK(staged.counts().staged == 2);
+    CHECK(staged.counts().written == 0);
+}
