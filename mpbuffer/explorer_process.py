@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import importlib
+import importlib.util
 import os
 import select
 import signal
@@ -12,6 +13,7 @@ import sys
 import threading
 import time
 import traceback
+import types
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
@@ -75,9 +77,30 @@ class Task(NamedTuple):
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle by value whatever an import in the other process would not find."""
-        from multiprocess.reduction import ForkingPickler
+        return PickledTask, (_pickled(tuple(self)),)
 
-        return PickledTask, (bytes(ForkingPickler.dumps(tuple(self), recurse=True)),)
+
+def _pickled(task: tuple[Any, ...]) -> bytes:
+    from multiprocess.reduction import ForkingPickler
+
+    class TaskPickler(ForkingPickler):  # type: ignore[misc]
+        """Takes modules by name; dill takes some with all that is in them."""
+
+        def reducer_override(self, value: Any) -> Any:
+            if isinstance(value, types.ModuleType) and _can_be_imported(value.__name__):
+                return importlib.import_module, (value.__name__,)
+            return NotImplemented
+
+    return bytes(TaskPickler.dumps(task, recurse=True))
+
+
+def _can_be_imported(module: str) -> bool:
+    if module == "__main__":
+        return False
+    try:
+        return importlib.util.find_spec(module) is not None
+    except (ImportError, ValueError):
+        return False
 
 
 class PickledTask(NamedTuple):
