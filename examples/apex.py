@@ -232,7 +232,7 @@ def train(options, learner, rb, weights, returns, explorers, result, status) -> 
         if greedy >= task.solved_at:
             more = greedy_returns(learner, options.env, rng, 5 * task.episodes)
             if more.mean() >= task.solved_at:
-                result["solved"] = True
+                result |= {"solved": True, "seconds_to_criterion": result["seconds"]}
                 return
         learner.save(options.checkpoint, buffer=rb.name, result=result)
         last_time, last_cycles = time.monotonic(), learner.cycles
@@ -283,7 +283,8 @@ def main() -> int:
     task, env = TASKS[options.env], make_env(options.env)
     learner = Learner(DuelingNetwork(env), task, options.device)
     result = {"env": options.env, "seed": options.seed, "threshold": task.solved_at}
-    result |= {"solved": False, "runs": 0, "seconds": 0.0, "cycles": 0, "rows": 0, "returns": []}
+    result |= {"solved": False, "seconds_to_criterion": None, "runs": 0, "returns": []}
+    result |= {"seconds": 0.0, "cycles": 0, "rows": 0}
     buffer_name = None
     if options.resume:
         saved = learner.load(options.checkpoint)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import importlib
+import importlib.util
 import os
 import select
 import signal
@@ -12,9 +13,9 @@ import sys
 import threading
 import time
 import traceback
+import types
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from types import FunctionType
 from typing import Any, NamedTuple, NoReturn
 
 import numpy as np
@@ -76,13 +77,30 @@ class Task(NamedTuple):
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle by value whatever an import in the other process would not find."""
-        from multiprocess.reduction import ForkingPickler
+        return PickledTask, (_pickled(tuple(self)),)
 
-        class Pickler(ForkingPickler):  # type: ignore[misc,unused-ignore]
-            def reducer_override(self, value: Any) -> Any:
-                return _name_in_main_module(value) or NotImplemented
 
-        return PickledTask, (bytes(Pickler.dumps(tuple(self), recurse=True)),)
+def _pickled(task: tuple[Any, ...]) -> bytes:
+    from multiprocess.reduction import ForkingPickler
+
+    class TaskPickler(ForkingPickler):  # type: ignore[misc]
+        """Takes modules by name, and what the main module has: dill takes all that is in them."""
+
+        def reducer_override(self, value: Any) -> Any:
+            if isinstance(value, types.ModuleType) and _can_be_imported(value.__name__):
+                return importlib.import_module, (value.__name__,)
+            return _name_in_main_module(value) or NotImplemented
+
+    return bytes(TaskPickler.dumps(task, recurse=True))
+
+
+def _can_be_imported(module: str) -> bool:
+    if module == "__main__":
+        return False
+    try:
+        return importlib.util.find_spec(module) is not None
+    except (ImportError, ValueError):
+        return False
 
 
 def _name_in_main_module(value: Any) -> str | None:
@@ -90,7 +108,7 @@ def _name_in_main_module(value: Any) -> str | None:
 
     It is if it is a program's, as multiprocess has it; not what was typed at a prompt.
     """
-    if not isinstance(value, (type, FunctionType)) or value.__module__ != "__main__":
+    if not isinstance(value, (type, types.FunctionType)) or value.__module__ != "__main__":
         return None
     main = sys.modules["__main__"]
     name = getattr(getattr(main, "__spec__", None), "name", None)

@@ -95,6 +95,7 @@ def calls_of(buffer):
         "on_episode_end": (buffer.on_episode_end, ()),
         "get_current_episode_len": (buffer.get_current_episode_len, ()),
         "is_Nstep": (buffer.is_Nstep, ()),
+        "explorer": (lambda: buffer.explorer().close(), ()),
         "rows_added": (buffer.rows_added, ()),
         "processes": (buffer.processes, ()),
         "name": (lambda: buffer.name, ()),

@@ -71,6 +71,15 @@ def test_unknown_peers_are_refused(tmp_path):
     assert b"no such peer: nobody" in ended.stderr
 
 
+def test_acting(tmp_path):
+    pytest.importorskip("gymnasium", minversion="1.0")
+    file = tmp_path / "acting.json"
+    printed = run_bench("acting.py", "--short", "--explorers", "2", "--json", file)
+    assert "nothing stored" in printed
+    figures = json.loads(file.read_text())["figures"]
+    assert all(way["wall"]["rates"][0] > 0 for way in figures.values())
+
+
 def test_the_loop_in_c_copies_the_rows_of_the_sample(bench):
     from peers.compiled import RowCopy
     from peers.mpbuffer import Mpbuffer

@@ -127,6 +127,15 @@ def test_quickstart(program, learning_packages):
     assert f"{program}: 1,500 steps" in output
 
 
+def test_soft_actor_critic_learns_from_vector_environments(tmp_path, learning_packages):
+    # Solved as soon as the first evaluation: a random policy gets -1,200.
+    output = output_of("sac_vector.py", "--solved-at", "-2000", "--out", tmp_path)
+    result = json.loads((tmp_path / "result.json").read_text())
+    assert result["solved"] and "mean greedy return" in output
+    (evaluated,) = result["returns"]
+    assert 1_000 < evaluated["rows"] < 3_000  # explorers keep to the learner's pace
+
+
 def test_apex_tells_its_options(learning_packages):
     output = output_of("apex.py", "--help")
     assert all(each in output for each in ("--env", "--explorers", "--resume", "--out"))

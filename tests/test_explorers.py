@@ -1,6 +1,7 @@
 """Explorers under supervision: how they start, fail, die, come back, and end with the learner."""
 
 import contextlib
+import importlib
 import json
 import logging
 import os
@@ -244,6 +245,26 @@ def test_a_long_traceback_keeps_its_end(buffer):
         with pytest.raises(ExplorerFailed, match="xthe end") as caught:
             explorers.join(DEADLINE)
         assert 10_000 < len(caught.value.remote_traceback) < 20_000
+
+
+def test_modules_of_ones_own_go_by_name(buffer, tmp_path, monkeypatch):
+    text = "import threading\n\nlock = threading.Lock()\nnumber = 3\n"
+    (tmp_path / "module_of_my_own.py").write_text(text)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    module = importlib.import_module("module_of_my_own")
+    module.number = 4  # which is not what another process imports
+    fields = list(buffer.get_all_transitions())
+
+    def play(explorer):
+        with module.lock:
+            explorer.buffer.add(**dict.fromkeys(fields, module.number))
+
+    try:
+        with Explorers(play, 1, buffer) as explorers:
+            assert explorers.join(DEADLINE)
+        assert buffer.get_all_transitions()[fields[0]].ravel().tolist() == [3]
+    finally:
+        del sys.modules["module_of_my_own"]
 
 
 def test_what_cannot_be_unpickled_is_told(buffer):

@@ -66,7 +66,7 @@ def streams(draw):
     return fields, steps, cuts, nstep
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(streams(), st.lists(st.integers(1, 7), max_size=40), st.booleans())
 def test_rows_are_those_of_the_oracle(stream, lengths, ended):
     fields, steps, cuts, nstep = stream

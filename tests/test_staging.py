@@ -110,7 +110,7 @@ def courses(draw):
     return envs, fields, calls, steps, cuts, nstep
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(courses(), st.integers(1, 20), st.booleans())
 def test_rows_are_those_of_the_oracle(course, flush_every, own):
     """Of each environment in order, whoever has the n-step rule; and none waits for too long."""
@@ -284,7 +284,7 @@ def td_oracle(steps, q, v, next_v, nstep, cuts):
     return priorities
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(st.data())
 def test_priorities_from_acting_values(data):
     fields = {"env": {}, "t": {}, "rew": {}, "next_obs": {}, "terminated": {}, "truncated": {}}
