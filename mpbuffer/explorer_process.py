@@ -206,6 +206,7 @@ class LearnerWatch:
     def __init__(self, learner: ProcessIdentity) -> None:
         self.pid = os.getpid()
         self.stopping = threading.Event()
+        self.learner_is_gone = False
         self._learner = learner
         self._connection: Any = None
         self._ready = select.epoll()
@@ -238,6 +239,7 @@ class LearnerWatch:
             return False
 
     def _end(self) -> NoReturn:
+        self.learner_is_gone = True
         self.stopping.set()
         time.sleep(_SECONDS_TO_RETURN)
         closing = threading.Thread(target=close_buffers, daemon=True)
@@ -361,6 +363,7 @@ def run_explorer(orders: Orders, task: Task | PickledTask, connection: Any) -> N
     _leave_signals_to_learner()
     watch = watch_over(orders.learner)
     watch.listen_to(connection)
+    exit_code = 0
     try:
         _take_place(orders)
         function, buffer, args, kwargs = task.unpacked()
@@ -374,4 +377,9 @@ def run_explorer(orders: Orders, task: Task | PickledTask, connection: Any) -> N
             _tell(connection, FINISHED)
         else:
             _tell(connection, FAILED, _traceback_text(error))
-            sys.exit(1)
+            exit_code = 1
+    while (
+        watch.learner_is_gone
+    ):  # the watch ends this process; the interpreter would take its time,
+        time.sleep(_SECONDS_TO_RETURN)  # in which no thread can run any more
+    sys.exit(exit_code)

@@ -42,6 +42,23 @@ def play_deaf(explorer):
         time.sleep(0.01)
 
 
+class Slow:
+    """Takes long to go, as the interpreter ends and no other thread can run any more."""
+
+    def __del__(self, sleep=time.sleep):
+        sleep(30)
+
+
+slow = None
+
+
+def play_and_end_slowly(explorer):
+    """Play, and return when told to, of a process that then takes long to end."""
+    global slow
+    slow = Slow()
+    play(explorer)
+
+
 def play_and_ignore_signals(explorer):
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     play_deaf(explorer)

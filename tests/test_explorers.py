@@ -599,7 +599,8 @@ def test_no_explorer_outlives_the_learner(cases):
     with contextlib.ExitStack() as stack:
         learners = []
         for start_method, killed_by in cases:
-            learner = stack.enter_context(learner_started(start_method, "play_deaf"))
+            function = "play_and_end_slowly" if start_method == "spawn" else "play_deaf"
+            learner = stack.enter_context(learner_started(start_method, function))
             learners.append((learner, start_method, killed_by))
         for learner, start_method, killed_by in learners:
             assert learner.read_line() == ["starting"]
