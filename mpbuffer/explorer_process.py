@@ -21,7 +21,7 @@ from typing import Any, NamedTuple, NoReturn
 import numpy as np
 
 from mpbuffer.buffer import ReplayBuffer
-from mpbuffer.process_exit import close_all
+from mpbuffer.process_exit import close_buffers
 
 __all__ = ["Explorer"]
 
@@ -37,8 +37,8 @@ THREAD_VARIABLES = (
 
 _LONGEST_MESSAGE = 16_000  # bytes: room for it in any socket, so that sending never waits
 _LEARNER_GONE = 1  # exit status
-_SECONDS_TO_RETURN = 0.5  # once the learner is gone
-_SECONDS_TO_CLOSE = 0.5  # the buffers, after that
+_SECONDS_TO_RETURN = 0.3  # once the learner is gone
+_SECONDS_TO_CLOSE = 0.3  # the buffers, after that
 _SECONDS_BETWEEN_LOOKS = 0.25  # at a learner of whom the kernel does not tell by itself
 
 
@@ -84,12 +84,12 @@ def _pickled(task: tuple[Any, ...]) -> bytes:
     from multiprocess.reduction import ForkingPickler
 
     class TaskPickler(ForkingPickler):  # type: ignore[misc]
-        """Takes modules by name; dill takes some with all that is in them."""
+        """Takes modules by name, and what the main module has: dill takes all that is in them."""
 
         def reducer_override(self, value: Any) -> Any:
             if isinstance(value, types.ModuleType) and _can_be_imported(value.__name__):
                 return importlib.import_module, (value.__name__,)
-            return NotImplemented
+            return _name_in_main_module(value) or NotImplemented
 
     return bytes(TaskPickler.dumps(task, recurse=True))
 
@@ -101,6 +101,25 @@ def _can_be_imported(module: str) -> bool:
         return importlib.util.find_spec(module) is not None
     except (ImportError, ValueError):
         return False
+
+
+def _name_in_main_module(value: Any) -> str | None:
+    """Return what to look a function or class up by in the main module, if that is imported there.
+
+    It is if it is a program's, as multiprocess has it; not what was typed at a prompt.
+    """
+    if not isinstance(value, (type, types.FunctionType)) or value.__module__ != "__main__":
+        return None
+    main = sys.modules["__main__"]
+    name = getattr(getattr(main, "__spec__", None), "name", None)
+    if name is not None:
+        is_imported = name.rpartition(".")[2] != "__main__"
+    else:
+        is_imported = getattr(main, "__file__", None) is not None and not hasattr(sys, "ps1")
+    found: Any = main
+    for part in value.__qualname__.split("."):
+        found = getattr(found, part, None)
+    return value.__qualname__ if is_imported and found is value else None
 
 
 class PickledTask(NamedTuple):
@@ -221,7 +240,7 @@ class LearnerWatch:
     def _end(self) -> NoReturn:
         self.stopping.set()
         time.sleep(_SECONDS_TO_RETURN)
-        closing = threading.Thread(target=close_all, daemon=True)
+        closing = threading.Thread(target=close_buffers, daemon=True)
         closing.start()
         closing.join(_SECONDS_TO_CLOSE)
         os._exit(_LEARNER_GONE)

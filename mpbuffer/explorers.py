@@ -135,7 +135,8 @@ class Explorers:
     function : callable
         Called as ``function(explorer, *args, **kwargs)`` with an Explorer, in a process of its own;
         may be a lambda, a closure or a notebook's function. What an import would not find goes
-        along by value, with the globals that it refers to.
+        along by value, with the globals that it refers to. Functions and classes of a program's
+        main module are found by its import: they must not be inside ``if __name__ == "__main__"``.
     n : int
         How many explorers, at least 1.
     buffer : ReplayBuffer or PrioritizedReplayBuffer
@@ -318,11 +319,12 @@ class Explorers:
             self._ask_to_stop()
             self._wait_for_end(self._stop_timeout)
             for place in self._living():
-                _log.warning(
-                    "explorer %d did not return within %g s of being asked to; terminating it",
-                    place.index,
-                    self._stop_timeout,
-                )
+                if not place.has_returned:
+                    _log.warning(
+                        "explorer %d did not return within %g s of being asked to; terminating it",
+                        place.index,
+                        self._stop_timeout,
+                    )
                 place.process.terminate()
             self._wait_for_end(_SECONDS_TO_TERMINATE)
         finally:

@@ -15,7 +15,7 @@ import weakref
 from multiprocessing import util as _multiprocessing_util
 from typing import Any, Protocol
 
-__all__ = ["close_all", "close_at_exit"]
+__all__ = ["close_at_exit", "close_buffers"]
 
 
 class _Closable(Protocol):
@@ -42,13 +42,18 @@ def close_at_exit(buffer: _Closable, *, uses_others: bool = False) -> None:
     _watch_packages()
 
 
-def close_all() -> None:
+def _close_all() -> None:
     """Close what is open now, as at the end of the process."""
     for user in list(_open_on_others):
         try:
             user.close()
         except Exception:
             traceback.print_exc()
+    close_buffers()
+
+
+def close_buffers() -> None:
+    """Close the buffers and no more: that any thread may do, whatever the others are at."""
     for buffer in list(_open):
         buffer.close()
 
@@ -63,7 +68,7 @@ def _watch_packages() -> None:
 
 
 def _finalize_in(util: Any) -> None:
-    util.Finalize(None, close_all, exitpriority=_AFTER_WAITING_FOR_CHILDREN)
+    util.Finalize(None, _close_all, exitpriority=_AFTER_WAITING_FOR_CHILDREN)
 
 
 os.register_at_fork(before=_watch_packages)

@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 from explorers_processes import FIELDS, tell
 from multiprocess import forkserver
-from watched_processes import DEADLINE, TESTS, python_started
+from watched_processes import DEADLINE, TESTS, python_started, run_python
 
 import mpbuffer
 from mpbuffer import ExplorerFailed, Explorers
@@ -156,6 +156,36 @@ def test_closures_and_lambdas(buffer, start_method):
     ) as explorers:
         assert explorers.join(DEADLINE)
     assert buffer.get_all_transitions()["draw"].ravel() == [3.0 + 30 + 100]
+
+
+def test_what_the_main_module_has_goes_by_reference(tmp_path):
+    program = tmp_path / "learner.py"
+    program.write_text("""
+import threading
+import mpbuffer
+
+class Policy:
+    def act(self):
+        with lock:
+            return 1.0
+
+def explore(explorer, policy, more):
+    assert type(policy) is Policy
+    explorer.buffer.add(a=policy.act() + more())
+
+lock = threading.Lock()  # which cannot be pickled
+
+if __name__ == "__main__":
+    with mpbuffer.ReplayBuffer(10, {"a": {}}) as buffer:
+        for start_method in ("spawn", "forkserver"):
+            with mpbuffer.Explorers(
+                explore, 1, buffer, args=(Policy(), lambda: 10), start_method=start_method
+            ) as explorers:
+                explorers.join()
+        print(*buffer.get_all_transitions()["a"].ravel())
+""")
+    ended = run_python(str(program))
+    assert (ended.stdout, ended.stderr) == (b"11.0 11.0\n", b"")
 
 
 def test_an_exception_comes_with_its_traceback(buffer, start_method, capfd):
