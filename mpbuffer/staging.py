@@ -209,8 +209,8 @@ class Staging(_core.Staging):
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def __del__(self) -> None:
-        self.close()
+    def __del__(self, _close: Callable[[_core.Staging], None] = _core.close_staging) -> None:
+        _close(self)
 
     def __reduce__(self) -> NoReturn:
         raise TypeError(
