@@ -13,6 +13,7 @@ from mpbuffer.buffer import (
 from mpbuffer.errors import (
     BufferClosed,
     EmptyBuffer,
+    ExplorerFailed,
     LearnerBusy,
     MpbufferError,
     NotEnoughMemory,
@@ -22,6 +23,7 @@ from mpbuffer.errors import (
     SegmentNotFound,
     SlotsHeld,
 )
+from mpbuffer.explorers import Explorer, Explorers, ExplorerStatus
 from mpbuffer.spaces import from_fields, schema_from, to_fields
 from mpbuffer.staging import Staging
 from mpbuffer.vector import TransitionRows, VectorTransitions
@@ -36,6 +38,10 @@ __all__ = [
     "Batches",
     "BufferClosed",
     "EmptyBuffer",
+    "Explorer",
+    "ExplorerFailed",
+    "ExplorerStatus",
+    "Explorers",
     "LearnerBusy",
     "LearnerStatus",
     "MPPrioritizedReplayBuffer",

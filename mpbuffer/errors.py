@@ -6,6 +6,7 @@ Each class also is the builtin error that code written for other buffers expects
 __all__ = [
     "BufferClosed",
     "EmptyBuffer",
+    "ExplorerFailed",
     "LearnerBusy",
     "MpbufferError",
     "NotEnoughMemory",
@@ -51,6 +52,29 @@ class SlotsHeld(MpbufferError, TimeoutError):
 
 class EmptyBuffer(MpbufferError, ValueError):
     """There is no complete row to sample."""
+
+
+class ExplorerFailed(MpbufferError, RuntimeError):
+    """An explorer's function raised, or its process ended and is not to be restarted.
+
+    Attributes
+    ----------
+    index : int
+        Which explorer.
+    exit_code : int or None
+        Of its process: minus the signal's number if one killed it; None if not known yet.
+    remote_traceback : str
+        The traceback of the exception in the explorer; empty if there was none.
+    """
+
+    def __init__(
+        self, message: str, index: int, exit_code: int | None, remote_traceback: str = ""
+    ) -> None:
+        super().__init__(message, index, exit_code, remote_traceback)
+        self.index, self.exit_code, self.remote_traceback = index, exit_code, remote_traceback
+
+    def __str__(self) -> str:
+        return "\n".join(filter(None, (self.args[0], self.remote_traceback.rstrip())))
 
 
 class BufferClosed(MpbufferError, ValueError):

@@ -15,7 +15,7 @@ import weakref
 from multiprocessing import util as _multiprocessing_util
 from typing import Any, Protocol
 
-__all__ = ["close_at_exit"]
+__all__ = ["close_at_exit", "close_buffers"]
 
 
 class _Closable(Protocol):
@@ -43,11 +43,17 @@ def close_at_exit(buffer: _Closable, *, uses_others: bool = False) -> None:
 
 
 def _close_all() -> None:
+    """Close what is open now, as at the end of the process."""
     for user in list(_open_on_others):
         try:
             user.close()
         except Exception:
             traceback.print_exc()
+    close_buffers()
+
+
+def close_buffers() -> None:
+    """Close the buffers and no more: that any thread may do, whatever the others are at."""
     for buffer in list(_open):
         buffer.close()
 

@@ -132,15 +132,28 @@ PACKAGE_MAY_IMPORT = {
     "inspection": {"_core", "errors", "schema", "weights"},
     "commands": {"errors", "inspection"},
     "cli": {"commands"},
+    "explorer_process": {"buffer", "process_exit"},
+    "explorers": {"buffer", "errors", "explorer_process"},
     "weights": {"_core", "buffer", "errors", "process_exit", "schema"},
     "spaces": set(),
     "vector": {"spaces"},
-    "__init__": {"batches", "buffer", "errors", "spaces", "staging", "vector", "weights"},
+    "__init__": {
+        "batches",
+        "buffer",
+        "errors",
+        "explorers",
+        "spaces",
+        "staging",
+        "vector",
+        "weights",
+    },
 }
 PACKAGE_MAY_NEED = {
     "_core": {"numpy", "typing_extensions"},
     "batches": {"numpy", "torch"},
     "commands": {"click", "rich"},
+    "explorer_process": {"multiprocess", "numpy"},
+    "explorers": {"multiprocess", "numpy"},
 }
 CAPABILITY_MAY_IMPORT = {"buffer", "errors", "schema"}  # every module that comes later
 

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import random
 import re
 import signal
 import subprocess
@@ -75,19 +76,32 @@ class ApexRun:
             time.sleep(0.05)
         return output, errors
 
-    def wait_for_explorers(self, count, seconds=60):
-        """Wait until so many explorers have opened the buffer, and all are started."""
+    def wait_until(self, condition, what, seconds=60):
+        """Wait until something about the running program is so."""
         deadline = time.monotonic() + seconds
-        while len(self.explorers()) < count or self.ignores_interrupts():
+        while not condition():
             assert self.process.poll() is None, self.process.communicate()
-            assert time.monotonic() < deadline, "the explorers do not start"
+            assert time.monotonic() < deadline, f"in vain: {what}"
             time.sleep(0.05)
 
-    def ignores_interrupts(self):
-        """Whether the learner ignores Ctrl-C, as it does while it starts the explorers."""
-        status = Path(f"/proc/{self.process.pid}/status").read_text()
-        ignored = int(re.search(r"^SigIgn:\s*(\w+)$", status, re.MULTILINE).group(1), 16)
-        return bool(ignored >> (signal.SIGINT - 1) & 1)
+    def wait_for_explorers(self, count):
+        """Wait until so many explorers have opened the buffer."""
+        self.wait_until(lambda: len(self.explorers()) >= count, "the explorers start")
+
+    def wait_for_checkpoint(self, newer_than=0.0):
+        """Wait for a checkpoint to be written; return when that was."""
+        path = self.out / "checkpoint.pt"
+        self.wait_until(lambda: path.exists() and path.stat().st_mtime > newer_than, "a checkpoint")
+        return path.stat().st_mtime
+
+    def kill(self):
+        """Kill the learner; everything else must end within two seconds."""
+        self.process.kill()
+        self.process.wait()
+        deadline = time.monotonic() + 2
+        while left := processes_of_session(self.process.pid):
+            assert time.monotonic() < deadline, f"still running: {left}"
+            time.sleep(0.02)
 
     def explorers(self):
         """Pids of its processes that have a buffer's segment mapped, but the learner's.
@@ -113,20 +127,18 @@ def test_quickstart(program, learning_packages):
     assert f"{program}: 1,500 steps" in output
 
 
+def test_soft_actor_critic_learns_from_vector_environments(tmp_path, learning_packages):
+    # Solved as soon as the first evaluation: a random policy gets -1,200.
+    output = output_of("sac_vector.py", "--solved-at", "-2000", "--out", tmp_path)
+    result = json.loads((tmp_path / "result.json").read_text())
+    assert result["solved"] and "mean greedy return" in output
+    (evaluated,) = result["returns"]
+    assert 1_000 < evaluated["rows"] < 3_000  # explorers keep to the learner's pace
+
+
 def test_apex_tells_its_options(learning_packages):
     output = output_of("apex.py", "--help")
-    assert all(each in output for each in ("--env", "--explorers", "--seed", "--out"))
-
-
-def test_apex_stops_cleanly_when_its_time_is_up(tmp_path, learning_packages):
-    with ApexRun(tmp_path, "--explorers", "2", "--time-limit", "6") as run:
-        output, errors = run.wait()
-    assert run.process.returncode == 1, errors
-    assert errors == "" and "not solved" in output
-    result = json.loads((tmp_path / "result.json").read_text())
-    assert result["solved"] is False and result["seconds_to_criterion"] is None
-    assert sum(result["rows_per_explorer"]) == result["rows"]
-    assert (tmp_path / "returns.png").stat().st_size > 1_000
+    assert all(each in output for each in ("--env", "--explorers", "--resume", "--out"))
 
 
 def test_apex_stops_cleanly_on_ctrl_c(tmp_path, learning_packages):
@@ -139,12 +151,74 @@ def test_apex_stops_cleanly_on_ctrl_c(tmp_path, learning_packages):
     assert "Traceback" not in errors
 
 
-def test_apex_stops_and_tells_when_an_explorer_is_killed(tmp_path, learning_packages):
-    with ApexRun(tmp_path, "--explorers", "2") as run:
+@pytest.fixture
+def no_keeper_stays(tmp_path):
+    """What keeps the rows of an ended learner would do so for a while longer."""
+    yield
+    from torch import load
+
+    name = load(tmp_path / "checkpoint.pt")["buffer"].encode()
+    for entry in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            if name in (entry / "cmdline").read_bytes().split(b"\0"):
+                os.kill(int(entry.name), signal.SIGKILL)
+                while (entry / "stat").read_text().rpartition(")")[2].split()[0] not in "ZX":
+                    time.sleep(0.01)
+    mpbuffer.ReplayBuffer(1, {"x": {}}).close()  # removes what nobody was left to close
+
+
+def test_apex_outlives_its_explorers_and_its_learner(tmp_path, learning_packages, no_keeper_stays):
+    options = ("--explorers", "2", "--linger", "60")
+    with ApexRun(tmp_path, *options) as run:
         run.wait_for_explorers(2)
-        os.kill(run.explorers()[0], signal.SIGKILL)
-        _, errors = run.wait()
-    assert run.process.returncode not in (0, -signal.SIGKILL)
-    assert "explorer" in errors
-    # A local buffer that only the killed process had goes with whatever is created next.
-    mpbuffer.ReplayBuffer(1, {"x": {}}).close()
+        killed = run.explorers()[0]
+        os.kill(killed, signal.SIGKILL)
+        run.wait_until(lambda: len(set(run.explorers()) - {killed}) == 2, "it is replaced")
+        run.wait_for_checkpoint()
+        run.kill()
+
+    with ApexRun(tmp_path, *options, "--resume", "--time-limit", "1.5") as run:
+        output, errors = run.wait()
+    assert run.process.returncode == 1 and errors == "", errors
+    assert "resuming after" in output and "not solved" in output
+    assert "the rows of the earlier run are gone" not in output
+    result = json.loads((tmp_path / "result.json").read_text())
+    assert result["solved"] is False and result["runs"] == 2
+    assert result["cycles"] > result["returns"][0]["cycles"] > 0
+    assert (tmp_path / "returns.png").stat().st_size > 1_000
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+def test_apex_solves_its_task_though_everybody_is_killed(
+    tmp_path, learning_packages, no_keeper_stays
+):
+    """Explorers and the learner are killed again and again; MPBUFFER_KILLS says how often."""
+    rng = random.Random(1)
+    kills, wanted = {"explorer": 0, "learner": 0}, int(os.environ.get("MPBUFFER_KILLS", "100"))
+    options = ("--explorers", "2", "--linger", "60", "--time-limit", "600")
+    resume, solved = (), 0
+    while sum(kills.values()) < wanted or not solved:
+        with ApexRun(tmp_path, *options, *resume, "--seed", str(solved)) as run:
+            begun, learner_at = time.time(), rng.uniform(1, 20)
+            with contextlib.suppress(AssertionError):  # it may have solved the task meanwhile
+                run.wait_for_checkpoint(begun)
+            while run.process.poll() is None:
+                time.sleep(rng.uniform(0.1, 2))
+                if sum(kills.values()) >= wanted:
+                    run.wait(600)
+                elif learner_at < time.time() - begun - 5:
+                    run.kill()
+                    kills["learner"] += 1
+                elif pids := run.explorers():
+                    with contextlib.suppress(ProcessLookupError):
+                        os.kill(rng.choice(pids), signal.SIGKILL)
+                        kills["explorer"] += 1
+            if run.process.returncode == -signal.SIGKILL:
+                resume = ("--resume",)
+            else:
+                output, errors = run.wait()
+                assert run.process.returncode == 0, output + errors
+                solved, resume = solved + 1, ()
+    print(kills, solved)
+    assert min(kills.values()) > 0

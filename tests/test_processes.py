@@ -1187,7 +1187,8 @@ def test_the_process_table_has_an_end(many_descriptors):
 def test_import_asks_for_nothing():
     """No torch, no gymnasium, no multiprocess is imported by importing the package."""
     script = (
-        "import sys, mpbuffer; print(sorted({'torch', 'gymnasium', 'scipy'} & set(sys.modules)))"
+        "import sys, mpbuffer\n"
+        "print(sorted({'torch', 'gymnasium', 'scipy', 'multiprocess'} & set(sys.modules)))"
     )
     assert run_python(script=script).stdout == b"[]\n"
     assert importlib.import_module("mpbuffer").__version__

@@ -58,7 +58,11 @@ void RecycledMemory::take_back(PyObject* capsule) {
 
 py::object RecycledMemory::array(PyArray_Descr* descr, int ndim, const npy_intp* dims) {
     auto bytes = static_cast<std::size_t>(PyDataType_ELSIZE(descr));
-    for (int i = 0; i < ndim; ++i) bytes *= static_cast<std::size_t>(dims[i]);
+    for (int i = 0; i < ndim; ++i) {
+        if (__builtin_mul_overflow(bytes, static_cast<std::size_t>(dims[i]), &bytes)) {
+            return fresh_array(descr, ndim, dims);  // NumPy says what is wrong with it
+        }
+    }
     if (bytes < least_bytes) return fresh_array(descr, ndim, dims);
 
     auto loan = std::make_unique<Loan>(Loan{block_of(bytes), weak_from_this()});

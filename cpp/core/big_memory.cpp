@@ -12,6 +12,7 @@
 #include <cstdlib>
 #include <cstring>
 #include <fstream>
+#include <limits>
 #include <mutex>
 #include <new>
 #include <thread>
@@ -173,6 +174,7 @@ void interleave_nodes(std::byte* memory, std::size_t bytes, const std::string& v
 }
 
 PrivateMemory::PrivateMemory(std::size_t bytes) {
+    if (bytes > std::numeric_limits<std::size_t>::max() / 2) throw std::bad_alloc();
     const std::size_t whole = bytes >= huge_page ? (bytes + huge_page - 1) / huge_page * huge_page
                                                  : (bytes + 63) / 64 * 64;
     const std::size_t alignment = bytes >= huge_page ? huge_page : 64;

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Runs the spin model of the protocol: every configuration to its end, every flaw until it shows.
+"""Runs the spin models of the protocols: every configuration to its end, every flaw until it shows.
 
 A configuration passes if spin's search completed (nothing cut off by depth, memory or time) with
 0 errors. A flaw passes if the assertion named beside it, or a cycle without progress, is reported.
@@ -19,8 +19,8 @@ import sys
 import tempfile
 import time
 
-MODEL = pathlib.Path(__file__).with_name("protocol.pml")
-README = MODEL.with_name("README.md")
+HERE = pathlib.Path(__file__).parent
+README = HERE / "README.md"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,6 +32,7 @@ class Case:
     fails: str = ""  # name of the assertion that must fail; "cycle"; "" for none
     short: bool = False
     cycles: bool = False  # look for endless loops as well (a process that never comes back)
+    model: str = "protocol.pml"
 
 
 TREE = "LEARNERS=2 "
@@ -77,6 +78,23 @@ CONFIGURATIONS = [
         "WRITERS=1 CAP=1 EXTRA_CALLS=1 LEARNERS=2 LEARNER_OPS=1 OBSERVERS=1 CLEARS=1 DEATHS=1",
     ),
 ]
+
+WEIGHTS = [
+    ("weights, one reader", "READERS=1 READS=2 VERSIONS=4 PUBLISHERS=2", False),
+    ("weights, one reader, stopped", "READERS=1 READS=2 VERSIONS=4 STOPS=1", False),
+    ("weights, one reader, stopped twice", "READERS=1 STOPS=2 PUBLISHERS=2", False),
+    ("weights, one reader, stopped, killed", "READERS=1 STOPS=1 DEATHS=1 PUBLISHERS=2", True),
+    ("weights, four slots", "SLOTS=4 READERS=1 STOPS=1 READS=2", True),
+    ("weights, two readers", "", False),
+    ("weights, two readers, publisher killed", "PUBLISHERS=2", False),
+    ("weights, two readers, killed", "DEATHS=2", False),
+]
+CONFIGURATIONS += [
+    Case(name, macros, short=short, model="weights.pml") for name, macros, short in WEIGHTS
+]
+CONFIGURATIONS.append(
+    Case("weights, cycles", "READERS=1 STOPS=1", short=True, cycles=True, model="weights.pml")
+)
 
 SEEN = "OUTCOMES CAP=1 "  # what a user sees; assertions about the inside are off
 READER = SEEN + "LEARNERS=0 OBSERVERS=1 ASKS=0 READS=1 "
@@ -193,6 +211,44 @@ FLAWS = [
     flaw("SPARE_FAILED_DRAW_EXPECTS_NOTHING", "CAP=1 LEARNERS=2", "", short=False),
     flaw("SPARE_LEAF_IN_WITHOUT_SECOND_LOOK", "CAP=1 LEARNERS=2", "", short=False),
 ]
+ONE_READER = "READERS=1 READS=2"
+FLAWS += [
+    Case(macros.split()[-1], macros, fails, short=True, model="weights.pml")
+    for macros, fails in (
+        (f"{ONE_READER} FLAW_MARKS_IGNORED", "a_slot_rests_while_it_is_copied"),
+        (f"{ONE_READER} FLAW_OFFER_NOT_LOOKED_AT_AGAIN", "a_read_is_one_copy"),
+        (f"{ONE_READER} FLAW_OFFERED_SLOT_TAKEN", "the_offered_slot_is_not_written"),
+        (
+            f"OUTCOMES {ONE_READER} FLAW_OFFERED_BEFORE_IT_IS_WRITTEN",
+            "a_read_is_as_new_as_what_was_offered",
+        ),
+        (
+            f"OUTCOMES {ONE_READER} FLAW_READERS_LEAVE_IT_PENDING",
+            "the_newest_version_is_offered_at_rest",
+        ),
+        (
+            "OUTCOMES READERS=1 DEATHS=1 FLAW_DEAD_HOLD_THEIR_SLOTS",
+            "the_newest_version_is_offered_at_rest",
+        ),
+        ("VERSIONS=4 FLAW_NEVER_PENDING", "a_slot_rests_while_it_is_copied"),
+        (
+            "OUTCOMES VERSIONS=4 FLAW_PENDING_TAKEN_WITHOUT_COMPARING",
+            "a_read_is_one_whole_version",
+        ),
+        # A read is whole whatever went wrong with the slots: both looks at the number, or neither.
+        (f"OUTCOMES {ONE_READER} STOPS=1 FLAW_MARKS_IGNORED", ""),
+        (f"OUTCOMES {ONE_READER} FLAW_OFFERED_SLOT_TAKEN", ""),
+        (
+            f"OUTCOMES {ONE_READER} FLAW_MARKS_IGNORED FLAW_NUMBER_KEPT",
+            "a_read_is_one_whole_version",
+        ),
+        (
+            f"OUTCOMES {ONE_READER} FLAW_MARKS_IGNORED FLAW_NUMBER_NOT_LOOKED_AT_AGAIN",
+            "a_read_is_one_whole_version",
+        ),
+        (f"{ONE_READER} VERSIONS=4 SPARE_NO_LOOK_AFTER_PENDING", ""),
+    )
+]
 
 
 def output_of(arguments: list[str], where: pathlib.Path) -> str:
@@ -220,7 +276,7 @@ def run(case: Case, memory_mb: int) -> Outcome:
         where = pathlib.Path(folder)
         chosen = dict(macro.partition("=")[::2] for macro in case.macros.split())
         macros = [f"-D{name}={value}" if value else f"-D{name}" for name, value in chosen.items()]
-        text = output_of(["spin", *macros, "-a", str(MODEL)], where)
+        text = output_of(["spin", *macros, "-a", str(HERE / case.model)], where)
         if not (where / "pan.c").exists():
             return Outcome(False, 0, 0, "spin: " + text.strip())
         kind = "-DNP" if case.cycles else "-DSAFETY"

@@ -1,0 +1,105 @@
+"""What explorers of the tests do, and learners that are to be killed. Light to import."""
+
+import json
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+
+FIELDS = {
+    "index": {"dtype": "i8"},
+    "pid": {"dtype": "i8"},
+    "restart": {"dtype": "i8"},
+    "epsilon": {"dtype": "f8"},
+    "draw": {"dtype": "f8"},
+}
+
+
+def tell(explorer, draw=0.0):
+    """Add a row that says who one is."""
+    explorer.buffer.add(
+        index=explorer.index,
+        pid=os.getpid(),
+        restart=explorer.restart,
+        epsilon=explorer.epsilon,
+        draw=draw,
+    )
+
+
+def play(explorer):
+    """Tell who one is, with one's first random number, again and again until told to stop."""
+    draw = explorer.rng.random()
+    while not explorer.should_stop():
+        tell(explorer, draw)
+        explorer.stopping.wait(0.01)
+
+
+def play_deaf(explorer):
+    """Play, and never look at what the learner wants."""
+    while True:
+        tell(explorer)
+        time.sleep(0.01)
+
+
+def play_and_ignore_signals(explorer):
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    play_deaf(explorer)
+
+
+def raise_from_depth(explorer, index):
+    if explorer.index == index:
+        raise LookupError(f"no way out of {index}")
+    play(explorer)
+
+
+def leave_at_once(explorer, code):
+    os._exit(code)
+
+
+def tell_of_place(explorer, path):
+    """Write down on which cores each thread runs, how nice, and what limits there are."""
+    from mpbuffer.explorer_process import THREAD_VARIABLES
+
+    threads = [int(each) for each in os.listdir("/proc/self/task")]
+    place = {
+        "cores": [sorted(os.sched_getaffinity(each)) for each in threads],
+        "nice": [os.getpriority(os.PRIO_PROCESS, each) for each in threads],
+        "variables": [os.environ.get(each) for each in THREAD_VARIABLES],
+        "at_exec": dict(
+            entry.split("=", 1)
+            for entry in Path("/proc/self/environ").read_text().split("\0")
+            if "_NUM_THREADS" in entry
+        ),
+        "interrupt": str(signal.getsignal(signal.SIGINT)),
+        "blocked": signal.SIGINT in signal.pthread_sigmask(signal.SIG_BLOCK, ()),
+    }
+    Path(path.format(explorer.index)).write_text(json.dumps(place))
+
+
+def learn(start_method, function, n=2):
+    """Be a learner: say when the explorers start and when all play; say how it ended."""
+    import mpbuffer
+
+    interrupts = []
+    with mpbuffer.PrioritizedReplayBuffer(1000, FIELDS) as buffer:
+        try:
+            print("starting", flush=True)
+            with mpbuffer.Explorers(
+                globals()[function], n, buffer, start_method=start_method, stop_timeout=1
+            ) as explorers:
+                while len(set(buffer.get_all_transitions()["index"].ravel())) < n:
+                    explorers.check()
+                    time.sleep(0.01)
+                print("playing", *(each.pid for each in explorers.status()), flush=True)
+                while True:
+                    explorers.check()
+                    time.sleep(0.01)
+        except KeyboardInterrupt:
+            interrupts.append(1)
+        time.sleep(0.2)  # for a second one to come, were there one
+    print("interrupted", len(interrupts), flush=True)
+
+
+if __name__ == "__main__":
+    learn(*sys.argv[1:])
