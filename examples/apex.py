@@ -95,11 +95,11 @@ class Learner:
     def cycle(self, rb: mpbuffer.PrioritizedReplayBuffer, batch: dict[str, torch.Tensor]) -> None:
         """Train on a batch, and update its priorities."""
         rows = {name: each.to(self.device, non_blocking=True) for name, each in batch.items()}
+        q, next_q = self.online(torch.cat([rows["obs"], rows["next_obs"]])).chunk(2)
         with torch.no_grad():  # the online network chooses the action, the target network rates it
-            choice = self.online(rows["next_obs"]).argmax(1, keepdim=True)
-            follows = self.target(rows["next_obs"]).gather(1, choice)
+            follows = self.target(rows["next_obs"]).gather(1, next_q.argmax(1, keepdim=True))
             target = rows["rew"] + rows["discount"] * follows
-        q = self.online(rows["obs"]).gather(1, rows["act"])
+        q = q.gather(1, rows["act"])
         loss = nn.functional.smooth_l1_loss(q, target, reduction="none").squeeze(1)
         self.optimizer.zero_grad()
         (rows["weights"] * loss).mean().backward()

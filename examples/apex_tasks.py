@@ -12,7 +12,7 @@ from torch import nn
 rms_prop = functools.partial(
     torch.optim.RMSprop, lr=0.00025 / 4, alpha=0.95, eps=1.5e-7, centered=True
 )
-adam = functools.partial(torch.optim.Adam, lr=1e-3, fused=True)
+adam = functools.partial(torch.optim.Adam, lr=2e-3, fused=True)
 
 
 @dataclass(frozen=True)
@@ -41,11 +41,11 @@ SMALL = functools.partial(
     Task,
     capacity=50_000,
     warm_up_rows=1_000,
-    rows_per_cycle=2.0,
+    rows_per_cycle=4.0,
     batch_size=128,
     optimizer=adam,
-    target_cycles=1,
-    target_share=0.01,
+    target_cycles=4,
+    target_share=0.04,
     evaluate_cycles=1_000,
 )
 TASKS = {
@@ -90,7 +90,7 @@ class DuelingNetwork(nn.Module):
         super().__init__()
         shape, actions = env.observation_space.shape, int(env.action_space.n)
         if len(shape) == 1:
-            body, features, hidden = [nn.Linear(shape[0], 128)], 128, 128
+            body, features, hidden = [nn.Linear(shape[0], 128)], 128, 64
         elif shape[1:] == (84, 84):  # Mnih et al., 2015
             body = [nn.Conv2d(shape[0], 32, 8, 4), nn.ReLU(), nn.Conv2d(32, 64, 4, 2), nn.ReLU()]
             body, features, hidden = [*body, nn.Conv2d(64, 64, 3)], 64 * 7 * 7, 512

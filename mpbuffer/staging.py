@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+import sys
 from collections.abc import Callable, Mapping
 from typing import Any, Literal, NoReturn, TypeVar
 
@@ -209,8 +210,9 @@ class Staging(_core.Staging):
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def __del__(self) -> None:
-        self.close()
+    def __del__(self, is_finalizing: Callable[[], bool] = sys.is_finalizing) -> None:
+        if not is_finalizing():  # then it was closed at exit
+            self.close()
 
     def __reduce__(self) -> NoReturn:
         raise TypeError(

@@ -55,7 +55,7 @@ def streams(draw):
     ]
     cuts = draw(st.sets(st.integers(0, 24), max_size=3))
     nstep = {
-        "size": draw(st.integers(1, 6)),
+        "size": draw(st.integers(1, 6) | st.just(11)),
         "gamma": draw(gammas),
         "rew": draw(st.sampled_from(["rew", ["rew", "both"], None, ["both"]])),
         "next": draw(st.sampled_from(["next_obs", ["next_obs"], None, []])),

@@ -2,7 +2,9 @@
 
 import collections
 import contextlib
+import doctest
 import gc
+import importlib
 import multiprocessing
 import os
 import pickle
@@ -144,6 +146,11 @@ def test_rows_are_those_of_the_oracle(course, flush_every, own):
             assert [as_bytes(row, known) for row in got if row["env"] == env] == [
                 as_bytes(row, known) for row in expected
             ]
+
+
+def test_the_example_in_the_docstring():
+    outcome = doctest.testmod(importlib.import_module("mpbuffer.staging"))
+    assert outcome.attempted > 0 and outcome.failed == 0
 
 
 def test_without_nstep_each_step_is_a_row():

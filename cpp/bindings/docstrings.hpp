@@ -44,7 +44,8 @@ IndexError
 SlotsHeld
     If living processes held every slot for 1 s; tells how many rows were
     added. Ctrl-C ends that wait, and what was added stays. After any other
-    error nothing has changed.
+    error nothing has changed. With ``Nstep=`` the steps are taken all the
+    same, and the next call writes the rows that this one could not.
 OSError
     If another process's claim is met and this program has closed the
     descriptor through which the buffer asks whether that process lives.
