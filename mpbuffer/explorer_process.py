@@ -378,8 +378,6 @@ def run_explorer(orders: Orders, task: Task | PickledTask, connection: Any) -> N
         else:
             _tell(connection, FAILED, _traceback_text(error))
             exit_code = 1
-    while (
-        watch.learner_is_gone
-    ):  # the watch ends this process; the interpreter would take its time,
-        time.sleep(_SECONDS_TO_RETURN)  # in which no thread can run any more
+    while watch.learner_is_gone:  # the watch ends it; once the interpreter ends, no thread could
+        time.sleep(_SECONDS_TO_RETURN)
     sys.exit(exit_code)
