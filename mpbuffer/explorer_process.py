@@ -269,13 +269,16 @@ class WatchedName(str):
     learner: ProcessIdentity
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Pickle as an expression, since ``sys.path`` is not yet that of the learner."""
+        """Pickle as an expression, since ``sys.path`` is not yet that of the learner.
+
+        The working directory comes first there, and may hold another package of this name.
+        """
         known = {"paths": sys.path, "name": str(self), "learner": tuple(self.learner)}
         return eval, (_NAME_EXPRESSION, known)
 
 
 _NAME_EXPRESSION = (
-    "__import__('sys').path.extend(paths) or"
+    "__import__('sys').path.__setitem__(slice(None), paths) or"
     f" __import__({__name__!r}, fromlist=['']).named_and_watched(name, learner)"
 )
 

@@ -22,7 +22,7 @@ from watched_processes import DEADLINE, TESTS, python_started, run_python
 
 import mpbuffer
 from mpbuffer import ExplorerFailed, Explorers
-from mpbuffer.explorer_process import THREAD_VARIABLES, ProcessIdentity
+from mpbuffer.explorer_process import THREAD_VARIABLES, ProcessIdentity, WatchedName
 from mpbuffer.explorers import _Place, _SignalsPutOff
 
 pytestmark = pytest.mark.timeout(90)
@@ -265,6 +265,41 @@ def test_modules_of_ones_own_go_by_name(buffer, tmp_path, monkeypatch):
         assert buffer.get_all_transitions()[fields[0]].ravel().tolist() == [3]
     finally:
         del sys.modules["module_of_my_own"]
+
+
+@pytest.mark.parametrize("start_method", methods("spawn"))
+def test_the_working_directory_may_hold_another_package_of_this_name(tmp_path, start_method):
+    (tmp_path / "mpbuffer").mkdir()
+    (tmp_path / "mpbuffer" / "__init__.py").write_text("raise ImportError('the wrong one')\n")
+    (tmp_path / "programs").mkdir()
+    program = tmp_path / "programs" / "program.py"
+    program.write_text(
+        "import mpbuffer\n"
+        "def explore(explorer):\n"
+        "    explorer.buffer.add(x=explorer.index)\n"
+        "if __name__ == '__main__':\n"
+        "    with mpbuffer.ReplayBuffer(8, {'x': {}}) as buffer:\n"
+        f"        how = {{'start_method': {start_method!r}}}\n"
+        "        with mpbuffer.Explorers(explore, 2, buffer, **how) as explorers:\n"
+        f"            assert explorers.join({DEADLINE})\n"
+        "        assert len(buffer) == 2\n"
+    )
+    ended = subprocess.run(
+        [sys.executable, str(program)], cwd=tmp_path, capture_output=True, timeout=DEADLINE
+    )
+    assert ended.returncode == 0, ended.stderr.decode()
+
+
+def test_an_explorer_looks_for_modules_where_the_learner_does():
+    name = WatchedName("explorer-0")
+    name.learner = ProcessIdentity.of(os.getpid())
+    script = (
+        "import pickle, sys; name = pickle.loads(sys.stdin.buffer.read());"
+        "print(name, *sys.path, sep='\\n')"
+    )
+    ended = run_python(script=script, stdin=pickle.dumps(name))
+    assert ended.stderr == b""
+    assert ended.stdout.decode().splitlines() == ["explorer-0", *sys.path]
 
 
 def test_what_cannot_be_unpickled_is_told(buffer):
