@@ -302,7 +302,7 @@ def main() -> int:
         if options.linger > 0:
             command = [sys.executable, "-c", KEEPER, rb.name, str(os.getpid()), str(options.linger)]
             silent = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.DEVNULL)
-            subprocess.Popen(command, start_new_session=True, **silent)
+            subprocess.Popen(command, cwd="/", start_new_session=True, **silent)
         shared = (options.env, weights, returns)
         seed = [options.seed, result["runs"]]
         explorers = mpbuffer.Explorers(explore, options.explorers, rb, args=shared, seed=seed)
