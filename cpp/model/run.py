@@ -232,8 +232,8 @@ FLAWS += [
         ),
         ("VERSIONS=4 FLAW_NEVER_PENDING", "a_slot_rests_while_it_is_copied"),
         (
-            "OUTCOMES VERSIONS=4 FLAW_PENDING_TAKEN_WITHOUT_COMPARING",
-            "a_read_is_one_whole_version",
+            "VERSIONS=4 FLAW_PENDING_TAKEN_WITHOUT_COMPARING",
+            "the_offered_slot_is_not_written",
         ),
         # A read is whole whatever went wrong with the slots: both looks at the number, or neither.
         (f"OUTCOMES {ONE_READER} STOPS=1 FLAW_MARKS_IGNORED", ""),
