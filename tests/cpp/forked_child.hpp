@@ -18,6 +18,7 @@
 #include <cstdint>
 #include <cstdio>
 #include <cstdlib>
+#include <cstring>
 #include <exception>
 #include <filesystem>
 #include <functional>
@@ -27,9 +28,29 @@
 
 constexpr unsigned watchdog_seconds = 20;
 
-struct Watchdog {
-    Watchdog() { alarm(watchdog_seconds); }
-    ~Watchdog() { alarm(0); }
+// Ends this process, with the name of its test case, where that takes longer than it ever should.
+class Watchdog {
+  public:
+    Watchdog() {
+        test_case_ = doctest::getContextOptions()->currentTest->m_name;
+        ::signal(SIGALRM, [](int) {
+            for (const char* text : {"the watchdog ends test case: ", test_case_, "\n"}) {
+                if (write(STDERR_FILENO, text, std::strlen(text)) < 0) break;
+            }
+            ::signal(SIGALRM, SIG_DFL);
+            raise(SIGALRM);
+        });
+        alarm(watchdog_seconds);
+    }
+    ~Watchdog() {
+        alarm(0);
+        ::signal(SIGALRM, SIG_DFL);
+    }
+    Watchdog(const Watchdog&) = delete;
+    Watchdog& operator=(const Watchdog&) = delete;
+
+  private:
+    static inline const char* test_case_ = "";
 };
 
 class Channel {
