@@ -3,6 +3,7 @@
 import gc
 import multiprocessing
 import os
+import sys
 import time
 from pathlib import Path
 
@@ -51,6 +52,15 @@ def pytest_configure(config):
     config.addinivalue_line("markers", "slow: the full size of a test that also has a fast form")
     if not config.pluginmanager.hasplugin("timeout"):
         raise pytest.UsageError("these tests wait for processes: install pytest-timeout")
+    # Else each process that is spawned would import pytest first, as its main module.
+    main = sys.modules["__main__"]
+    main.__spec__ = main.__file__ = None
+
+
+def pytest_collection_finish():
+    """A full collection, of which there are hundreds, passes over what lives to the end anyway."""
+    gc.collect()
+    gc.freeze()
 
 
 call_failed = pytest.StashKey[bool]()

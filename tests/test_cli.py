@@ -200,7 +200,7 @@ def test_gc_removes_what_is_dead_and_nothing_else(stale, copy_of_stale, segment_
             dead, dead_too = stale("cli.dead"), copy_of_stale("cli.dead", "cli.dead-too")
             reports = listed("--interval", "0")
             assert not reports[dead]["live"] and reports["cli.alive"]["live"]
-            assert "stale" in line_of(dead, run("ls").stdout)
+            assert "stale" in line_of(dead, run("ls", "--interval", "0").stdout)
 
             promised = run("gc", "--dry-run")
             assert promised.exit_code == 0
@@ -396,9 +396,9 @@ def test_inspect_finds_damage(what, segment_file):
         assert outcome.exit_code == 1
         assert "damage: " in outcome.stdout and "sound" not in outcome.stdout
         assert (
-            "damaged" in line_of("cli.damaged", run("ls").stdout)
+            "damaged" in line_of("cli.damaged", run("ls", "--interval", "0").stdout)
             or "slot" in sentence
-            or (report["damage"][0] not in listed()["cli.damaged"]["damage"])
+            or (report["damage"][0] not in listed("--interval", "0")["cli.damaged"]["damage"])
         )
 
 
@@ -427,7 +427,7 @@ def test_inspect_a_truncated_file(length, segment_file):
         report = inspected("cli.cut", 1)
         assert not report["readable"]
         assert "bytes" in report["damage"][0]
-        assert "damaged" in line_of("cli.cut", run("ls").stdout)
+        assert "damaged" in line_of("cli.cut", run("ls", "--interval", "0").stdout)
         assert path.exists()
     finally:
         path.unlink()
@@ -462,10 +462,10 @@ def test_files_whose_names_are_no_buffers(name, segment_file):
         file.write(b"mpbuffer" + bytes(5000))
     try:
         os.chmod(path, 0o600)
-        outcome = run("ls")
+        outcome = run("ls", "--interval", "0")
         assert outcome.exit_code == 0
         assert "\x1b" not in outcome.stdout
-        assert run("ls", "--json").exit_code == 0
+        assert run("ls", "--json", "--interval", "0").exit_code == 0
         outcome = run("gc")
         assert outcome.exit_code == 0
         assert "\x1b" not in outcome.stdout
