@@ -127,8 +127,16 @@ def calls_of(buffer):
     return calls | {"clear": (buffer.clear, ()), "close": (buffer.close, ())}
 
 
-@pytest.mark.parametrize("start_method", ["fork", "spawn"], indirect=True)
-@pytest.mark.parametrize("cls", [ReplayBuffer, PrioritizedReplayBuffer])
+@pytest.mark.parametrize(
+    ("cls", "start_method"),
+    [
+        (ReplayBuffer, "fork"),
+        (PrioritizedReplayBuffer, "spawn"),
+        pytest.param(ReplayBuffer, "spawn", marks=pytest.mark.slow),
+        pytest.param(PrioritizedReplayBuffer, "fork", marks=pytest.mark.slow),
+    ],
+    indirect=["start_method"],
+)
 def test_each_call_ends(cls, context, segment_file):
     with cls(SLOTS, {"a": {"shape": ROW, "dtype": "f8"}}) as buffer:
         path = segment_file(buffer.name)

@@ -438,13 +438,13 @@ def test_bad_indexes_of_generations_and_of_encode_sample(indexes):
     "batch_size", [0, -1, 1.5, "many", None, np.nan, [3], 2**60, 2**62, 2**63 - 1, 2**70, -(2**70)]
 )
 def test_bad_batch_sizes(cls, fill, batch_size):
-    buffer = filled(cls, fill)
-    before = state(buffer)
-    for sample in (buffer.sample, getattr(buffer, "sample_uniform", buffer.sample)):
-        with pytest.raises((ValueError, TypeError, OverflowError, MemoryError)) as refused:
-            sample(batch_size)
-        assert fill == 0 or not isinstance(refused.value, mpbuffer.EmptyBuffer)
-        assert state(buffer) == before
+    with filled(cls, fill) as buffer:
+        before = state(buffer)
+        for sample in (buffer.sample, getattr(buffer, "sample_uniform", buffer.sample)):
+            with pytest.raises((ValueError, TypeError, OverflowError, MemoryError)) as refused:
+                sample(batch_size)
+            assert fill == 0 or not isinstance(refused.value, mpbuffer.EmptyBuffer)
+            assert state(buffer) == before
 
 
 @both_classes

@@ -456,67 +456,78 @@ def test_a_description_that_is_only_written_otherwise(segment_file):
 # Bodies: what processes write while they use the buffer
 
 
-@both_classes
-@pytest.mark.parametrize("seed", range(8))
-def test_a_body_of_noise(cls, seed, segment_file):
-    """Every call ends: in a result, or in an error that is the buffer's own."""
+def write_noise(path, seed):
+    """Into all that processes write while they use the buffer, mostly where it matters most."""
     noise = random.Random(seed)
     kinds = [bytes(8), b"\xff" * 8, struct.pack("<d", float("nan"))]
-    buffer = cls(10, FIELDS, name="hostile.noise")
-    for _ in range(15):
-        buffer.add(**ROW)
-    if cls is PrioritizedReplayBuffer:
-        buffer.sample(2)
-        buffer.release_learner()
-    with open(segment_file("hostile.noise"), "r+b") as file:
+    with open(path, "r+b") as file:
         length = os.fstat(file.fileno()).st_size
         header = file.read(HEADER_BYTES)
         (begin,) = struct.unpack_from("<Q", header, OFFSETS["process_table"])
         (meta,) = struct.unpack_from("<Q", header, OFFSETS["meta"])
         for _ in range(400):
             at = noise.randrange(begin, length - 8)
-            if noise.random() < 0.7:  # where most of what matters is
+            if noise.random() < 0.7:
                 at = noise.randrange(meta - 256, meta + 400)
             file.seek(at & ~7)
             file.write(noise.choice([noise.randbytes(8), *kinds]))
+
+
+@both_classes
+def test_bodies_of_noise(cls, segment_file):
+    """Every call ends: in a result, or in an error that is the buffer's own."""
+    buffers = [cls(10, FIELDS, name=f"hostile.noise-{seed}") for seed in range(8)]
+    for seed, buffer in enumerate(buffers):
+        for _ in range(15):
+            buffer.add(**ROW)
+        if cls is PrioritizedReplayBuffer:
+            buffer.sample(2)
+            buffer.release_learner()
+        write_noise(segment_file(buffer.name), seed)
     script = """
-import time, warnings
+import sys, time
 import numpy as np
 import mpbuffer
-buffer = mpbuffer.attach("hostile.noise")
-calls = {
-    "add": lambda: buffer.add(a=np.ones((2, 3)), a_name_that_makes_the_description_long=[1, 2]),
-    "sample": lambda: buffer.sample(4),
-    "sample_uniform": lambda: getattr(buffer, "sample_uniform", buffer.sample)(4),
-    "update": lambda: buffer.update_priorities([0, 1, 9], [1, 2, 3]),
-    "size": buffer.get_stored_size,
-    "all": lambda: buffer.get_all_transitions(shuffle=True),
-    "next": buffer.get_next_index,
-    "rows": buffer.rows_added,
-    "processes": buffer.processes,
-    "learner": lambda: buffer.learner_status(),
-    "leaves": lambda: buffer._leaves(),
-    "largest": lambda: buffer.get_max_priority(),
-    "clear": buffer.clear,
-    "add again": lambda: buffer.add(a=[1, 2, 3], a_name_that_makes_the_description_long=4),
-    "sample again": lambda: buffer.sample(4),
-}
-for name, call in calls.items():
-    begun = time.monotonic()
-    try:
-        call()
-        outcome = "done"
-    except (mpbuffer.MpbufferError, AttributeError) as error:
-        outcome = type(error).__name__
-    taken = time.monotonic() - begun
-    print(f"{name}: {outcome} after {taken:.2f} s", flush=True)
-    assert taken < 10
-buffer.close()
+
+def try_all(buffer):
+    calls = {
+        "add": lambda: buffer.add(a=np.ones((2, 3)), a_name_that_makes_the_description_long=[1, 2]),
+        "sample": lambda: buffer.sample(4),
+        "sample_uniform": lambda: getattr(buffer, "sample_uniform", buffer.sample)(4),
+        "update": lambda: buffer.update_priorities([0, 1, 9], [1, 2, 3]),
+        "size": buffer.get_stored_size,
+        "all": lambda: buffer.get_all_transitions(shuffle=True),
+        "next": buffer.get_next_index,
+        "rows": buffer.rows_added,
+        "processes": buffer.processes,
+        "learner": lambda: buffer.learner_status(),
+        "leaves": lambda: buffer._leaves(),
+        "largest": lambda: buffer.get_max_priority(),
+        "clear": buffer.clear,
+        "add again": lambda: buffer.add(a=[1, 2, 3], a_name_that_makes_the_description_long=4),
+        "sample again": lambda: buffer.sample(4),
+    }
+    for name, call in calls.items():
+        begun = time.monotonic()
+        try:
+            call()
+            outcome = "done"
+        except (mpbuffer.MpbufferError, AttributeError) as error:
+            outcome = type(error).__name__
+        taken = time.monotonic() - begun
+        print(f"{buffer.name}, {name}: {outcome} after {taken:.2f} s", flush=True)
+        assert taken < 10
+
+for name in sys.argv[1:]:
+    with mpbuffer.attach(name) as buffer:
+        try_all(buffer)
 """
-    done = run_python(script=script)
+    names = [buffer.name for buffer in buffers]
+    done = run_python("-c", script, *names)
     assert done.returncode == 0, done.stdout.decode() + done.stderr.decode()
-    buffer.close()
-    assert not segment_file("hostile.noise").exists()
+    for name, buffer in zip(names, buffers, strict=True):
+        buffer.close()
+        assert not segment_file(name).exists()
 
 
 # What the program itself may break

@@ -85,10 +85,24 @@ class Learner:
         return stale
 
 
+NEVER_FULL, MANY_LAPS = 2**20, 8192
+
+
 @pytest.mark.parametrize(
-    "total", [100_000, pytest.param(1_000_000, marks=slow)], ids=["fast", "full"]
+    ("start_method", "capacity", "total"),
+    [
+        ("fork", NEVER_FULL, 100_000),
+        ("fork", MANY_LAPS, 100_000),
+        ("spawn", MANY_LAPS, 100_000),
+        ("forkserver", NEVER_FULL, 100_000),
+        *(
+            pytest.param(start_method, capacity, 1_000_000, marks=slow)
+            for start_method in ("fork", "spawn", "forkserver")
+            for capacity in (NEVER_FULL, MANY_LAPS)
+        ),
+    ],
+    indirect=["start_method"],
 )
-@pytest.mark.parametrize("capacity", [2**20, 8192])
 def test_explorers_and_a_learner(context, capacity, total):
     rows_each = total // EXPLORERS
     least_stale = total // 100 if capacity < total // 2 else 0
