@@ -406,9 +406,9 @@ def test_ctrl_c_while_a_batch_is_gathered(tmp_path):
         """
         import os, signal, threading, time
         import numpy as np, mpbuffer
-        buffer = mpbuffer.PrioritizedReplayBuffer(64, {"x": {"shape": 500_000}})
+        buffer = mpbuffer.PrioritizedReplayBuffer(64, {"x": {"shape": 200_000}})
         for _ in range(16):
-            buffer.add(x=np.zeros((4, 500_000), np.float32))
+            buffer.add(x=np.zeros((4, 200_000), np.float32))
         with buffer.batches(300, prefetch=1) as batches:
             threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGINT)).start()
             start = time.monotonic()

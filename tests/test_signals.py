@@ -53,7 +53,7 @@ def heed_interrupts():
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
-def interrupt(script, after=0.1):
+def interrupt(script, after=0.05):
     """Run the script, which says "ready", send SIGINT, and let it tell how the calls ended."""
     with (
         python_started(script=script, preexec_fn=heed_interrupts) as process,
@@ -76,8 +76,8 @@ def interrupt(script, after=0.1):
 LOOP = """
 import mpbuffer
 buffer = mpbuffer.attach({name!r})
-print("ready", flush=True)
 try:
+    print("ready", flush=True)
     while True:
         try:
             {call}
