@@ -163,7 +163,7 @@ def no_keeper_stays():
     for entry in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
             command = (entry / "cmdline").read_bytes().split(b"\0")
-            if b"mpbuffer.attach" in b"".join(command) and learners & set(command):
+            if b"mpbuffer.keeping" in b"".join(command) and learners & set(command):
                 os.kill(int(entry.name), signal.SIGKILL)
                 while (entry / "stat").read_text().rpartition(")")[2].split()[0] not in "ZX":
                     time.sleep(0.01)
