@@ -12,9 +12,8 @@ deep Q-learning from what many processes experience.
 * The learner (this process) samples by priority, trains, and gives the new |TD errors| back to the
   buffer. Now and then it publishes its weights. It never adds.
 
-mpbuffer does the rest: it starts the explorers, replaces those that are killed, ends them with the
-learner, takes weights to them and rows from them. The result (JSON), a plot and checkpoints are
-written to --out; the exit code is 0 only if the task was solved.
+mpbuffer starts the explorers, replaces killed ones, ends them with the learner, and carries weights
+and rows. Result, plot and checkpoints go to --out; the exit code is 0 only if the task was solved.
 """
 
 import argparse
@@ -23,9 +22,7 @@ import functools
 import json
 import os
 import pathlib
-import shutil
 import signal
-import subprocess
 import sys
 import time
 
@@ -41,7 +38,6 @@ import mpbuffer
 console = rich.console.Console(highlight=False, markup=False, soft_wrap=True)
 
 
-# ------------------------------------------------------------------------------------- explorers
 def explore(explorer: mpbuffer.Explorer, env_name: str, weights, returns) -> None:
     """Play with the newest weights until told to stop: the work of each explorer's process."""
     task, env = TASKS[env_name], make_env(env_name, training=True)
@@ -81,7 +77,6 @@ def explore(explorer: mpbuffer.Explorer, env_name: str, weights, returns) -> Non
                 explorer.stopping.wait(0.005)
 
 
-# --------------------------------------------------------------------------------------- learner
 class Learner:
     """Double Q-learning from prioritized batches, with a target network that follows."""
 
@@ -152,7 +147,6 @@ def greedy_returns(learner: Learner, env_name: str, rng, episodes: int) -> np.nd
     return returns
 
 
-# -------------------------------------------------------------------------------------- main job
 def open_buffer(task: Task, env: gymnasium.Env, seed: int, name: str | None):
     """Open the buffer that an earlier learner left, or make one that the memory there is holds."""
     if name is not None:
@@ -160,30 +154,11 @@ def open_buffer(task: Task, env: gymnasium.Env, seed: int, name: str | None):
             return mpbuffer.attach(name)
         except mpbuffer.SegmentNotFound:
             console.print("the rows of the earlier run are gone: starting with an empty buffer")
-    fields = mpbuffer.schema_from(env) | {"discount": {"shape": (1,)}}
     nstep = {"size": task.steps, "rew": "rew", "gamma": task.gamma, "next": "next_obs"}
-    row = np.dtype(
-        [(name, each.get("dtype", "f4"), each["shape"]) for name, each in fields.items()]
-    )
-    free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    fits = min(free, shutil.disk_usage("/dev/shm").free) // 2 // row.itemsize
-    return mpbuffer.PrioritizedReplayBuffer(
-        min(task.capacity, fits),
-        fields,
-        alpha=task.alpha,
-        seed=seed,
-        Nstep=nstep | {"discount": "discount"},
-    )
-
-
-# Keeps the rows of a learner that has ended for the next one.
-KEEPER = """
-import os, select, sys, time, mpbuffer
-name, learner, seconds = sys.argv[1:]
-with mpbuffer.attach(name):
-    select.select([os.pidfd_open(int(learner))], [], [])
-    time.sleep(float(seconds))
-"""
+    nstep |= {"discount": "discount"}  # gamma^3, or 0 where an episode ended: made for each row
+    fields, cls = mpbuffer.schema_from(env), mpbuffer.PrioritizedReplayBuffer
+    size = min(task.capacity, cls.largest_size(fields, 0.5, Nstep=nstep))
+    return cls(size, fields, alpha=task.alpha, seed=seed, Nstep=nstep)
 
 
 def train(options, learner, rb, weights, returns, explorers, result, status) -> None:
@@ -282,8 +257,8 @@ def main() -> int:
     torch.manual_seed(options.seed)
     task, env = TASKS[options.env], make_env(options.env)
     learner = Learner(DuelingNetwork(env), task, options.device)
-    result = {"env": options.env, "seed": options.seed, "threshold": task.solved_at}
-    result |= {"solved": False, "seconds_to_criterion": None, "runs": 0, "returns": []}
+    result = {"env": options.env, "seed": options.seed, "threshold": task.solved_at, "runs": 0}
+    result |= {"solved": False, "seconds_to_criterion": None, "returns": []}
     result |= {"seconds": 0.0, "cycles": 0, "rows": 0}
     buffer_name = None
     if options.resume:
@@ -293,16 +268,13 @@ def main() -> int:
     result["runs"] += 1
     options.out.mkdir(parents=True, exist_ok=True)
 
-    exit_code = 1
     with (
         open_buffer(task, env, options.seed, buffer_name) as rb,
         mpbuffer.ReplayBuffer(1_000, {"ret": {}}) as returns,  # of the explorers' last episodes
         mpbuffer.SharedWeights(learner.weights()) as weights,
     ):
         if options.linger > 0:
-            command = [sys.executable, "-c", KEEPER, rb.name, str(os.getpid()), str(options.linger)]
-            silent = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.DEVNULL)
-            subprocess.Popen(command, cwd="/", start_new_session=True, **silent)
+            rb.keep_after_exit(options.linger)
         shared = (options.env, weights, returns)
         seed = [options.seed, result["runs"]]
         explorers = mpbuffer.Explorers(explore, options.explorers, rb, args=shared, seed=seed)
@@ -311,11 +283,13 @@ def main() -> int:
                 train(options, learner, rb, weights, returns, explorers, result, status)
             exit_code = 0 if result["solved"] else 1
         except KeyboardInterrupt:
-            console.print("interrupted")
-            exit_code = 130
+            return 130
         except mpbuffer.ExplorerFailed as failure:
             print(failure, file=sys.stderr)
-        learner.save(options.checkpoint, buffer=rb.name, result=result)
+            exit_code = 1
+        finally:
+            learner.save(options.checkpoint, buffer=rb.name, result=result)
+        result["buffer"] = {"rows": rb.get_buffer_size(), "stored": len(rb)}
         result["epsilons"] = [each.epsilon for each in explorers.status()]
         result["restarts"] = [each.restarts for each in explorers.status()]
 
@@ -323,8 +297,8 @@ def main() -> int:
     rng = np.random.default_rng([options.seed, 2_000])
     final = greedy_returns(learner, options.env, rng, 5 * task.episodes).mean()
     result["final_mean_return"] = float(final)
-    result["versions"] = {m.__name__: m.__version__ for m in (mpbuffer, torch, gymnasium, np)}
-    result["versions"]["python"] = sys.version.split()[0]
+    versions = {each.__name__: each.__version__ for each in (mpbuffer, torch, gymnasium, np)}
+    result["versions"] = versions | {"python": sys.version.split()[0]}
     (options.out / "result.json").write_text(json.dumps(result, indent=2) + "\n")
     save_plot(result, options.out / "returns.png")
     console.print(

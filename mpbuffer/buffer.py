@@ -15,10 +15,11 @@ import numpy.typing as npt
 
 from mpbuffer import _core
 from mpbuffer.batches import Batches
-from mpbuffer.errors import SegmentMismatch
-from mpbuffer.nstep import check_nstep, nstep_rule
+from mpbuffer.errors import BufferClosed, SegmentMismatch
+from mpbuffer.keeping import keep_after_exit
+from mpbuffer.nstep import NstepRule, check_nstep, nstep_rule
 from mpbuffer.process_exit import close_at_exit
-from mpbuffer.schema import describe, fields_from, read_description
+from mpbuffer.schema import Field, describe, fields_from, read_description
 from mpbuffer.staging import PrioritiesOf, Staging
 
 __all__ = [
@@ -204,6 +205,28 @@ def _checked_name(name: str | None) -> str:
     return name
 
 
+def _checked_fields(
+    env_dict: EnvDict | None,
+    default_dtype: npt.DTypeLike | None,
+    Nstep: Mapping[str, Any] | None,
+    *,
+    prioritized: bool,
+) -> tuple[list[Field], NstepRule | None]:
+    """Return the fields of a buffer to be made, with that of the discount, and its n-step rule."""
+    default = np.float32 if default_dtype is None else default_dtype
+    fields = fields_from({} if env_dict is None else env_dict, default)
+    nstep = None if Nstep is None else nstep_rule(Nstep)
+    if nstep is not None:
+        if nstep.discount and all(field != nstep.discount for field, _, _ in fields):
+            fields.append((nstep.discount, np.dtype(np.float32), [1]))
+        check_nstep(nstep, fields)
+    if prioritized:
+        reserved = {"priorities", "weights", "indexes"} & {field for field, _, _ in fields}
+        if reserved:
+            raise ValueError(f"a prioritized buffer's fields cannot be named {reserved}")
+    return fields, nstep
+
+
 def _seed_number(seed: int | None) -> int:
     if seed is None:
         return secrets.randbits(64)
@@ -365,17 +388,7 @@ class ReplayBuffer(_core.ReplayBuffer):
         eps: float = 0.0,
     ) -> None:
         rows = _whole_size(size)
-        default = np.float32 if default_dtype is None else default_dtype
-        fields = fields_from({} if env_dict is None else env_dict, default)
-        nstep = None if Nstep is None else nstep_rule(Nstep)
-        if nstep is not None:
-            if nstep.discount and all(field != nstep.discount for field, _, _ in fields):
-                fields.append((nstep.discount, np.dtype(np.float32), [1]))
-            check_nstep(nstep, fields)
-        if prioritized:
-            reserved = {"priorities", "weights", "indexes"} & {field for field, _, _ in fields}
-            if reserved:
-                raise ValueError(f"a prioritized buffer's fields cannot be named {reserved}")
+        fields, nstep = _checked_fields(env_dict, default_dtype, Nstep, prioritized=prioritized)
         number = _seed_number(seed)
         segment_name = _checked_name(name)
         exponents = _exponent("alpha", alpha), _exponent("eps", eps)
@@ -402,6 +415,46 @@ class ReplayBuffer(_core.ReplayBuffer):
             _core.close(self)
             raise
         close_at_exit(self)
+
+    @classmethod
+    def largest_size(
+        cls,
+        env_dict: EnvDict,
+        share: float = 0.5,
+        *,
+        default_dtype: npt.DTypeLike | None = None,
+        Nstep: Mapping[str, Any] | None = None,
+    ) -> int:
+        """Return how many rows fit into that share of the memory that is free now.
+
+        What counts is the least of /dev/shm's free space, the machine's available memory, and what
+        this cgroup may still take: what the creation of a buffer will ask.
+
+        Parameters
+        ----------
+        env_dict : mapping of str to mapping
+        default_dtype, Nstep : optional
+            As the buffer will be given them.
+        share : float, optional
+            More than 0, at most 1. Explorers, networks and the learner's sum tree need some, too.
+
+        Returns
+        -------
+        int
+            Rows; 0 if not one fits.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If an argument is none of the above.
+        """
+        share = float(share)
+        if not 0.0 < share <= 1.0:
+            raise ValueError(f"cannot say what fits: share {share}, expected 0 < share <= 1")
+        prioritized = issubclass(cls, _core.PrioritizedReplayBuffer)
+        fields, nstep = _checked_fields(env_dict, default_dtype, Nstep, prioritized=prioritized)
+        kind = "PrioritizedReplayBuffer" if prioritized else "ReplayBuffer"
+        return _core.largest_size(fields, prioritized, describe(kind, fields, False, nstep), share)
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle the handle, not the rows: by descriptor while spawning a process, else by name."""
@@ -554,6 +607,38 @@ class ReplayBuffer(_core.ReplayBuffer):
     def is_Nstep(self) -> bool:
         """Return whether the buffer was made with ``Nstep=``."""
         return _core.nstep(self) is not None
+
+    def keep_after_exit(self, seconds: float) -> int:
+        """Keep the rows for so long after this process has ended, however it ends.
+
+        A small process attaches, waits for the end of this one, sleeps, and closes its handle. A
+        learner that was killed or restarted finds the buffer by ``mpbuffer.attach(name)``, with all
+        rows and priorities.
+
+        Parameters
+        ----------
+        seconds : float
+            0 to 10^9.
+
+        Returns
+        -------
+        int
+            The pid of that process, which belongs to a session of its own; ``os.kill`` ends the
+            keeping.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If `seconds` is no such number.
+        BufferClosed
+            If this handle was closed.
+        RuntimeError
+            If the process did not attach, with what it said. Waits until it has, usually less than
+            a second, at most 60.
+        """
+        if self.closed:
+            raise BufferClosed(f"cannot keep the rows of '{self.name}': this buffer was closed")
+        return keep_after_exit(self.name, seconds)
 
     def explorer(
         self,

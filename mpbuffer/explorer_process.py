@@ -15,13 +15,13 @@ import time
 import traceback
 import types
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
 import numpy as np
 
 from mpbuffer.buffer import ReplayBuffer
 from mpbuffer.process_exit import close_buffers
+from mpbuffer.process_identity import ProcessIdentity, pidfd_of
 
 __all__ = ["Explorer"]
 
@@ -40,27 +40,6 @@ _LEARNER_GONE = 1  # exit status
 _SECONDS_TO_RETURN = 0.3  # once the learner is gone
 _SECONDS_TO_CLOSE = 0.3  # the buffers, after that
 _SECONDS_BETWEEN_LOOKS = 0.25  # at a learner of whom the kernel does not tell by itself
-
-
-class ProcessIdentity(NamedTuple):
-    """A process, told from a later one with the same pid by when it started (clock ticks)."""
-
-    pid: int
-    started: int
-
-    @classmethod
-    def of(cls, pid: int) -> ProcessIdentity | None:
-        """Who has this pid; None if nobody, or a zombie."""
-        try:
-            stat = Path(f"/proc/{pid}/stat").read_bytes()
-        except OSError:
-            return None
-        state, *others = stat.rpartition(b")")[2].split()
-        return None if state in b"ZX" else cls(pid, int(others[18]))
-
-    def is_alive(self) -> bool:
-        """Whether it still runs; a zombie does not."""
-        return ProcessIdentity.of(self.pid) == self
 
 
 class Task(NamedTuple):
@@ -287,14 +266,6 @@ def named_and_watched(name: str, learner: tuple[int, int]) -> str:
     """Return the name, and start the watch."""
     watch_over(ProcessIdentity(*learner))
     return name
-
-
-def pidfd_of(pid: int) -> int | None:
-    """Return a descriptor that is readable once the process has ended; None if there is none."""
-    try:
-        return os.pidfd_open(pid)
-    except (AttributeError, OSError):
-        return None
 
 
 @contextlib.contextmanager

@@ -27,13 +27,12 @@ from mpbuffer.explorer_process import (
     STOP,
     Explorer,
     Orders,
-    ProcessIdentity,
     Task,
     WatchedName,
-    pidfd_of,
     run_explorer,
     thread_variables_set,
 )
+from mpbuffer.process_identity import ProcessIdentity, pidfd_of
 
 __all__ = ["Explorer", "ExplorerStatus", "Explorers"]
 

@@ -105,6 +105,43 @@ def test_a_size_no_machine_has_room_for(cls):
 
 
 @BOTH_CLASSES
+def test_the_largest_size_is_what_memory_has_room_for(cls):
+    env_dict = {"obs": {"shape": 1_000_000, "dtype": "u1"}}
+    size = cls.largest_size(env_dict, 0.1)
+    assert size > 0
+    with pytest.raises(mpbuffer.NotEnoughMemory):
+        cls(2 * cls.largest_size(env_dict, 1.0), env_dict)
+    assert cls.largest_size(env_dict, 0.2) == pytest.approx(2 * size, rel=0.05)
+    assert cls.largest_size(env_dict, 1e-9) == 0
+    with cls(cls.largest_size({"obs": {}}, 1e-4), {"obs": {}}) as buffer:
+        assert buffer.get_buffer_size() > 1
+
+
+def test_the_largest_size_counts_all_that_lies_in_shared_memory():
+    uniform = ReplayBuffer.largest_size({"a": {}})
+    assert PrioritizedReplayBuffer.largest_size({"a": {}}) < 0.9 * uniform
+    assert ReplayBuffer.largest_size({"a": {"shape": 100}}, default_dtype="f8") < 0.3 * uniform
+    fields = {"rew": {}, "done": {}, "next_obs": {"shape": 14}}  # 64 bytes
+    nstep = {"size": 3, "rew": "rew", "discount": "discount"}
+    with_discount = ReplayBuffer.largest_size(fields, Nstep=nstep)
+    assert with_discount < 0.95 * ReplayBuffer.largest_size(fields)
+
+
+@BOTH_CLASSES
+@pytest.mark.parametrize("share", [0, -1, 1.01, float("nan"), "half", None])
+def test_other_shares_of_memory_are_refused(cls, share):
+    with pytest.raises((TypeError, ValueError)):
+        cls.largest_size({"a": {}}, share)
+
+
+def test_the_largest_size_of_what_no_buffer_has_is_refused():
+    with pytest.raises(ValueError, match="no fields"):
+        ReplayBuffer.largest_size({})
+    with pytest.raises(ValueError, match="weights"):
+        PrioritizedReplayBuffer.largest_size({"weights": {}})
+
+
+@BOTH_CLASSES
 @pytest.mark.parametrize("size", [2**61, 2**63 - 1, 2**64, 1e30])
 def test_a_size_that_overflows_is_an_error_like_any_other(cls, size):
     with pytest.raises((ValueError, MemoryError, OverflowError)):

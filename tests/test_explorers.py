@@ -22,8 +22,9 @@ from watched_processes import DEADLINE, TESTS, python_started, run_python
 
 import mpbuffer
 from mpbuffer import ExplorerFailed, Explorers
-from mpbuffer.explorer_process import THREAD_VARIABLES, ProcessIdentity, WatchedName
+from mpbuffer.explorer_process import THREAD_VARIABLES, WatchedName
 from mpbuffer.explorers import _Place, _SignalsPutOff
+from mpbuffer.process_identity import ProcessIdentity
 
 pytestmark = pytest.mark.timeout(90)
 

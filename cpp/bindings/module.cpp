@@ -120,6 +120,28 @@ void create(const py::object& self, const std::string& name, std::uint64_t size,
     });
 }
 
+// How many rows make a segment of at most that share of what may be allocated now.
+std::uint64_t largest_size(const std::vector<FieldDescription>& fields, bool prioritized,
+                           const std::string& description, double share) {
+    std::vector<FieldRule> rules = make_rules(fields);
+    const Schema schema = make_schema(rules);
+    constexpr double largest_segment = 0x1p45;
+    const auto free = static_cast<double>(largest_room(SegmentOptions().directory));
+    const double room = std::min(share * free, largest_segment);
+    const auto fits = [&](std::uint64_t size) {
+        const RingShape shape{size, schema.row_bytes(), schema.stride(), prioritized, 0.0, 0.0};
+        return static_cast<double>(plan_segment(shape, description, 0).total_bytes) <= room;
+    };
+    std::uint64_t least = 0;
+    std::uint64_t beyond =
+        static_cast<std::uint64_t>(room) / (schema.stride() + sizeof(std::uint64_t)) + 1;
+    while (beyond - least > 1) {
+        const std::uint64_t middle = least + (beyond - least) / 2;
+        (fits(middle) ? least : beyond) = middle;
+    }
+    return least;
+}
+
 std::string attach(const py::object& self, const std::string& name, int descriptor) {
     std::string description;
     open_with(self, [&](BufferState& state) {
@@ -319,6 +341,8 @@ PYBIND11_MODULE(_core, module) {
                py::arg("fields"), py::arg("prioritized"), py::arg("alpha"), py::arg("eps"),
                py::arg("seed"), py::arg("strict"), py::arg("description"),
                py::arg("interleave_nodes"), py::arg("progress"));
+    module.def("largest_size", largest_size, py::arg("fields"), py::arg("prioritized"),
+               py::arg("description"), py::arg("share"));
     module.def("attach", attach, py::arg("buffer"), py::arg("name"), py::arg("descriptor") = -1);
     module.def("move", move, py::arg("source"), py::arg("target"));
     module.def("set_fields", set_fields, py::arg("buffer"), py::arg("fields"), py::arg("strict"));

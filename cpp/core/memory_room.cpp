@@ -113,6 +113,9 @@ void add_cgroup_limits(const MemoryRoots& roots, std::vector<RoomLimit>& limits)
     }
 }
 
+// 8 bytes of page table per page in each of several processes, and 9 of the file's index.
+constexpr std::uint64_t overhead_divisor = 64;
+
 bool lives_in_memory(const std::string& directory) {
     struct statfs facts;
     if (statfs(directory.c_str(), &facts) == -1) return true;
@@ -151,8 +154,20 @@ std::vector<RoomLimit> room_limits(const std::string& directory, const MemoryRoo
 }
 
 std::uint64_t kernel_overhead(std::uint64_t bytes) {
-    // 8 bytes of page table per page in each of several processes, and 9 of the file's index.
-    return bytes / 64 + (std::uint64_t{1} << 20);
+    return bytes / overhead_divisor + (std::uint64_t{1} << 20);
+}
+
+std::uint64_t largest_room(const std::string& directory, const MemoryRoots& roots) {
+    std::uint64_t least = ~std::uint64_t{0};
+    for (const RoomLimit& limit : room_limits(directory, roots)) {
+        std::uint64_t room = limit.bytes;
+        if (limit.memory) {  // solved for the bytes themselves
+            room -= std::min(room, kernel_overhead(0));
+            room -= (room + 1) / (overhead_divisor + 1);
+        }
+        least = std::min(least, room);
+    }
+    return least;
 }
 
 void require_room(std::size_t bytes, const std::string& what, const std::string& directory,

@@ -34,6 +34,9 @@ std::vector<RoomLimit> room_limits(const std::string& directory, const MemoryRoo
 void require_room(std::size_t bytes, const std::string& what, const std::string& directory,
                   const MemoryRoots& roots = {});
 
+// The most bytes that require_room() lets pass.
+std::uint64_t largest_room(const std::string& directory, const MemoryRoots& roots = {});
+
 // What page tables and the kernel's index of the file take beside the bytes themselves.
 std::uint64_t kernel_overhead(std::uint64_t bytes);
 

@@ -53,6 +53,7 @@ struct MadeUpMachine {
         }
         return "";
     }
+    std::uint64_t room() const { return largest_room(scratch.path(), roots); }
     std::uint64_t least_memory() const {
         std::uint64_t least = ~std::uint64_t{0};
         for (const RoomLimit& limit : room_limits(scratch.path(), roots)) {
@@ -101,6 +102,21 @@ TEST_CASE("a size that only just fits leaves no memory for the kernel's tables")
     const MadeUpMachine machine;
     CHECK(contains(machine.refusal(8192 * mb - 4096), "for the kernel's tables"));
     CHECK(machine.refusal(8000 * mb) == "");
+}
+
+TEST_CASE("the largest room is the most that is not refused") {
+    for (std::uint64_t available = 8191 * 1024; available < 8191 * 1024 + 140; ++available) {
+        const MadeUpMachine machine;
+        machine.write("proc/self/cgroup", "0::/job\n");
+        machine.group_v2("/job", std::to_string(available), 0);
+        CHECK(machine.refusal(machine.room()) == "");
+        CHECK(machine.refusal(machine.room() + 1) != "");
+    }
+    const MadeUpMachine crowded;
+    crowded.write("proc/meminfo", "MemAvailable: 1000 kB\n");
+    CHECK(crowded.room() == 0);
+    std::filesystem::remove_all(crowded.roots.proc);
+    CHECK(crowded.room() > mb);  // the file system's
 }
 
 TEST_CASE("cgroup v2: the tightest ancestor counts") {

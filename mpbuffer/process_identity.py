@@ -1,0 +1,38 @@
+"""Which process: told from a later one that got the same pid."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import NamedTuple
+
+__all__ = ["ProcessIdentity", "pidfd_of"]
+
+
+class ProcessIdentity(NamedTuple):
+    """A process, told from a later one with the same pid by when it started (clock ticks)."""
+
+    pid: int
+    started: int
+
+    @classmethod
+    def of(cls, pid: int) -> ProcessIdentity | None:
+        """Who has this pid; None if nobody, or a zombie."""
+        try:
+            stat = Path(f"/proc/{pid}/stat").read_bytes()
+        except OSError:
+            return None
+        state, *others = stat.rpartition(b")")[2].split()
+        return None if state in b"ZX" else cls(pid, int(others[18]))
+
+    def is_alive(self) -> bool:
+        """Whether it still runs; a zombie does not."""
+        return ProcessIdentity.of(self.pid) == self
+
+
+def pidfd_of(pid: int) -> int | None:
+    """Return a descriptor that is readable once the process has ended; None if there is none."""
+    try:
+        return os.pidfd_open(pid)
+    except (AttributeError, OSError):
+        return None

@@ -1,0 +1,127 @@
+"""A buffer's rows stay while the process that wrote them is replaced."""
+
+import os
+import select
+import signal
+import sys
+import time
+
+import pytest
+from watched_processes import DEADLINE, run_python
+
+import mpbuffer
+from mpbuffer.process_identity import ProcessIdentity, pidfd_of
+
+LEARNER = """
+import os, signal, mpbuffer
+buffer = mpbuffer.PrioritizedReplayBuffer(8, {{"x": {{}}}})
+buffer.add(x=[1, 2, 3], priorities=[4, 5, 6])
+print(buffer.keep_after_exit({seconds}), buffer.name, flush=True)
+{end}
+"""
+ENDS = {
+    "close": "buffer.close()",
+    "return": "",
+    "exception": "raise SystemExit(3)",
+    "interrupt": "os.killpg(0, signal.SIGINT)",
+    "kill": "os.kill(os.getpid(), signal.SIGKILL)",
+}
+
+
+def wait_until(condition):
+    deadline = time.monotonic() + DEADLINE
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def end_it(keeper):
+    """End it with all its threads: whoever looks at its state may see a zombie before."""
+    ended = pidfd_of(keeper.pid)
+    if ended is not None:
+        if keeper.is_alive():
+            os.kill(keeper.pid, signal.SIGTERM)
+        assert select.select([ended], [], [], DEADLINE)[0]
+        os.close(ended)
+
+
+def is_attachable(name):
+    try:
+        mpbuffer.attach(name).close()
+    except mpbuffer.SegmentNotFound:
+        return False
+    return True
+
+
+@pytest.fixture
+def keeper_of():
+    """What runs a learner to its end; returns its keeper's identity and its buffer's name."""
+    keepers = []
+
+    def run(end, seconds):
+        ended = run_python(script=LEARNER.format(end=ENDS[end], seconds=seconds))
+        pid, name = ended.stdout.decode().split()
+        keepers.append(ProcessIdentity.of(int(pid)))
+        return keepers[-1], name
+
+    yield run
+    for keeper in filter(None, keepers):
+        end_it(keeper)
+    mpbuffer.ReplayBuffer(1, {"x": {}}).close()  # removes what nobody was left to close
+
+
+@pytest.mark.parametrize("end", ENDS)
+def test_rows_stay_however_the_learner_ends(end, keeper_of):
+    keeper, name = keeper_of(end, seconds=1000)
+    assert keeper is not None and os.getsid(keeper.pid) != os.getsid(0)
+    with mpbuffer.attach(name) as buffer:
+        assert buffer.get_all_transitions()["x"].ravel().tolist() == [1, 2, 3]
+        assert buffer.get_max_priority() == 6
+        end_it(keeper)
+        buffer.add(x=4)
+        assert len(buffer) == 4
+    assert not is_attachable(name)
+
+
+def test_rows_go_when_the_time_is_over(keeper_of):
+    begun = time.monotonic()
+    keeper, name = keeper_of("kill", seconds=0.3)
+    wait_until(lambda: not is_attachable(name))
+    assert time.monotonic() - begun >= 0.3
+    wait_until(lambda: keeper is None or not keeper.is_alive())
+
+
+def test_rows_stay_for_as_long_as_their_learner_lives():
+    with mpbuffer.ReplayBuffer(8, {"x": {}}) as buffer:
+        keeper = ProcessIdentity.of(buffer.keep_after_exit(0))
+        time.sleep(0.1)
+        assert keeper.is_alive()
+        end_it(keeper)
+        assert buffer.processes()[1].state == "X"
+
+
+@pytest.mark.parametrize("seconds", [-1, float("nan"), float("inf"), 1e10, "soon", None])
+def test_other_times_are_refused(seconds):
+    with mpbuffer.ReplayBuffer(8, {"x": {}}) as buffer:
+        with pytest.raises((TypeError, ValueError)):
+            buffer.keep_after_exit(seconds)
+        assert len(buffer.processes()) == 1
+
+
+def test_a_closed_buffer_keeps_nothing():
+    buffer = mpbuffer.ReplayBuffer(8, {"x": {}})
+    buffer.close()
+    with pytest.raises(mpbuffer.BufferClosed):
+        buffer.keep_after_exit(1)
+
+
+def test_a_keeper_that_does_not_start_is_an_error_with_its_words(monkeypatch, tmp_path):
+    program = tmp_path / "python"
+    program.write_text("#!/bin/sh\necho no such luck\n")
+    program.chmod(0o700)
+    monkeypatch.setattr(sys, "executable", str(program))
+    with (
+        mpbuffer.ReplayBuffer(8, {"x": {}}, name="mine") as buffer,
+        pytest.raises(RuntimeError, match=r"cannot keep 'mine'.*no such luck"),
+    ):
+        buffer.keep_after_exit(1)
