@@ -418,12 +418,6 @@ PYBIND11_MODULE(_core, module) {
     module.def("leaves", leaves, py::arg("buffer"));
     module.def("learner_status", learner_status, py::arg("buffer"));
     module.def("processes", processes, py::arg("buffer"));
-    py::class_<BatchGatherer>(module, "BatchGatherer",
-                              py::metaclass(reinterpret_cast<PyObject*>(&PyType_Type)))
-        .def(py::init<py::object, bool>(), py::arg("buffer"), py::arg("return_indexes"))
-        .def("submit", &BatchGatherer::submit, py::arg("arrays"), py::arg("rows"), py::arg("beta"))
-        .def("take", &BatchGatherer::take)
-        .def("discard", &BatchGatherer::discard);
     module.def(
         "empty_batch",
         [](const py::object& self, std::size_t rows, bool return_indexes) {
@@ -433,6 +427,7 @@ PYBIND11_MODULE(_core, module) {
             return py::reinterpret_steal<py::dict>(batch.take_dict());
         },
         py::arg("buffer"), py::arg("rows"), py::arg("return_indexes"));
+    add_batch_gatherer_type(module);
     add_inspection_calls(module);
     add_staging_type(module);
     add_weights_type(module);
