@@ -122,9 +122,9 @@ class Explorers:
                 ...
 
     An explorer ends, whatever it is doing, within 2 seconds of the learner's death by any signal,
-    unless it holds the GIL all that time, or is stopped by a signal. Ctrl-C is the learner's alone:
-    explorers ignore it. One that is killed may have left rows of its own unsent; rows it added are
-    whole. Processes that an explorer starts are its own to end.
+    unless it is stopped by a signal: also while it holds the GIL, and while its interpreter ends.
+    Ctrl-C is the learner's alone: explorers ignore it. One that is killed may have left rows of its
+    own unsent; rows it added are whole. Processes that an explorer starts are its own to end.
 
     Nothing here but `explorer` methods may be called in another process than the learner's, nor by
     two threads at a time.

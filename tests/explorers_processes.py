@@ -1,9 +1,12 @@
 """What explorers of the tests do, and learners that are to be killed. Light to import."""
 
+import atexit
+import ctypes
 import json
 import os
 import signal
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -57,6 +60,41 @@ def play_and_end_slowly(explorer):
     global slow
     slow = Slow()
     play(explorer)
+
+
+def be_stuck(write=os.write, sleep=time.sleep):
+    write(1, b"stuck\n")
+    while True:
+        sleep(60)
+
+
+class Stuck:
+    """Stays for ever, when no other thread of Python's can run any more."""
+
+    def __del__(self, be_stuck=be_stuck):
+        be_stuck()
+
+
+def end_stuck(explorer):
+    """Return, and never end."""
+    global slow
+    tell(explorer)
+    if explorer.index == 0:
+        slow = Stuck()
+    elif explorer.index == 1:
+        atexit.register(be_stuck)
+    else:
+        threading.Thread(target=be_stuck).start()
+
+
+def play_stuck(explorer):
+    """Neither play nor end: keep all other threads of Python's from running, or just stay."""
+    tell(explorer)
+    if explorer.index == 0:
+        os.write(1, b"stuck\n")
+        ctypes.PyDLL(None).pause()
+    else:
+        threading.Thread(target=be_stuck).start()
 
 
 def play_and_ignore_signals(explorer):
@@ -119,4 +157,4 @@ def learn(start_method, function, n=2):
 
 
 if __name__ == "__main__":
-    learn(*sys.argv[1:])
+    learn(*sys.argv[1:3], *map(int, sys.argv[3:]))

@@ -609,11 +609,12 @@ class Learner:
 
 
 @contextlib.contextmanager
-def learner_started(start_method, function):
+def learner_started(start_method, function, n=2):
     with python_started(
         str(TESTS / "explorers_processes.py"),
         start_method,
         function,
+        str(n),
         stderr=subprocess.PIPE,
         # What runs in the background of a script ignores Ctrl-C, and hands that down.
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
@@ -654,6 +655,27 @@ def test_no_explorer_outlives_the_learner(cases):
         for learner, *_ in learners:
             learner.wait_until_gone(2)
             assert learner.process.stderr.read() == b""
+
+
+@pytest.mark.parametrize(
+    "cases",
+    [
+        [("spawn", "end_stuck", 3), ("fork", "play_stuck", 2)],
+        pytest.param([("forkserver", "play_stuck", 2)], marks=pytest.mark.slow),
+    ],
+)
+def test_no_explorer_outlives_the_learner_where_python_is_stuck(cases):
+    with contextlib.ExitStack() as stack:
+        learners = [(stack.enter_context(learner_started(*case)), case[2]) for case in cases]
+        for learner, n in learners:
+            said = sorted(learner.read_line()[0] for _ in range(2 + n))
+            assert said == ["playing", "starting"] + ["stuck"] * n
+        for learner, _ in learners:
+            learner.process.kill()
+        for learner, _ in learners:
+            learner.wait_until_gone(2)
+            assert learner.process.stderr.read() == b""
+    mpbuffer.ReplayBuffer(1, {"x": {}}).close()  # removes what nobody was left to close
 
 
 def test_no_explorer_outlives_the_learner_while_it_imports(tmp_path):
