@@ -268,10 +268,11 @@ class Explorers:
             If an explorer's function raised: the message ends with its traceback. If an explorer
             died and is not to be restarted. Once for each; the others go on meanwhile.
         """
+        now = time.monotonic()  # before the deaths heard of here: their restarts come later
         self._take_note(0)
         if not self._stopping:
             for place in self._places:
-                if place.restart_at <= time.monotonic():
+                if place.restart_at <= now:
                     self._restart(place)
         if self._failures:
             raise self._failures.pop(0)

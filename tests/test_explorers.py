@@ -39,7 +39,7 @@ def methods(*fast):
 
 @pytest.fixture
 def buffer():
-    with mpbuffer.PrioritizedReplayBuffer(2000, FIELDS) as buffer:
+    with mpbuffer.PrioritizedReplayBuffer(20_000, FIELDS) as buffer:  # none is overwritten
         yield buffer
 
 
@@ -124,8 +124,8 @@ def test_they_play_come_back_and_stop_when_told(buffer, start_method, caplog):
         with caplog.at_level(logging.WARNING, "mpbuffer"):
             os.kill(before[1].pid, signal.SIGKILL)
             until(lambda: explorers.status()[1].state == "waiting", explorers)
-            assert (explorers.alive, explorers.join(0)) == (1, False)
-            assert explorers.status()[1].exit_code == -signal.SIGKILL
+            assert (explorers.alive, explorers.status()[1].exit_code) == (1, -signal.SIGKILL)
+            assert not explorers.join(0)
             until(lambda: last_rows(buffer)[1]["restart"] == 1, explorers)
         assert "explorer 1 was killed by SIGKILL; restarting it in 0.05 s" in caplog.text
         explorers.check()
