@@ -91,7 +91,7 @@ def play_stuck(explorer):
     """Neither play nor end: keep all other threads of Python's from running, or just stay."""
     tell(explorer)
     if explorer.index == 0:
-        os.write(1, b"stuck\n")
+        say("stuck")
         ctypes.PyDLL(None).pause()
     else:
         threading.Thread(target=be_stuck).start()
@@ -132,6 +132,11 @@ def tell_of_place(explorer, path):
     Path(path.format(explorer.index)).write_text(json.dumps(place))
 
 
+def say(*words):
+    """Write a line at once, whole, whoever else writes to the same pipe."""
+    os.write(1, (" ".join(map(str, words)) + "\n").encode())
+
+
 def learn(start_method, function, n=2):
     """Be a learner: say when the explorers start and when all play; say how it ended."""
     import mpbuffer
@@ -139,21 +144,21 @@ def learn(start_method, function, n=2):
     interrupts = []
     with mpbuffer.PrioritizedReplayBuffer(1000, FIELDS) as buffer:
         try:
-            print("starting", flush=True)
+            say("starting")
             with mpbuffer.Explorers(
                 globals()[function], n, buffer, start_method=start_method, stop_timeout=1
             ) as explorers:
                 while len(set(buffer.get_all_transitions()["index"].ravel())) < n:
                     explorers.check()
                     time.sleep(0.01)
-                print("playing", *(each.pid for each in explorers.status()), flush=True)
+                say("playing", *(each.pid for each in explorers.status()))
                 while True:
                     explorers.check()
                     time.sleep(0.01)
         except KeyboardInterrupt:
             interrupts.append(1)
         time.sleep(0.2)  # for a second one to come, were there one
-    print("interrupted", len(interrupts), flush=True)
+    say("interrupted", len(interrupts))
 
 
 if __name__ == "__main__":
