@@ -36,6 +36,7 @@ CORE_MAY_INCLUDE = {
     "memory_room": {"error"},
     "owned_descriptor": {"error", "file_locks"},
     "process_table": {"error", "file_locks", "stop_points"},
+    "end_with_learner": {"process_table", "shared_work"},
     "shared_segment": {
         "big_memory",
         "error",
@@ -113,6 +114,7 @@ CORE_MAY_INCLUDE = {
 BINDINGS_MAY_INCLUDE = {
     "big_memory",
     "draws",
+    "end_with_learner",
     "error",
     "fork_watch",
     "inspection",
@@ -148,7 +150,7 @@ PACKAGE_MAY_IMPORT = {
     "inspection": {"_core", "errors", "schema", "weights"},
     "commands": {"errors", "inspection"},
     "cli": {"commands"},
-    "explorer_process": {"buffer", "process_exit", "process_identity"},
+    "explorer_process": {"_core", "buffer", "process_exit", "process_identity"},
     "explorers": {"buffer", "errors", "explorer_process", "process_identity"},
     "weights": {"_core", "buffer", "errors", "process_exit", "schema"},
     "spaces": set(),
