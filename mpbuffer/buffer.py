@@ -211,10 +211,12 @@ def _checked_fields(
     Nstep: Mapping[str, Any] | None,
     *,
     prioritized: bool,
+    warned_frame: int,
 ) -> tuple[list[Field], NstepRule | None]:
     """Return the fields of a buffer to be made, with that of the discount, and its n-step rule."""
     default = np.float32 if default_dtype is None else default_dtype
-    fields = fields_from({} if env_dict is None else env_dict, default)
+    given = {} if env_dict is None else env_dict
+    fields = fields_from(given, default, warned_frame=warned_frame + 1)
     nstep = None if Nstep is None else nstep_rule(Nstep)
     if nstep is not None:
         if nstep.discount and all(field != nstep.discount for field, _, _ in fields):
@@ -388,7 +390,9 @@ class ReplayBuffer(_core.ReplayBuffer):
         eps: float = 0.0,
     ) -> None:
         rows = _whole_size(size)
-        fields, nstep = _checked_fields(env_dict, default_dtype, Nstep, prioritized=prioritized)
+        fields, nstep = _checked_fields(
+            env_dict, default_dtype, Nstep, prioritized=prioritized, warned_frame=4
+        )
         number = _seed_number(seed)
         segment_name = _checked_name(name)
         exponents = _exponent("alpha", alpha), _exponent("eps", eps)
@@ -452,7 +456,9 @@ class ReplayBuffer(_core.ReplayBuffer):
         if not 0.0 < share <= 1.0:
             raise ValueError(f"cannot say what fits: share {share}, expected 0 < share <= 1")
         prioritized = issubclass(cls, _core.PrioritizedReplayBuffer)
-        fields, nstep = _checked_fields(env_dict, default_dtype, Nstep, prioritized=prioritized)
+        fields, nstep = _checked_fields(
+            env_dict, default_dtype, Nstep, prioritized=prioritized, warned_frame=3
+        )
         kind = "PrioritizedReplayBuffer" if prioritized else "ReplayBuffer"
         return _core.largest_size(fields, prioritized, describe(kind, fields, False, nstep), share)
 

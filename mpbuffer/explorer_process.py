@@ -19,6 +19,7 @@ from typing import Any, NamedTuple, NoReturn
 
 import numpy as np
 
+from mpbuffer import _core
 from mpbuffer.buffer import ReplayBuffer
 from mpbuffer.process_exit import close_buffers
 from mpbuffer.process_identity import ProcessIdentity, pidfd_of
@@ -39,6 +40,7 @@ _LONGEST_MESSAGE = 16_000  # bytes: room for it in any socket, so that sending n
 _LEARNER_GONE = 1  # exit status
 _SECONDS_TO_RETURN = 0.3  # once the learner is gone
 _SECONDS_TO_CLOSE = 0.3  # the buffers, after that
+_SECONDS_TO_END = 1.0  # where no thread of Python's can do any of this
 _SECONDS_BETWEEN_LOOKS = 0.25  # at a learner of whom the kernel does not tell by itself
 
 
@@ -180,12 +182,16 @@ class LearnerWatch:
     Three signs tell of its end, since each alone may be missing: the connection, unless another
     process inherited its other end, as forked explorers do; a pidfd, where the kernel grants one;
     /proc, now and then, where it does not.
+
+    Where a thread cannot run, because another one keeps the GIL or the interpreter is ending, a
+    thread of the core does no more than end the process.
     """
 
     def __init__(self, learner: ProcessIdentity) -> None:
         self.pid = os.getpid()
         self.stopping = threading.Event()
         self.learner_is_gone = False
+        _core.end_with_learner(*learner, grace=_SECONDS_TO_END, status=_LEARNER_GONE)
         self._learner = learner
         self._connection: Any = None
         self._ready = select.epoll()
@@ -352,6 +358,6 @@ def run_explorer(orders: Orders, task: Task | PickledTask, connection: Any) -> N
         else:
             _tell(connection, FAILED, _traceback_text(error))
             exit_code = 1
-    while watch.learner_is_gone:  # the watch ends it; once the interpreter ends, no thread could
+    while watch.learner_is_gone:  # the watch ends it, as orderly as can be
         time.sleep(_SECONDS_TO_RETURN)
     sys.exit(exit_code)

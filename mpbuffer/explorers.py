@@ -122,9 +122,9 @@ class Explorers:
                 ...
 
     An explorer ends, whatever it is doing, within 2 seconds of the learner's death by any signal,
-    unless it holds the GIL all that time, or is stopped by a signal. Ctrl-C is the learner's alone:
-    explorers ignore it. One that is killed may have left rows of its own unsent; rows it added are
-    whole. Processes that an explorer starts are its own to end.
+    unless it is stopped by a signal: also while it holds the GIL, and while its interpreter ends.
+    Ctrl-C is the learner's alone: explorers ignore it. One that is killed may have left rows of its
+    own unsent; rows it added are whole. Processes that an explorer starts are its own to end.
 
     Nothing here but `explorer` methods may be called in another process than the learner's, nor by
     two threads at a time.
@@ -268,10 +268,11 @@ class Explorers:
             If an explorer's function raised: the message ends with its traceback. If an explorer
             died and is not to be restarted. Once for each; the others go on meanwhile.
         """
+        now = time.monotonic()  # before the deaths heard of here: their restarts come later
         self._take_note(0)
         if not self._stopping:
             for place in self._places:
-                if place.restart_at <= time.monotonic():
+                if place.restart_at <= now:
                     self._restart(place)
         if self._failures:
             raise self._failures.pop(0)

@@ -53,8 +53,7 @@ def keep_after_exit(name: str, seconds: float) -> int:
 def _pid_once_attached(name: str, pipe: int) -> int:
     said, deadline = b"", time.monotonic() + _WAIT_AT_MOST
     while not said.endswith(b" attached\n"):
-        readable, _, _ = select.select([pipe], [], [], max(0.0, deadline - time.monotonic()))
-        part = os.read(pipe, 65536) if readable else b""
+        part = os.read(pipe, 65536) if _is_readable(pipe, deadline - time.monotonic()) else b""
         if not part:
             why = said.decode(errors="replace").strip() or "it said nothing"
             raise RuntimeError(f"cannot keep '{name}': its keeper did not attach: {why}")
@@ -76,10 +75,16 @@ def keep() -> None:
     _core.close(buffer)
 
 
+def _is_readable(descriptor: int, seconds: float | None) -> bool:
+    looking = select.poll()  # select() knows no descriptors above 1023
+    looking.register(descriptor, select.POLLIN)
+    return bool(looking.poll(None if seconds is None else max(0.0, seconds) * 1000))
+
+
 def _wait_for_end(process: ProcessIdentity) -> None:
     ended = pidfd_of(process.pid)
     while process.is_alive():
         if ended is None:
             time.sleep(_POLL)
         else:
-            select.select([ended], [], [])
+            _is_readable(ended, None)

@@ -25,7 +25,9 @@ _FIELD_KEYS = {"shape", "dtype"}
 _DESCRIPTION_KEYS = {"class", "fields", "strict", "attributes", "nstep"}
 
 
-def fields_from(env_dict: Mapping[str, Mapping[str, Any]], default: npt.DTypeLike) -> list[Field]:
+def fields_from(
+    env_dict: Mapping[str, Mapping[str, Any]], default: npt.DTypeLike, *, warned_frame: int = 2
+) -> list[Field]:
     """Check an ``env_dict`` and make it the core's list of fields.
 
     Parameters
@@ -35,6 +37,8 @@ def fields_from(env_dict: Mapping[str, Mapping[str, Any]], default: npt.DTypeLik
         Other keys are ignored with a UserWarning that names them.
     default : dtype_like
         The dtype of fields that name none.
+    warned_frame : int, optional
+        Whose call a warning names: 2 is the caller's, 3 that of the caller's caller, and so on.
 
     Returns
     -------
@@ -67,7 +71,7 @@ def fields_from(env_dict: Mapping[str, Mapping[str, Any]], default: npt.DTypeLik
             warnings.warn(
                 f"field {name!r} is described by {', '.join(unknown)}, which is ignored; "
                 "expected 'shape' and 'dtype'",
-                stacklevel=4,
+                stacklevel=warned_frame,
             )
         wanted = description.get("dtype")
         dtype = _fixed_size_dtype(name, default if wanted is None else wanted)

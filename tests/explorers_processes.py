@@ -1,9 +1,12 @@
 """What explorers of the tests do, and learners that are to be killed. Light to import."""
 
+import atexit
+import ctypes
 import json
 import os
 import signal
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -59,6 +62,41 @@ def play_and_end_slowly(explorer):
     play(explorer)
 
 
+def be_stuck(write=os.write, sleep=time.sleep):
+    write(1, b"stuck\n")
+    while True:
+        sleep(60)
+
+
+class Stuck:
+    """Stays for ever, when no other thread of Python's can run any more."""
+
+    def __del__(self, be_stuck=be_stuck):
+        be_stuck()
+
+
+def end_stuck(explorer):
+    """Return, and never end."""
+    global slow
+    tell(explorer)
+    if explorer.index == 0:
+        slow = Stuck()
+    elif explorer.index == 1:
+        atexit.register(be_stuck)
+    else:
+        threading.Thread(target=be_stuck).start()
+
+
+def play_stuck(explorer):
+    """Neither play nor end: keep all other threads of Python's from running, or just stay."""
+    tell(explorer)
+    if explorer.index == 0:
+        say("stuck")
+        ctypes.PyDLL(None).pause()
+    else:
+        threading.Thread(target=be_stuck).start()
+
+
 def play_and_ignore_signals(explorer):
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     play_deaf(explorer)
@@ -94,6 +132,11 @@ def tell_of_place(explorer, path):
     Path(path.format(explorer.index)).write_text(json.dumps(place))
 
 
+def say(*words):
+    """Write a line at once, whole, whoever else writes to the same pipe."""
+    os.write(1, (" ".join(map(str, words)) + "\n").encode())
+
+
 def learn(start_method, function, n=2):
     """Be a learner: say when the explorers start and when all play; say how it ended."""
     import mpbuffer
@@ -101,22 +144,22 @@ def learn(start_method, function, n=2):
     interrupts = []
     with mpbuffer.PrioritizedReplayBuffer(1000, FIELDS) as buffer:
         try:
-            print("starting", flush=True)
+            say("starting")
             with mpbuffer.Explorers(
                 globals()[function], n, buffer, start_method=start_method, stop_timeout=1
             ) as explorers:
                 while len(set(buffer.get_all_transitions()["index"].ravel())) < n:
                     explorers.check()
                     time.sleep(0.01)
-                print("playing", *(each.pid for each in explorers.status()), flush=True)
+                say("playing", *(each.pid for each in explorers.status()))
                 while True:
                     explorers.check()
                     time.sleep(0.01)
         except KeyboardInterrupt:
             interrupts.append(1)
         time.sleep(0.2)  # for a second one to come, were there one
-    print("interrupted", len(interrupts), flush=True)
+    say("interrupted", len(interrupts))
 
 
 if __name__ == "__main__":
-    learn(*sys.argv[1:])
+    learn(*sys.argv[1:3], *map(int, sys.argv[3:]))

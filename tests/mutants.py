@@ -166,16 +166,15 @@ MUTANTS = [
     Mutant(
         "a forked child goes on as its parent",
         "flaw 5",
-        "replay_buffer.cpp",
-        "    if (here_.load(std::memory_order_acquire) != fork_generation()) [[unlikely]]\n"
-        "        adopt();\n",
+        "segment_handle.cpp",
+        "    if (!here()) [[unlikely]]\n        adopt();\n",
         "",
         "mpbuffer_stops --only busy_raised --hits 50",
     ),
     Mutant(
         "a forked child keeps its parent's locks",
         "flaw 6",
-        "replay_buffer.cpp",
+        "segment_handle.cpp",
         "    lock_fd_.close();\n    identity_ = {};",
         "    (void)new OwnedDescriptor(std::move(lock_fd_));\n    identity_ = {};",
         "test_replay_buffer a child that never uses its copy*",

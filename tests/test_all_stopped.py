@@ -7,6 +7,7 @@ sample for 0.5 s, nothing else waits at all.
 import contextlib
 import os
 import pickle
+import select
 import signal
 import struct
 import time
@@ -80,6 +81,13 @@ def stop_all_inside_add(processes, path):
     raise AssertionError("they never held every slot")
 
 
+def end(keeper):
+    ended = os.pidfd_open(keeper)
+    os.kill(keeper, signal.SIGKILL)
+    assert select.select([ended], [], [], DEADLINE)[0]
+    os.close(ended)
+
+
 def calls_of(buffer):
     """Each public name with a call, and the errors that it may end in."""
     row = np.zeros(ROW)
@@ -97,6 +105,8 @@ def calls_of(buffer):
         "is_Nstep": (buffer.is_Nstep, ()),
         "explorer": (lambda: buffer.explorer().close(), ()),
         "rows_added": (buffer.rows_added, ()),
+        "largest_size": (lambda: buffer.largest_size({"a": {}}), ()),
+        "keep_after_exit": (lambda: end(buffer.keep_after_exit(0)), ()),
         "processes": (buffer.processes, ()),
         "name": (lambda: buffer.name, ()),
         "closed": (lambda: buffer.closed, ()),

@@ -239,6 +239,9 @@ def test_unknown_key_of_a_field(cls):
     assert len(warned) == 1
     assert warned[0].filename == __file__
     buffer.add(obs=1, act=[1, 2])
+    with pytest.warns(UserWarning, match="'shpe', which is ignored") as warned:
+        cls.largest_size({"obs": {"shpe": 4}})
+    assert warned[0].filename == __file__
 
 
 @pytest.mark.parametrize(

@@ -39,7 +39,7 @@ def methods(*fast):
 
 @pytest.fixture
 def buffer():
-    with mpbuffer.PrioritizedReplayBuffer(2000, FIELDS) as buffer:
+    with mpbuffer.PrioritizedReplayBuffer(20_000, FIELDS) as buffer:  # none is overwritten
         yield buffer
 
 
@@ -124,8 +124,8 @@ def test_they_play_come_back_and_stop_when_told(buffer, start_method, caplog):
         with caplog.at_level(logging.WARNING, "mpbuffer"):
             os.kill(before[1].pid, signal.SIGKILL)
             until(lambda: explorers.status()[1].state == "waiting", explorers)
-            assert (explorers.alive, explorers.join(0)) == (1, False)
-            assert explorers.status()[1].exit_code == -signal.SIGKILL
+            assert (explorers.alive, explorers.status()[1].exit_code) == (1, -signal.SIGKILL)
+            assert not explorers.join(0)
             until(lambda: last_rows(buffer)[1]["restart"] == 1, explorers)
         assert "explorer 1 was killed by SIGKILL; restarting it in 0.05 s" in caplog.text
         explorers.check()
@@ -609,11 +609,12 @@ class Learner:
 
 
 @contextlib.contextmanager
-def learner_started(start_method, function):
+def learner_started(start_method, function, n=2):
     with python_started(
         str(TESTS / "explorers_processes.py"),
         start_method,
         function,
+        str(n),
         stderr=subprocess.PIPE,
         # What runs in the background of a script ignores Ctrl-C, and hands that down.
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
@@ -654,6 +655,27 @@ def test_no_explorer_outlives_the_learner(cases):
         for learner, *_ in learners:
             learner.wait_until_gone(2)
             assert learner.process.stderr.read() == b""
+
+
+@pytest.mark.parametrize(
+    "cases",
+    [
+        [("spawn", "end_stuck", 3), ("fork", "play_stuck", 2)],
+        pytest.param([("forkserver", "play_stuck", 2)], marks=pytest.mark.slow),
+    ],
+)
+def test_no_explorer_outlives_the_learner_where_python_is_stuck(cases):
+    with contextlib.ExitStack() as stack:
+        learners = [(stack.enter_context(learner_started(*case)), case[2]) for case in cases]
+        for learner, n in learners:
+            said = sorted(learner.read_line()[0] for _ in range(2 + n))
+            assert said == ["playing", "starting"] + ["stuck"] * n
+        for learner, _ in learners:
+            learner.process.kill()
+        for learner, _ in learners:
+            learner.wait_until_gone(2)
+            assert learner.process.stderr.read() == b""
+    mpbuffer.ReplayBuffer(1, {"x": {}}).close()  # removes what nobody was left to close
 
 
 def test_no_explorer_outlives_the_learner_while_it_imports(tmp_path):

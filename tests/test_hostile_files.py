@@ -848,6 +848,7 @@ CALLS_AFTER_CLOSE = {
     "learner_status": lambda b: b.learner_status(),
     "release_learner": lambda b: b.release_learner(),
     "explorer": lambda b: b.explorer().close(),
+    "keep_after_exit": lambda b: b.keep_after_exit(0),
     "alpha": lambda b: b.alpha,
     "eps": lambda b: b.eps,
     "_encode_sample": lambda b: b._encode_sample([0]),
@@ -856,7 +857,7 @@ CALLS_AFTER_CLOSE = {
     "__len__": len,
     "__reduce__": lambda b: b.__reduce__(),
 }
-WORK_AFTER_CLOSE = {"close", "closed", "name", "is_Nstep"}
+WORK_AFTER_CLOSE = {"close", "closed", "name", "is_Nstep", "largest_size"}
 
 
 def public_names(cls):

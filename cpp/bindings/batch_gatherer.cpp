@@ -85,12 +85,15 @@ BatchGatherer::BatchGatherer(py::object buffer, bool return_indexes)
     (void)state_of(buffer_);
 }
 
-BatchGatherer::~BatchGatherer() {
+BatchGatherer::~BatchGatherer() { clear(); }
+
+void BatchGatherer::clear() {
     if (in_child()) {
         (void)workshop_.release();
-        return;
+    } else {
+        discard();
     }
-    discard();
+    buffer_ = py::object();
 }
 
 bool BatchGatherer::in_child() const { return made_in_ != fork_generation(); }
@@ -101,6 +104,7 @@ BatchGatherer::Workshop& BatchGatherer::workshop() {
                      "cannot take batches in a forked child: they are gathered by a thread of its "
                      "parent; call batches() there");
     }
+    if (!buffer_) throw BufferClosed("cannot take a batch: the collector has ended these batches");
     if (!workshop_) workshop_ = std::make_unique<Workshop>(*state_of(buffer_).core);
     return *workshop_;
 }
@@ -145,6 +149,43 @@ void BatchGatherer::discard() {
         workshop_->thread.join();
     }
     workshop_.reset();
+}
+
+namespace {
+
+// Null until __init__ has run.
+BatchGatherer* gatherer_in(PyObject* self) {
+    const auto* instance = reinterpret_cast<py::detail::instance*>(self);
+    if (!instance->simple_layout || !instance->simple_holder_constructed) return nullptr;
+    return static_cast<BatchGatherer*>(instance->simple_value_holder[0]);
+}
+
+int traverse(PyObject* self, visitproc visit, void* arg) {
+    Py_VISIT(Py_TYPE(self));
+    if (const BatchGatherer* gatherer = gatherer_in(self)) Py_VISIT(gatherer->buffer().ptr());
+    return 0;
+}
+
+int clear(PyObject* self) {
+    if (BatchGatherer* gatherer = gatherer_in(self)) gatherer->clear();
+    return 0;
+}
+
+}  // namespace
+
+void add_batch_gatherer_type(py::module_& module) {
+    const py::custom_type_setup collected([](PyHeapTypeObject* heap_type) {
+        PyTypeObject& type = heap_type->ht_type;
+        type.tp_flags |= Py_TPFLAGS_HAVE_GC;
+        type.tp_traverse = traverse;
+        type.tp_clear = clear;
+    });
+    py::class_<BatchGatherer>(module, "BatchGatherer", collected,
+                              py::metaclass(reinterpret_cast<PyObject*>(&PyType_Type)))
+        .def(py::init<py::object, bool>(), py::arg("buffer"), py::arg("return_indexes"))
+        .def("submit", &BatchGatherer::submit, py::arg("arrays"), py::arg("rows"), py::arg("beta"))
+        .def("take", &BatchGatherer::take)
+        .def("discard", &BatchGatherer::discard);
 }
 
 }  // namespace mpbuffer::bindings

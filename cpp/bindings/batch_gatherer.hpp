@@ -28,6 +28,12 @@ class BatchGatherer {
     // Forgets what was submitted, and waits for the batch being gathered. Twice is once.
     void discard();
 
+    // What is kept alive, but for dicts of arrays: what the collector has to know of.
+    pybind11::handle buffer() const { return buffer_; }
+
+    // Discards, and lets go of the buffer: but for discard(), calls raise BufferClosed from now on.
+    void clear();
+
   private:
     struct Workshop;
     Workshop& workshop();
@@ -38,5 +44,7 @@ class BatchGatherer {
     std::uint64_t made_in_;  // the fork generation
     std::unique_ptr<Workshop> workshop_;
 };
+
+void add_batch_gatherer_type(pybind11::module_& module);
 
 }  // namespace mpbuffer::bindings

@@ -5,9 +5,12 @@
 
 #include <algorithm>
 #include <atomic>
+#include <chrono>
+#include <cmath>
 #include <cstring>
 
 #include "batch_gatherer.hpp"
+#include "end_with_learner.hpp"
 #include "error.hpp"
 #include "errors.hpp"
 #include "hot_calls.hpp"
@@ -418,12 +421,6 @@ PYBIND11_MODULE(_core, module) {
     module.def("leaves", leaves, py::arg("buffer"));
     module.def("learner_status", learner_status, py::arg("buffer"));
     module.def("processes", processes, py::arg("buffer"));
-    py::class_<BatchGatherer>(module, "BatchGatherer",
-                              py::metaclass(reinterpret_cast<PyObject*>(&PyType_Type)))
-        .def(py::init<py::object, bool>(), py::arg("buffer"), py::arg("return_indexes"))
-        .def("submit", &BatchGatherer::submit, py::arg("arrays"), py::arg("rows"), py::arg("beta"))
-        .def("take", &BatchGatherer::take)
-        .def("discard", &BatchGatherer::discard);
     module.def(
         "empty_batch",
         [](const py::object& self, std::size_t rows, bool return_indexes) {
@@ -433,6 +430,14 @@ PYBIND11_MODULE(_core, module) {
             return py::reinterpret_steal<py::dict>(batch.take_dict());
         },
         py::arg("buffer"), py::arg("rows"), py::arg("return_indexes"));
+    module.def(
+        "end_with_learner",
+        [](pid_t pid, std::uint64_t start_time, double grace, int status) {
+            end_with_learner(pid, start_time, std::chrono::milliseconds(std::lround(grace * 1e3)),
+                             status);
+        },
+        py::arg("pid"), py::arg("start_time"), py::arg("grace"), py::arg("status"));
+    add_batch_gatherer_type(module);
     add_inspection_calls(module);
     add_staging_type(module);
     add_weights_type(module);

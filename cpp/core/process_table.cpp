@@ -202,15 +202,16 @@ std::optional<ProcessStat> read_process_stat(pid_t pid) {
     text[length] = '\0';
 
     // "pid (command) state ppid ...": the command may hold anything, parentheses included. The
-    // state is field 3, the start time field 22.
+    // state is field 3, the number of threads field 20, the start time field 22.
     const char* at = std::strrchr(text, ')');
     if (at == nullptr || at[1] != ' ' || at[2] == '\0') return std::nullopt;
-    ProcessStat stat{at[2], 0};
+    ProcessStat stat{at[2], 0, 0};
     at += 2;
     for (int field = 3; field < 22; ++field) {
         at = std::strchr(at, ' ');
         if (at == nullptr) return std::nullopt;
         ++at;
+        if (field + 1 == 20) stat.threads = std::strtoull(at, nullptr, 10);
     }
     stat.start_time = std::strtoull(at, nullptr, 10);
     return stat;

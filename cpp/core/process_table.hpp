@@ -115,6 +115,7 @@ class ProcessTable {
 
 struct ProcessStat {
     char state;
+    std::uint64_t threads;  // a zombie of more than one: its first thread alone has ended
     std::uint64_t start_time;
 };
 

@@ -27,18 +27,6 @@ constexpr int max_scans = 32;
 constexpr auto patience = std::chrono::milliseconds(1000);
 constexpr auto patience_at_once = std::chrono::milliseconds(20);
 
-std::uint64_t now_ns() {
-    timespec now{};
-    clock_gettime(CLOCK_REALTIME, &now);
-    return static_cast<std::uint64_t>(now.tv_sec) * 1'000'000'000u +
-           static_cast<std::uint64_t>(now.tv_nsec);
-}
-
-template <class T>
-T* at(std::byte* base, std::uint64_t offset) {
-    return reinterpret_cast<T*>(base + offset);
-}
-
 }  // namespace
 
 std::unique_ptr<ReplayBuffer> ReplayBuffer::create(const BufferSettings& settings) {
@@ -55,56 +43,33 @@ std::unique_ptr<ReplayBuffer> ReplayBuffer::create(const BufferSettings& setting
     return buffer;
 }
 
-std::unique_ptr<ReplayBuffer> ReplayBuffer::attach(const std::string& name,
-                                                   const SegmentOptions& options) {
-    SharedSegment segment = SharedSegment::attach(name, options);
+std::unique_ptr<ReplayBuffer> ReplayBuffer::open(SharedSegment segment) {
     std::string description;
-    const SegmentHeader header = read_header(segment.data(), segment.size(), name, description);
+    const SegmentHeader header =
+        read_header(segment.data(), segment.size(), segment.name(), description);
     std::unique_ptr<ReplayBuffer> buffer(
         new ReplayBuffer(std::move(segment), header, std::move(description)));
     buffer->start();
     return buffer;
+}
+
+std::unique_ptr<ReplayBuffer> ReplayBuffer::attach(const std::string& name,
+                                                   const SegmentOptions& options) {
+    return open(SharedSegment::attach(name, options));
 }
 
 std::unique_ptr<ReplayBuffer> ReplayBuffer::attach_descriptor(int fd, const std::string& name,
                                                               const SegmentOptions& options) {
-    SharedSegment segment = SharedSegment::attach_descriptor(fd, name, options);
-    std::string description;
-    const SegmentHeader header = read_header(segment.data(), segment.size(), name, description);
-    std::unique_ptr<ReplayBuffer> buffer(
-        new ReplayBuffer(std::move(segment), header, std::move(description)));
-    buffer->start();
-    return buffer;
+    return open(SharedSegment::attach_descriptor(fd, name, options));
 }
 
 ReplayBuffer::ReplayBuffer(SharedSegment segment, const SegmentHeader& header,
                            std::string description)
-    : segment_(std::move(segment)),
-      header_(header),
-      name_(segment_.name()),
-      description_(std::move(description)),
-      here_(fork_generation()),
-      local_(std::make_unique<Local>(header.ring[0].capacity)) {
-    std::byte* base = segment_.data();
+    : SegmentHandle(std::move(segment), header, std::move(description)),
+      local_(std::make_unique<Local>(capacity())) {
     const RingEntry& ring = shape();
-    ring_ =
-        SlotRing(at<RingCounters>(base, ring.counters_offset), at<SlotMeta>(base, ring.meta_offset),
-                 base + ring.records_offset, ring.capacity, ring.stride);
-    processes_ = ProcessTable(base + header_.process_table_offset);
-    line_ = at<LearnerLine>(base, header_.learner_line_offset);
-}
-
-void ReplayBuffer::start() {
-    watch();
-    open_locks();
-    enroll();
-}
-
-// A child forked between the opening and the assignment would keep the description, and with it
-// this handle's locks.
-void ReplayBuffer::open_locks() const {
-    const ForkPause pause;
-    if (!lock_fd_.present()) lock_fd_ = segment_.open_lock_descriptor();
+    ring_ = SlotRing(at<RingCounters>(ring.counters_offset), at<SlotMeta>(ring.meta_offset),
+                     at<std::byte>(ring.records_offset), ring.capacity, ring.stride);
 }
 
 ReplayBuffer::~ReplayBuffer() {
@@ -113,68 +78,24 @@ ReplayBuffer::~ReplayBuffer() {
 }
 
 void ReplayBuffer::close() noexcept {
-    if (!open_) return;
     const std::scoped_lock nobody_copies(copying_);
-    open_ = false;
-    // A child forked half-way would close descriptors and unmap memory that are no longer its.
-    const ForkPause pause;
-    // Where the program closed ours, the locks are gone with it; a fresh one does to ask and leave.
-    OwnedDescriptor fresh;
-    const bool lost = lock_fd_.present() && !lock_fd_.ours();
-    if (lost) {
-        try {
-            fresh = segment_.open_lock_descriptor();
-        } catch (const std::exception&) {  // the next sweep removes what we cannot
-        }
-    }
-    const int lock_fd = lost ? fresh.number() : lock_fd_.number();
-    if (here_.load(std::memory_order_relaxed) == fork_generation() && lock_fd >= 0) {
-        try {
-            if (!lost) release_learner();
-            processes_.leave(lock_fd, identity_);
-            stop_point(StopPoint::handle_left);
-        } catch (const std::exception&) {
-            // The locks go with the descriptor below, whatever the program did to it before.
-        }
-    }
-    local_.reset();
-    segment_.close(lock_fd);
-    lock_fd_.close();
+    leave();
 }
 
-void ReplayBuffer::after_fork_in_child() noexcept {
-    // Not unlocked: the description is still the parent's. Closing the copy keeps it so.
-    lock_fd_.close();
-    identity_ = {};
+void ReplayBuffer::forget() noexcept { local_.reset(); }
+
+void ReplayBuffer::forget_parent() noexcept {
     (void)local_.release();
     leaf_priority_ = -1;
     new (&add_mutex_) std::mutex;
     new (&learner_mutex_) std::mutex;
     new (&copying_) std::shared_mutex;
-    new (&identity_mutex_) std::mutex;
-}
-
-void ReplayBuffer::ready() const {
-    if (!open_) [[unlikely]] {
-        throw BufferClosed("cannot use '" + name_ + "': this handle was closed");
-    }
-    if (here_.load(std::memory_order_acquire) != fork_generation()) [[unlikely]]
-        adopt();
-}
-
-void ReplayBuffer::adopt() const {
-    const std::scoped_lock lock(identity_mutex_);
-    if (here_.load(std::memory_order_relaxed) == fork_generation()) return;
-    open_locks();
-    if (!local_) local_ = std::make_unique<Local>(capacity());
-    enroll();
-    // Release: pairs with the acquire in ready(), for the identity and all else set here.
-    here_.store(fork_generation(), std::memory_order_release);
 }
 
 void ReplayBuffer::enroll() const {
+    if (!local_) local_ = std::make_unique<Local>(capacity());
     std::uint64_t left_busy = 0;
-    const Identity identity = processes_.enroll(lock_fd_.number(), &left_busy);
+    const Identity identity = processes_.enroll(locks("enroll in"), &left_busy);
     if (left_busy != 0) {
         ring_.doubt();
         processes_.forget_busy(identity, left_busy);
@@ -191,17 +112,6 @@ RingWriter ReplayBuffer::writer() const {
 
 bool ReplayBuffer::dead(unsigned number, std::uint64_t epoch) const {
     return processes_.dead(number, epoch, slot_word::epoch_bits, locks("ask who is alive in"));
-}
-
-int ReplayBuffer::locks(const char* verb) const {
-    if (lock_fd_.ours()) [[likely]]
-        return lock_fd_.number();
-    return lock_fd_.require(std::string("cannot ") + verb + " '" + name_ + "'");
-}
-
-int ReplayBuffer::data_descriptor() const {
-    ready();
-    return segment_.data_descriptor();
 }
 
 std::uint64_t ReplayBuffer::add(std::uint64_t n, std::span<const FieldSource> fields,
@@ -544,7 +454,7 @@ LearnerStatus ReplayBuffer::learner_status() const {
 std::vector<float> ReplayBuffer::leaves() const {
     ready();
     if (!prioritized()) return {};
-    const float* first = at<float>(segment_.data(), shape().leaf_offset);
+    const float* first = at<float>(shape().leaf_offset);
     return std::vector<float>(first, first + capacity());
 }
 
@@ -554,10 +464,10 @@ std::string ReplayBuffer::holder_of_learner_role() const {
     // Until the holder has announced itself the line may still tell of a predecessor who was
     // killed.
     if (number == 0 || number > max_processes || processes_.record(number).pid.load() != pid ||
-        processes_.dead(number, lock_fd_.number())) {
+        processes_.dead(number, locks("ask who is alive in"))) {
         return "another process is just taking it";
     }
-    return process_in_words(number, pid, processes_.state(number, lock_fd_.number())) +
+    return process_in_words(number, pid, processes_.state(number, locks("ask who is alive in"))) +
            " has had it since " + time_in_words(line_->since.load());
 }
 
@@ -578,15 +488,15 @@ Learner& ReplayBuffer::learner() {
     try {
         stop_point(StopPoint::role_taken);
         const RingEntry& ring = shape();
-        std::byte* base = segment_.data();
         local_->learner = std::make_unique<Learner>(
-            ring_, at<std::atomic<std::uint64_t>>(base, ring.leaf_seq_offset),
-            at<float>(base, ring.leaf_offset), line_, priority_rule(), ring.row_bytes);
+            ring_, at<std::atomic<std::uint64_t>>(ring.leaf_seq_offset),
+            at<float>(ring.leaf_offset), line_, priority_rule(), ring.row_bytes);
     } catch (...) {
         unlock(lock_fd, lock_byte::learner);
         throw;
     }
-    local_->learner->announce(identity_.number, static_cast<std::uint64_t>(getpid()), now_ns());
+    local_->learner->announce(identity_.number, static_cast<std::uint64_t>(getpid()),
+                              nanoseconds_of(CLOCK_REALTIME));
     return *local_->learner;
 }
 
@@ -596,5 +506,7 @@ void ReplayBuffer::release_learner() {
     local_->learner.reset();
     unlock(locks("release the learner's role of"), lock_byte::learner);
 }
+
+void ReplayBuffer::release_role() { release_learner(); }
 
 }  // namespace mpbuffer

@@ -1,17 +1,12 @@
 // The composition: one replay buffer in one segment, as one handle of one process sees it.
 //
-// A handle has its own identity in the process table, its own lock descriptor and its own
-// generator. It may be used by several threads under two mutexes, which the caller takes:
-// `add_mutex` for add and clear, `learner_mutex` for all that draws, updates, reads or counts.
-// Both are only ever contended by threads of this process; no call holds one while it waits for
-// another process. Only `gather` and `gather_uniform` take the latter themselves, for their draws,
-// and leave it free while they copy rows.
+// A handle has, besides what segment_handle.hpp says, its own generator. It may be used by several
+// threads under two mutexes, which the caller takes: `add_mutex` for add and clear, `learner_mutex`
+// for all that draws, updates, reads or counts. Both are only ever contended by threads of this
+// process; no call holds one while it waits for another process. Only `gather` and `gather_uniform`
+// take the latter themselves, for their draws, and leave it free while they copy rows.
 //
-// After a fork the child's copy of a handle is a handle of its own: at its first call it opens its
-// own lock descriptor and takes its own identity and generator; it never has its parent's learner
-// role. The mutexes are free in the child.
-//
-// Every call throws BufferClosed after close().
+// A forked child's copy has a generator of its own, and its mutexes are free.
 #pragma once
 
 #include <atomic>
@@ -26,11 +21,9 @@
 #include <vector>
 
 #include "draws.hpp"
-#include "fork_watch.hpp"
 #include "layout.hpp"
 #include "learner.hpp"
-#include "owned_descriptor.hpp"
-#include "process_table.hpp"
+#include "segment_handle.hpp"
 #include "shared_segment.hpp"
 #include "slot_ring.hpp"
 
@@ -68,14 +61,14 @@ struct LearnerStatus {
     std::uint64_t rows_folded;  // by this learner; `folded` is the position that it has reached
 };
 
-class ReplayBuffer final : private ForkWatched {
+class ReplayBuffer final : public SegmentHandle {
   public:
     static std::unique_ptr<ReplayBuffer> create(const BufferSettings& settings);
     static std::unique_ptr<ReplayBuffer> attach(const std::string& name,
                                                 const SegmentOptions& options = {});
     static std::unique_ptr<ReplayBuffer> attach_descriptor(int fd, const std::string& name,
                                                            const SegmentOptions& options = {});
-    ~ReplayBuffer();
+    ~ReplayBuffer() override;
 
     std::mutex& add_mutex() { return add_mutex_; }
     std::mutex& learner_mutex() { return learner_mutex_; }
@@ -84,15 +77,11 @@ class ReplayBuffer final : private ForkWatched {
     // nobody else is left. Under both mutexes; waits for threads that are copying rows. Twice is
     // once.
     void close() noexcept;
-    bool is_open() const { return open_; }
 
-    const std::string& name() const { return name_; }
-    const std::string& description() const { return description_; }
     const RingEntry& shape() const { return header_.ring[0]; }
     std::uint64_t capacity() const { return shape().capacity; }
     bool prioritized() const { return shape().prioritized != 0; }
     PriorityRule priority_rule() const { return {shape().alpha, shape().eps}; }
-    int data_descriptor() const;
 
     // Any process, under add_mutex.
 
@@ -162,15 +151,13 @@ class ReplayBuffer final : private ForkWatched {
     };
 
     ReplayBuffer(SharedSegment segment, const SegmentHeader& header, std::string description);
-    void after_fork_in_child() noexcept override;
-    void start();  // the second half of construction: what needs the object to be whole
-    void open_locks() const;
-    void ready() const;  // every call's first step: open, and in the process it was made for
-    void adopt() const;
-    void enroll() const;
+    static std::unique_ptr<ReplayBuffer> open(SharedSegment segment);
+    void enroll() const override;
+    void release_role() override;
+    void forget() noexcept override;
+    void forget_parent() noexcept override;
     RingWriter writer() const;
     bool dead(unsigned number, std::uint64_t epoch) const;
-    int locks(const char* verb) const;  // lock_fd_, if the program has left it alone
     std::uint64_t recount(std::uint64_t doubts);
     void draw_uniform(std::size_t count, Draws& draws);
     std::uint64_t draw_slot(const Draws& draws);
@@ -184,22 +171,10 @@ class ReplayBuffer final : private ForkWatched {
     [[noreturn]] void throw_empty(const char* why) const;
     std::string holder_of_learner_role() const;
 
-    SharedSegment segment_;
-    SegmentHeader header_;
-    std::string name_;
-    std::string description_;
     SlotRing ring_;
-    mutable ProcessTable processes_;  // a view: enrolling changes the segment, not the view
-    LearnerLine* line_ = nullptr;
-    bool open_ = true;
-
     std::mutex add_mutex_;
     std::mutex learner_mutex_;
     std::shared_mutex copying_;  // shared by threads that copy rows under no mutex; close() waits
-    mutable std::mutex identity_mutex_;
-    mutable std::atomic<std::uint64_t> here_;  // the fork generation this handle is set up for
-    mutable OwnedDescriptor lock_fd_;
-    mutable Identity identity_;
     mutable std::unique_ptr<Local> local_;
     double leaf_priority_ = -1;  // the priority that leaf_ belongs to
     float leaf_ = 0;

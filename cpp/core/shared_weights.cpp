@@ -18,13 +18,6 @@ namespace {
 constexpr std::uint64_t part_alignment = 64;
 constexpr int looks_at_the_line = 64;
 
-std::uint64_t nanoseconds_of(clockid_t clock) {
-    timespec now{};
-    clock_gettime(clock, &now);
-    return static_cast<std::uint64_t>(now.tv_sec) * 1'000'000'000u +
-           static_cast<std::uint64_t>(now.tv_nsec);
-}
-
 // Where each part begins, and behind the last the length of all; false if that is no number.
 bool place_parts(const std::vector<std::uint64_t>& part_bytes, std::vector<std::uint64_t>& offsets,
                  std::uint64_t& total) {
@@ -38,11 +31,6 @@ bool place_parts(const std::vector<std::uint64_t>& part_bytes, std::vector<std::
         if (__builtin_add_overflow(begin, bytes, &total)) return false;
     }
     return true;
-}
-
-template <class T>
-T* at(std::byte* base, std::uint64_t offset) {
-    return reinterpret_cast<T*>(base + offset);
 }
 
 }  // namespace
@@ -68,45 +56,33 @@ std::unique_ptr<SharedWeights> SharedWeights::create(const WeightsSettings& sett
     return weights;
 }
 
-std::unique_ptr<SharedWeights> SharedWeights::attach(const std::string& name,
-                                                     const SegmentOptions& options) {
-    SharedSegment segment = SharedSegment::attach(name, options);
+std::unique_ptr<SharedWeights> SharedWeights::open(SharedSegment segment) {
     std::string description;
     const SegmentHeader header =
-        read_header(segment.data(), segment.size(), name, description, RingKind::weights);
+        read_header(segment.data(), segment.size(), segment.name(), description, RingKind::weights);
     std::unique_ptr<SharedWeights> weights(
         new SharedWeights(std::move(segment), header, std::move(description)));
     weights->start();
     return weights;
+}
+
+std::unique_ptr<SharedWeights> SharedWeights::attach(const std::string& name,
+                                                     const SegmentOptions& options) {
+    return open(SharedSegment::attach(name, options));
 }
 
 std::unique_ptr<SharedWeights> SharedWeights::attach_descriptor(int fd, const std::string& name,
                                                                 const SegmentOptions& options) {
-    SharedSegment segment = SharedSegment::attach_descriptor(fd, name, options);
-    std::string description;
-    const SegmentHeader header =
-        read_header(segment.data(), segment.size(), name, description, RingKind::weights);
-    std::unique_ptr<SharedWeights> weights(
-        new SharedWeights(std::move(segment), header, std::move(description)));
-    weights->start();
-    return weights;
+    return open(SharedSegment::attach_descriptor(fd, name, options));
 }
 
 SharedWeights::SharedWeights(SharedSegment segment, const SegmentHeader& header,
                              std::string description)
-    : segment_(std::move(segment)),
-      header_(header),
-      name_(segment_.name()),
-      description_(std::move(description)),
-      here_(fork_generation()) {
-    std::byte* base = segment_.data();
+    : SegmentHandle(std::move(segment), header, std::move(description)) {
     const RingEntry& ring = header_.ring[0];
-    slots_ = VersionSlots(at<VersionBoard>(base, ring.counters_offset),
-                          at<VersionSlot>(base, ring.meta_offset), slot_count(),
-                          at<ReaderLine>(base, ring.readers_offset), max_processes + 1,
-                          base + ring.records_offset, ring.stride);
-    processes_ = ProcessTable(base + header_.process_table_offset);
-    line_ = at<LearnerLine>(base, header_.learner_line_offset);
+    slots_ = VersionSlots(at<VersionBoard>(ring.counters_offset), at<VersionSlot>(ring.meta_offset),
+                          slot_count(), at<ReaderLine>(ring.readers_offset), max_processes + 1,
+                          at<std::byte>(ring.records_offset), ring.stride);
     const std::uint64_t word = slots_.offer_now();
     if (offer_word::offered(word) >= slot_count() ||
         (offer_word::has_pending(word) && offer_word::pending(word) >= slot_count())) {
@@ -116,80 +92,21 @@ SharedWeights::SharedWeights(SharedSegment segment, const SegmentHeader& header,
     }
 }
 
-void SharedWeights::start() {
-    watch();
-    open_locks();
-    enroll();
-}
-
-// A child forked between the opening and the assignment would keep the description, and with it
-// this handle's locks.
-void SharedWeights::open_locks() const {
-    const ForkPause pause;
-    if (!lock_fd_.present()) lock_fd_ = segment_.open_lock_descriptor();
-}
-
 SharedWeights::~SharedWeights() {
     close();
     unwatch();
 }
 
-void SharedWeights::close() noexcept {
-    if (!open_) return;
-    open_ = false;
-    // A child forked half-way would close descriptors and unmap memory that are no longer its.
-    const ForkPause pause;
-    // Where the program closed ours, the locks are gone with it; a fresh one does to ask and leave.
-    OwnedDescriptor fresh;
-    const bool lost = lock_fd_.present() && !lock_fd_.ours();
-    if (lost) {
-        try {
-            fresh = segment_.open_lock_descriptor();
-        } catch (const std::exception&) {  // the next sweep removes what we cannot
-        }
-    }
-    const int lock_fd = lost ? fresh.number() : lock_fd_.number();
-    if (here_.load(std::memory_order_relaxed) == fork_generation() && lock_fd >= 0) {
-        try {
-            if (!lost) release_publisher();
-            processes_.leave(lock_fd, identity_);
-        } catch (const std::exception&) {
-            // The locks go with the descriptor below, whatever the program did to it before.
-        }
-    }
-    segment_.close(lock_fd);
-    lock_fd_.close();
-}
+void SharedWeights::close() noexcept { leave(); }
 
-void SharedWeights::after_fork_in_child() noexcept {
-    // Not unlocked: the description is still the parent's. Closing the copy keeps it so.
-    lock_fd_.close();
-    identity_ = {};
+void SharedWeights::forget_parent() noexcept {
     publisher_ = false;
     new (&publish_mutex_) std::mutex;
     new (&read_mutex_) std::mutex;
-    new (&identity_mutex_) std::mutex;
-}
-
-void SharedWeights::ready() const {
-    if (!open_) [[unlikely]] {
-        throw BufferClosed("cannot use '" + name_ + "': this handle was closed");
-    }
-    if (here_.load(std::memory_order_acquire) != fork_generation()) [[unlikely]]
-        adopt();
-}
-
-void SharedWeights::adopt() const {
-    const std::scoped_lock lock(identity_mutex_);
-    if (here_.load(std::memory_order_relaxed) == fork_generation()) return;
-    open_locks();
-    enroll();
-    // Release: pairs with the acquire in ready(), for the identity and the descriptor set here.
-    here_.store(fork_generation(), std::memory_order_release);
 }
 
 void SharedWeights::enroll() const {
-    identity_ = processes_.enroll(lock_fd_.number());
+    identity_ = processes_.enroll(locks("enroll in"));
     slots_.open_line(identity_.number);
 }
 
@@ -197,22 +114,13 @@ void SharedWeights::enroll() const {
 bool SharedWeights::gone(unsigned number, std::uint64_t mark) const {
     if (number == identity_.number) return false;
     if (processes_.dead(number, reader_mark::epoch(mark), reader_mark::epoch_bits,
-                        lock_descriptor("publish to"))) {
+                        locks("publish to"))) {
         // Fails where the number's next owner has a mark of its own by now.
         slots_.line(number).mark.compare_exchange_strong(mark, 0, std::memory_order_relaxed);
         return true;
     }
-    const char state = processes_.state(number, lock_fd_.number());
+    const char state = processes_.state(number, locks("ask who is alive in"));
     return state == 'T' || state == 't' || state == 'X';
-}
-
-int SharedWeights::lock_descriptor(const char* verb) const {
-    return lock_fd_.require(std::string("cannot ") + verb + " '" + name_ + "'");
-}
-
-int SharedWeights::data_descriptor() const {
-    ready();
-    return segment_.data_descriptor();
 }
 
 void SharedWeights::set_parts(const std::vector<std::uint64_t>& part_bytes) {
@@ -270,7 +178,7 @@ Publication SharedWeights::latest() const {
 }
 
 std::uint64_t SharedWeights::newest() const {
-    if (!open_) ready();
+    if (!is_open()) ready();
     return slots_.newest();
 }
 
@@ -298,8 +206,7 @@ PublisherStatus SharedWeights::publisher() const {
         status = {line_->process.load(), line_->pid.load(), line_->since.load()};
         if (sequence % 2 == 0 && line_->sequence.load() == sequence) break;
     }
-    if (!publisher_ &&
-        !held_elsewhere(lock_descriptor("ask for the publisher of"), lock_byte::learner))
+    if (!publisher_ && !held_elsewhere(locks("ask for the publisher of"), lock_byte::learner))
         status = {};
     return status;
 }
@@ -310,12 +217,13 @@ std::string SharedWeights::holder_of_role() const {
         return "another process is just taking it";
     }
     const auto number = static_cast<unsigned>(holder.process);
-    return process_in_words(number, holder.pid, processes_.state(number, lock_fd_.number())) +
+    return process_in_words(number, holder.pid,
+                            processes_.state(number, locks("ask who is alive in"))) +
            " has had it since " + time_in_words(holder.since);
 }
 
 void SharedWeights::take_role() {
-    if (!try_lock(lock_descriptor("publish to"), lock_byte::learner, LockKind::exclusive)) {
+    if (!try_lock(locks("publish to"), lock_byte::learner, LockKind::exclusive)) {
         throw LearnerBusy("cannot publish to '" + name_ +
                           "', for one handle at a time does: " + holder_of_role() +
                           "; the role is free after its close(), release_publisher() or end");
@@ -326,10 +234,12 @@ void SharedWeights::take_role() {
 }
 
 void SharedWeights::release_publisher() {
-    if (!publisher_ || here_.load(std::memory_order_acquire) != fork_generation()) return;
+    if (!publisher_ || !here()) return;
     publisher_ = false;
     announce(0, 0, 0);
-    unlock(lock_descriptor("release the publisher's role of"), lock_byte::learner);
+    unlock(locks("release the publisher's role of"), lock_byte::learner);
 }
+
+void SharedWeights::release_role() { release_publisher(); }
 
 }  // namespace mpbuffer

@@ -9,8 +9,7 @@
 //
 // A handle may be used by several threads under two mutexes, which the caller takes:
 // `publish_mutex` for publish and release_publisher, `read_mutex` for read. No call waits for
-// another process. After a fork the child's copy of a handle is a handle of its own, without its
-// parent's role. Every call throws BufferClosed after close().
+// another process.
 #pragma once
 
 #include <atomic>
@@ -22,10 +21,8 @@
 #include <string>
 #include <vector>
 
-#include "fork_watch.hpp"
 #include "layout.hpp"
-#include "owned_descriptor.hpp"
-#include "process_table.hpp"
+#include "segment_handle.hpp"
 #include "shared_segment.hpp"
 #include "version_slots.hpp"
 
@@ -45,7 +42,7 @@ struct PublisherStatus {
     std::uint64_t since;  // ns since the epoch
 };
 
-class SharedWeights final : private ForkWatched {
+class SharedWeights final : public SegmentHandle {
   public:
     // Publishes `first` as version 1 before anybody can see the name. Has the role then.
     static std::unique_ptr<SharedWeights> create(const WeightsSettings& settings,
@@ -54,7 +51,7 @@ class SharedWeights final : private ForkWatched {
                                                  const SegmentOptions& options = {});
     static std::unique_ptr<SharedWeights> attach_descriptor(int fd, const std::string& name,
                                                             const SegmentOptions& options = {});
-    ~SharedWeights();
+    ~SharedWeights() override;
 
     std::mutex& publish_mutex() { return publish_mutex_; }
     std::mutex& read_mutex() { return read_mutex_; }
@@ -62,13 +59,9 @@ class SharedWeights final : private ForkWatched {
     // Gives up the role, leaves the process table, unmaps; removes the segment's name if nobody
     // else is left. Under both mutexes. Twice is once.
     void close() noexcept;
-    bool is_open() const { return open_; }
 
-    const std::string& name() const { return name_; }
-    const std::string& description() const { return description_; }
     std::uint64_t bytes() const { return header_.ring[0].row_bytes; }
     unsigned slot_count() const { return static_cast<unsigned>(header_.ring[0].capacity); }
-    int data_descriptor() const;
 
     // After attach: how long each array is, by the description. SegmentMismatch if the segment's
     // versions are of another length.
@@ -92,36 +85,22 @@ class SharedWeights final : private ForkWatched {
 
   private:
     SharedWeights(SharedSegment segment, const SegmentHeader& header, std::string description);
-    void after_fork_in_child() noexcept override;
-    void start();
-    void ready() const;
-    void adopt() const;
-    void open_locks() const;
-    void enroll() const;
-    int lock_descriptor(const char* verb) const;  // SystemFailure if the program closed it
+    static std::unique_ptr<SharedWeights> open(SharedSegment segment);
+    void enroll() const override;
+    void release_role() override;
+    void forget_parent() noexcept override;
     bool gone(unsigned number, std::uint64_t mark) const;
     void take_role();
     void announce(std::uint64_t process, std::uint64_t pid, std::uint64_t since);
     std::string holder_of_role() const;
 
-    SharedSegment segment_;
-    SegmentHeader header_;
-    std::string name_;
-    std::string description_;
     std::vector<std::uint64_t> part_bytes_;
     std::vector<std::uint64_t> part_offsets_;
     VersionSlots slots_;
-    mutable ProcessTable processes_;  // a view: enrolling changes the segment, not the view
-    LearnerLine* line_ = nullptr;     // who has the role; its other fields stay 0
-    bool open_ = true;
     std::atomic<bool> publisher_ = false;
 
     std::mutex publish_mutex_;
     std::mutex read_mutex_;
-    mutable std::mutex identity_mutex_;
-    mutable std::atomic<std::uint64_t> here_;  // the fork generation this handle is set up for
-    mutable OwnedDescriptor lock_fd_;
-    mutable Identity identity_;
 };
 
 // CLOCK_MONOTONIC in ns, as Publication::published_at.
