@@ -253,7 +253,7 @@ MUTANTS = [
         "learner.cpp",
         "        if (newest >= cleared_ && !(present && seq >= newest)) expect(slot, newest);\n",
         "        (void)newest;\n",
-        "mpbuffer_stops --only claim_taken --hits 200",
+        "mpbuffer_stops --only claim_taken --hits 800",
     ),
     Mutant(
         "a fold forgets what is claimed while it runs",
