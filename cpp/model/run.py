@@ -316,7 +316,8 @@ def tables(results: list[tuple[Case, Outcome]]) -> dict[str, str]:
     for case, outcome in results:
         macros = case.macros.removesuffix(case.name).replace("OUTCOMES", "").split()
         values = dict(each.partition("=")[::2] for each in macros)
-        shown = "`" + " ".join(f"{k}={v}" if v else k for k, v in values.items()) + "`"
+        named = " ".join(f"{k}={v}" if v else k for k, v in values.items())
+        shown = f"`{named}`" if named else "none"
         measured = f"{outcome.states:,} | {outcome.seconds:.0f}"
         if case in CONFIGURATIONS:
             rows["configurations"].append(f"| {case.name} | {shown} | {measured} |")
