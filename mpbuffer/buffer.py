@@ -406,9 +406,7 @@ class ReplayBuffer(_core.ReplayBuffer):
             *exponents,
             number,
             bool(strict),
-            describe(
-                "PrioritizedReplayBuffer" if prioritized else "ReplayBuffer", fields, strict, nstep
-            ),
+            describe(prioritized, fields, strict, nstep),
             bool(numa_interleave),
             _CreationLog(segment_name, logger),
         )
@@ -459,8 +457,8 @@ class ReplayBuffer(_core.ReplayBuffer):
         fields, nstep = _checked_fields(
             env_dict, default_dtype, Nstep, prioritized=prioritized, warned_frame=3
         )
-        kind = "PrioritizedReplayBuffer" if prioritized else "ReplayBuffer"
-        return _core.largest_size(fields, prioritized, describe(kind, fields, False, nstep), share)
+        description = describe(prioritized, fields, False, nstep)
+        return _core.largest_size(fields, prioritized, description, share)
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle the handle, not the rows: by descriptor while spawning a process, else by name."""

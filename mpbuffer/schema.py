@@ -139,10 +139,10 @@ def _extents_from_json(shape: Any) -> list[int]:
     return extents
 
 
-def describe(class_name: str, fields: list[Field], strict: bool, nstep: NstepRule | None) -> str:
+def describe(prioritized: bool, fields: list[Field], strict: bool, nstep: NstepRule | None) -> str:
     """Return the JSON text that a segment carries, so that it can be attached by name."""
-    description = {
-        "class": class_name,
+    description: dict[str, Any] = {
+        "class": "PrioritizedReplayBuffer" if prioritized else "ReplayBuffer",
         "fields": [
             {"name": name, "descr": _dtype_to_json(dtype), "shape": shape}
             for name, dtype, shape in fields

@@ -7,14 +7,13 @@ sample for 0.5 s, nothing else waits at all.
 import contextlib
 import os
 import pickle
-import select
 import signal
 import struct
 import time
 
 import numpy as np
 import pytest
-from watched_processes import DEADLINE, join_within, killed_at_the_end, receive_within
+from watched_processes import DEADLINE, end_process, join_within, killed_at_the_end, receive_within
 
 import mpbuffer
 from mpbuffer import (
@@ -81,13 +80,6 @@ def stop_all_inside_add(processes, path):
     raise AssertionError("they never held every slot")
 
 
-def end(keeper):
-    ended = os.pidfd_open(keeper)
-    os.kill(keeper, signal.SIGKILL)
-    assert select.select([ended], [], [], DEADLINE)[0]
-    os.close(ended)
-
-
 def calls_of(buffer):
     """Each public name with a call, and the errors that it may end in."""
     row = np.zeros(ROW)
@@ -106,7 +98,7 @@ def calls_of(buffer):
         "explorer": (lambda: buffer.explorer().close(), ()),
         "rows_added": (buffer.rows_added, ()),
         "largest_size": (lambda: buffer.largest_size({"a": {}}), ()),
-        "keep_after_exit": (lambda: end(buffer.keep_after_exit(0)), ()),
+        "keep_after_exit": (lambda: end_process(buffer.keep_after_exit(0)), ()),
         "processes": (buffer.processes, ()),
         "name": (lambda: buffer.name, ()),
         "closed": (lambda: buffer.closed, ()),

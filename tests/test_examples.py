@@ -5,7 +5,6 @@ import json
 import os
 import random
 import re
-import select
 import signal
 import subprocess
 import sys
@@ -13,7 +12,7 @@ import time
 from pathlib import Path
 
 import pytest
-from watched_processes import run_python
+from watched_processes import end_process, run_python
 
 import mpbuffer
 
@@ -165,10 +164,7 @@ def no_keeper_stays():
         with contextlib.suppress(OSError):
             command = (entry / "cmdline").read_bytes().split(b"\0")
             if b"mpbuffer.keeping" in b"".join(command) and learners & set(command):
-                ended = os.pidfd_open(int(entry.name))  # with all its threads: a zombie's may run
-                os.kill(int(entry.name), signal.SIGKILL)
-                assert select.select([ended], [], [], 60)[0]
-                os.close(ended)
+                end_process(int(entry.name))
     mpbuffer.ReplayBuffer(1, {"x": {}}).close()  # removes what nobody was left to close
 
 

@@ -1,16 +1,14 @@
 """A buffer's rows stay while the process that wrote them is replaced."""
 
 import os
-import select
-import signal
 import sys
 import time
 
 import pytest
-from watched_processes import DEADLINE, run_python
+from watched_processes import DEADLINE, end_process, run_python
 
 import mpbuffer
-from mpbuffer.process_identity import ProcessIdentity, pidfd_of
+from mpbuffer.process_identity import ProcessIdentity
 
 LEARNER = """
 import os, signal, mpbuffer
@@ -35,16 +33,6 @@ def wait_until(condition):
         time.sleep(0.01)
 
 
-def end_it(keeper):
-    """End it with all its threads: whoever looks at its state may see a zombie before."""
-    ended = pidfd_of(keeper.pid)
-    if ended is not None:
-        if keeper.is_alive():
-            os.kill(keeper.pid, signal.SIGTERM)
-        assert select.select([ended], [], [], DEADLINE)[0]
-        os.close(ended)
-
-
 def is_attachable(name):
     try:
         mpbuffer.attach(name).close()
@@ -66,7 +54,8 @@ def keeper_of():
 
     yield run
     for keeper in filter(None, keepers):
-        end_it(keeper)
+        if keeper.is_alive():  # else its number may be another's by now
+            end_process(keeper.pid)
     mpbuffer.ReplayBuffer(1, {"x": {}}).close()  # removes what nobody was left to close
 
 
@@ -77,7 +66,7 @@ def test_rows_stay_however_the_learner_ends(end, keeper_of):
     with mpbuffer.attach(name) as buffer:
         assert buffer.get_all_transitions()["x"].ravel().tolist() == [1, 2, 3]
         assert buffer.get_max_priority() == 6
-        end_it(keeper)
+        end_process(keeper.pid)
         buffer.add(x=4)
         assert len(buffer) == 4
     assert not is_attachable(name)
@@ -96,7 +85,7 @@ def test_rows_stay_for_as_long_as_their_learner_lives():
         keeper = ProcessIdentity.of(buffer.keep_after_exit(0))
         time.sleep(0.1)
         assert keeper.is_alive()
-        end_it(keeper)
+        end_process(keeper.pid)
         assert buffer.processes()[1].state == "X"
 
 

@@ -5,6 +5,7 @@ Light to import, since each spawned process imports it.
 
 import contextlib
 import os
+import select
 import signal
 import subprocess
 import sys
@@ -47,6 +48,25 @@ def wait_for_child(pid, seconds=DEADLINE):
     os.kill(pid, signal.SIGKILL)
     os.waitpid(pid, 0)
     raise StillRunning(f"child {pid} had not ended after {seconds} s")
+
+
+def end_process(pid):
+    """Kill a process that need not be a child; returns once it has ended with all its threads.
+
+    Its state would not tell: a zombie's other threads may still hold its locks.
+    """
+    try:
+        ended = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return
+    try:
+        signal.pidfd_send_signal(ended, signal.SIGKILL)
+        if not select.select([ended], [], [], DEADLINE)[0]:
+            raise StillRunning(f"process {pid} had not ended after {DEADLINE} s")
+    except ProcessLookupError:
+        pass
+    finally:
+        os.close(ended)
 
 
 @contextlib.contextmanager
