@@ -406,6 +406,7 @@ def test_ctrl_c_while_a_batch_is_gathered(tmp_path):
         """
         import os, signal, threading, time
         import numpy as np, mpbuffer
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # in the background it is ignored
         buffer = mpbuffer.PrioritizedReplayBuffer(64, {"x": {"shape": 200_000}})
         for _ in range(16):
             buffer.add(x=np.zeros((4, 200_000), np.float32))
