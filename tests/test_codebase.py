@@ -23,7 +23,8 @@ PACKAGE = ROOT / "mpbuffer"
 # below an arrow can be tested without what is above it. A new file says here whom it may know.
 CORE_MAY_INCLUDE = {
     "error": set(),
-    "fork_watch": set(),
+    "fork_watch": {"guard"},
+    "guard": set(),
     "in_words": set(),
     "row_copy": set(),
     "sampler": set(),
@@ -33,7 +34,7 @@ CORE_MAY_INCLUDE = {
     "sum_tree": {"tree_kernels"},
     "file_locks": {"error"},
     "shared_work": {"fork_watch"},
-    "big_memory": {"error", "shared_work"},
+    "big_memory": {"error", "guard", "shared_work"},
     "memory_room": {"error"},
     "owned_descriptor": {"error", "file_locks"},
     "process_table": {"error", "file_locks", "stop_points"},
@@ -42,12 +43,13 @@ CORE_MAY_INCLUDE = {
         "big_memory",
         "error",
         "file_locks",
+        "guard",
         "memory_room",
         "owned_descriptor",
         "stop_points",
     },
     "slot_ring": {"row_copy", "slot_word", "stop_points"},
-    "draws": {"row_copy", "shared_work", "slot_ring"},
+    "draws": {"guard", "row_copy", "shared_work", "slot_ring"},
     "episode_window": {"row_copy"},
     "schema": {"error", "slot_ring"},
     "version_slots": {"row_copy"},
@@ -63,6 +65,7 @@ CORE_MAY_INCLUDE = {
         "big_memory",
         "draws",
         "error",
+        "guard",
         "layout",
         "sampler",
         "slot_ring",
@@ -82,6 +85,7 @@ CORE_MAY_INCLUDE = {
     "segment_handle": {
         "error",
         "fork_watch",
+        "guard",
         "layout",
         "owned_descriptor",
         "process_table",
@@ -92,6 +96,7 @@ CORE_MAY_INCLUDE = {
         "draws",
         "error",
         "file_locks",
+        "guard",
         "in_words",
         "layout",
         "learner",
@@ -100,10 +105,11 @@ CORE_MAY_INCLUDE = {
         "slot_ring",
         "stop_points",
     },
-    "staged_rows": {"episode_window", "fork_watch", "replay_buffer", "row_copy"},
+    "staged_rows": {"episode_window", "fork_watch", "guard", "replay_buffer", "row_copy"},
     "shared_weights": {
         "error",
         "file_locks",
+        "guard",
         "in_words",
         "layout",
         "row_copy",
@@ -118,6 +124,7 @@ BINDINGS_MAY_INCLUDE = {
     "end_with_learner",
     "error",
     "fork_watch",
+    "guard",
     "inspection",
     "replay_buffer",
     "row_copy",
@@ -312,6 +319,24 @@ def test_core_has_no_volatile_and_no_assert(path):
     assert not re.search(r"\bvolatile\b", code)
     assert not re.search(r"\bassert\s*\(", code)
     assert not {"cassert", "assert.h"} & set(includes(path)[1])
+
+
+# They wait with a condition variable, in threads that never have Python's lock.
+WAIT_WITH_STANDARD_MUTEXES = {"big_memory.cpp", "batch_gatherer.cpp"}
+
+
+@pytest.mark.parametrize("path", core_files + binding_files, ids=named)
+def test_only_guards_take_mutexes(path):
+    if stem(path.name) != "guard" and path.name not in WAIT_WITH_STANDARD_MUTEXES:
+        standard = r"\bstd::(\w*mutex|scoped_lock|unique_lock|lock_guard|shared_lock)\b"
+        assert not re.search(standard, code_of(path))
+        assert path.parent == CORE or not re.search(r"\b(Shared)?Mutex\b", code_of(path))
+
+
+@pytest.mark.parametrize("path", binding_files, ids=named)
+def test_python_s_lock_is_given_up_and_taken_in_one_place(path):
+    if path.name != "gil.cpp":
+        assert not re.search(r"\b(PyEval_|PyGILState_|gil_scoped_|Py_BEGIN_ALLOW)", code_of(path))
 
 
 def test_nothing_is_built_for_one_machine_only():

@@ -10,6 +10,7 @@
 
 #include "error.hpp"
 #include "errors.hpp"
+#include "guard.hpp"
 #include "hot_calls.hpp"
 #include "output_batch.hpp"
 #include "shared_work.hpp"
@@ -122,7 +123,8 @@ py::dict BatchGatherer::take() {
     std::unique_ptr<Job> job;
     while (!job) {
         {
-            const py::gil_scoped_release while_waiting;
+            const CoreCall call;
+            let_others_run();
             std::unique_lock lock(shop.mutex);
             if (shop.jobs.empty()) throw InvalidArgument("cannot take a batch: none was submitted");
             if (shop.finished.wait_for(lock, signal_check, [&shop] { return shop.done > 0; })) {
@@ -131,7 +133,7 @@ py::dict BatchGatherer::take() {
                 --shop.done;
             }
         }
-        if (!job && PyErr_CheckSignals() != 0) throw py::error_already_set();
+        if (!job) run_signal_handlers();
     }
     if (job->error) std::rethrow_exception(job->error);
     return job->arrays;
@@ -140,7 +142,8 @@ py::dict BatchGatherer::take() {
 void BatchGatherer::discard() {
     if (in_child() || !workshop_) return;
     {
-        const py::gil_scoped_release while_waiting;
+        const CoreCall call;
+        let_others_run();
         {
             const std::scoped_lock lock(workshop_->mutex);
             workshop_->stopping = true;

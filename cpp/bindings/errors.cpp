@@ -60,6 +60,10 @@ void translate() {
 
 }  // namespace
 
+void run_signal_handlers() {
+    if (running_python(PyErr_CheckSignals) != 0) throw py::error_already_set();
+}
+
 void set_python_error() {
     try {
         translate();

@@ -3,7 +3,15 @@
 
 #include <pybind11/pybind11.h>
 
+#include <string>
+
+#include "gil.hpp"
+
 namespace mpbuffer::bindings {
+
+// Runs the handlers of signals that have come, which may call anything; throws what they raise,
+// KeyboardInterrupt for one.
+void run_signal_handlers();
 
 // Sets the Python error for the exception being handled; for a catch (...) block.
 void set_python_error();
@@ -12,7 +20,7 @@ void set_python_error();
 template <class Call>
 PyObject* guarded(Call&& call) noexcept {
     try {
-        return call();
+        return running_python(call);
     } catch (...) {
         set_python_error();
         return nullptr;

@@ -18,22 +18,6 @@
 
 namespace mpbuffer::bindings {
 
-// Releasing the GIL costs about as much as copying this many bytes takes.
-inline constexpr std::size_t bytes_worth_releasing = 64 * 1024;
-
-class MaybeWithoutGil {
-  public:
-    explicit MaybeWithoutGil(bool release) : state_(release ? PyEval_SaveThread() : nullptr) {}
-    ~MaybeWithoutGil() {
-        if (state_ != nullptr) PyEval_RestoreThread(state_);
-    }
-    MaybeWithoutGil(const MaybeWithoutGil&) = delete;
-    MaybeWithoutGil& operator=(const MaybeWithoutGil&) = delete;
-
-  private:
-    PyThreadState* state_;
-};
-
 // Names of arguments, interned.
 struct Names {
     PyObject* priorities;

@@ -20,11 +20,6 @@ namespace mpbuffer::bindings {
 
 namespace {
 
-// Whether to release the GIL while `count` rows are gathered: also where that may have to wait.
-bool worth_releasing(ReplayBuffer& core, std::size_t count) {
-    return count * core.shape().row_bytes >= bytes_worth_releasing || core.learner_mutex_taken();
-}
-
 // Sorts positional and keyword arguments into places. `count` parameters, the first `positional` of
 // which may be given by position.
 template <std::size_t count>
@@ -62,12 +57,7 @@ PyObject* add_steps(BufferState& state, const FieldArguments& given, const doubl
     if (given.rows() == 0) Py_RETURN_NONE;
     Steps steps{given.rows(), given.sources()};
     steps.priorities = priorities;
-    {
-        const Locked lock(state.steps->mutex());
-        const MaybeWithoutGil unlocked(given.rows() * state.core->shape().row_bytes >=
-                                       bytes_worth_releasing);
-        state.steps->push(steps);
-    }
+    state.steps->push(steps);
     state.episode_length += given.rows();
     const WrittenRows written = write_staged(state, *state.steps, nullptr);
     if (written.rows == 0) Py_RETURN_NONE;
@@ -100,13 +90,9 @@ PyObject* add(PyObject* self, PyObject* const* args, Py_ssize_t nargs, PyObject*
         }
         if (n == 0) return PyLong_FromUnsignedLongLong(core.next_slot());
 
-        std::uint64_t first = 0;
-        {
-            Locked lock(core.add_mutex());
-            const MaybeWithoutGil unlocked(n * core.shape().row_bytes >= bytes_worth_releasing);
-            first = core.add(n, fields.sources(), with_priorities ? given.leaves.data() : nullptr,
-                             given.largest, [&lock] { lock.let_signals_through(); });
-        }
+        const std::uint64_t first =
+            core.add(n, fields.sources(), with_priorities ? given.leaves.data() : nullptr,
+                     given.largest, run_signal_handlers);
         state.episode_length += n;
         return PyLong_FromUnsignedLongLong(first);
     });
@@ -150,10 +136,7 @@ PyObject* sample_uniform(PyObject* self, PyObject* const* args, Py_ssize_t nargs
         const int with_indexes = given[1] == nullptr ? 0 : PyObject_IsTrue(given[1]);
         if (with_indexes < 0) throw py::error_already_set();
         OutputBatch batch(state, count, {false, with_indexes != 0}, given[2]);
-        {
-            const MaybeWithoutGil unlocked(worth_releasing(core, count));
-            core.gather_uniform(count, batch.target());
-        }
+        core.gather_uniform(count, batch.target());
         return batch.take_dict();
     });
 }
@@ -168,10 +151,7 @@ PyObject* sample(PyObject* self, PyObject* const* args, Py_ssize_t nargs, PyObje
         const std::size_t count = convert_batch_size("sample", given[0]);
         const double beta = given[1] == nullptr ? 0.4 : convert_beta(given[1]);
         OutputBatch batch(state, count, {true, true}, given[2]);
-        {
-            const MaybeWithoutGil unlocked(worth_releasing(core, count));
-            core.gather(count, beta, batch.target());
-        }
+        core.gather(count, beta, batch.target());
         return batch.take_dict();
     });
 }
@@ -226,13 +206,8 @@ PyObject* update_priorities(PyObject* self, PyObject* const* args, Py_ssize_t na
                 indexes.generations[i] = 0;
             }
         }
-        std::uint64_t stale = 0;
-        {
-            const Locked lock(core.learner_mutex());
-            stale = core.learner().update(indexes.slots, indexes.generations, priorities.all(n),
-                                          priorities.leaves);
-        }
-        return PyLong_FromUnsignedLongLong(stale);
+        return PyLong_FromUnsignedLongLong(
+            core.update(indexes.slots, indexes.generations, priorities.all(n), priorities.leaves));
     });
 }
 
@@ -296,25 +271,6 @@ BufferState& state_of(BufferObject& object) {
         throw BufferClosed("cannot use '" + state->core->name() + "': this handle was closed");
     }
     return *state;
-}
-
-Locked::Locked(std::mutex& mutex) : lock_(mutex, std::try_to_lock) {
-    if (!lock_.owns_lock()) [[unlikely]]
-        lock();
-}
-
-void Locked::lock() {
-    PyThreadState* thread = PyEval_SaveThread();
-    lock_.lock();
-    PyEval_RestoreThread(thread);
-}
-
-void Locked::let_signals_through() {
-    const py::gil_scoped_acquire held;
-    lock_.unlock();
-    const bool raised = PyErr_CheckSignals() != 0;
-    lock();
-    if (raised) throw py::error_already_set();
 }
 
 namespace {

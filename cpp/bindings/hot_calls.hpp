@@ -6,7 +6,6 @@
 
 #include <cstdint>
 #include <memory>
-#include <mutex>
 #include <optional>
 #include <set>
 #include <string>
@@ -52,21 +51,6 @@ BufferObject& buffer_object(pybind11::handle object);
 // The state behind `object`; BufferClosed if it was never opened.
 BufferState& state_of(pybind11::handle object);
 BufferState& state_of(BufferObject& object);
-
-// A mutex of the core taken without ever waiting for it under the GIL.
-class Locked {
-  public:
-    explicit Locked(std::mutex& mutex);
-
-    // Runs the handlers of signals that came, without the mutex: they may call this buffer. Throws
-    // what they raise, KeyboardInterrupt for one; then the mutex is held all the same. Called with
-    // or without the GIL.
-    void let_signals_through();
-
-  private:
-    void lock();
-    std::unique_lock<std::mutex> lock_;
-};
 
 // Slots in [0, size) out of any array of integers, and, where they lie in a live sample's memory,
 // the generations of the rows meant. Raises TypeError, IndexError.

@@ -2,6 +2,7 @@
 
 #include <pybind11/stl.h>
 
+#include "guard.hpp"
 #include "inspection.hpp"
 #include "shared_segment.hpp"
 
@@ -89,7 +90,8 @@ py::dict dict_of_learner(const InspectedLearner& learner) {
 
 py::dict inspect(const std::string& name, bool every_slot) {
     const Inspection report = [&] {
-        const py::gil_scoped_release while_looking;
+        const CoreCall call;
+        let_others_run();
         return inspect_segment(name, every_slot ? Scrutiny::every_slot : Scrutiny::figures);
     }();
     py::dict all;

@@ -1,18 +1,14 @@
-// Segments whose creation Ctrl-C interrupts, for callers that have released the GIL or not.
+// Segments whose creation Ctrl-C interrupts.
 #pragma once
 
-#include <pybind11/pybind11.h>
-
+#include "errors.hpp"
 #include "shared_segment.hpp"
 
 namespace mpbuffer::bindings {
 
 inline SegmentOptions interruptible_options() {
     SegmentOptions options;
-    options.progress = [](std::size_t) {
-        const pybind11::gil_scoped_acquire held;
-        if (PyErr_CheckSignals() != 0) throw pybind11::error_already_set();
-    };
+    options.progress = [](std::size_t) { run_signal_handlers(); };
     return options;
 }
 

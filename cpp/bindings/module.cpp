@@ -8,11 +8,13 @@
 #include <chrono>
 #include <cmath>
 #include <cstring>
+#include <optional>
 
 #include "batch_gatherer.hpp"
 #include "end_with_learner.hpp"
 #include "error.hpp"
 #include "errors.hpp"
+#include "gil.hpp"
 #include "hot_calls.hpp"
 #include "inspection_calls.hpp"
 #include "numpy_api.hpp"
@@ -27,9 +29,6 @@ namespace py = pybind11;
 namespace mpbuffer::bindings {
 
 namespace {
-
-// How much is copied, counting 64 bytes more a row, before a long call looks for signals again.
-constexpr std::size_t bytes_between_signals = std::size_t{16} << 20;
 
 using FieldDescription = std::tuple<std::string, py::object, std::vector<npy_intp>>;
 
@@ -114,11 +113,9 @@ void create(const py::object& self, const std::string& name, std::uint64_t size,
         SegmentOptions options;
         options.interleave_nodes = interleave_nodes;
         options.progress = [&progress](std::size_t done) {
-            const py::gil_scoped_acquire held;
-            if (PyErr_CheckSignals() != 0) throw py::error_already_set();
-            progress(done);
+            run_signal_handlers();
+            running_python([&] { progress(done); });
         };
-        const py::gil_scoped_release while_allocating;
         state.core = ReplayBuffer::create({name, shape, seed, description, options});
     });
 }
@@ -188,8 +185,6 @@ py::list fields(const py::object& self) {
 void close(const py::object& self) {
     BufferState* state = buffer_object(self).state;
     if (state == nullptr || !state->core || !state->core->is_open()) return;
-    const Locked adds(state->core->add_mutex());
-    const Locked reads(state->core->learner_mutex());
     state->core->close();
     state->sample_memory->keep_at_most(0);
 }
@@ -205,64 +200,46 @@ std::string name(const py::object& self) {
     return state->core->name();
 }
 
-// Rows of the given slots; those that hold none are left out if `skip_missing`, else IndexError.
-py::dict read_rows(BufferState& state, const std::vector<std::uint64_t>& slots, bool skip_missing) {
-    const OutputArrays output(state, slots.size());
-    const std::size_t row_bytes = state.core->shape().row_bytes;
-    std::size_t rows = 0;
-    std::size_t unseen_bytes = 0;
-    for (const std::uint64_t slot : slots) {
-        unseen_bytes += row_bytes + 64;
-        if (unseen_bytes > bytes_between_signals) {
-            unseen_bytes = 0;
-            if (PyErr_CheckSignals() != 0) throw py::error_already_set();
-        }
-        const Locked lock(state.core->learner_mutex());
-        if (state.core->read_slot(slot, rows, output.targets)) {
-            ++rows;
-        } else if (!skip_missing) {
-            throw IndexOutOfRange("cannot read slot " + std::to_string(slot) + " of '" +
-                                  state.core->name() + "': it holds no complete row");
-        }
-    }
-    py::dict all = output.to_dict(state);
-    if (rows == slots.size()) return all;
+py::dict all_rows(const py::object& self, bool shuffle) {
+    BufferState& state = state_of(self);
+    std::optional<OutputArrays> output;
+    std::size_t room = 0;
+    const auto make_room = [&](std::size_t rows) -> std::span<const FieldTarget> {
+        room = rows;
+        return output.emplace(state, rows).targets;
+    };
+    const std::size_t rows = state.core->read_all(shuffle, make_room, run_signal_handlers);
+    py::dict all = output->to_dict(state);
+    if (rows == room) return all;
     const py::slice present(py::int_(0), py::int_(rows), py::none());
     for (const FieldRule& rule : state.rules) all[rule.name] = all[rule.name][present];
     return all;
 }
 
-py::dict all_rows(const py::object& self, bool shuffle) {
-    BufferState& state = state_of(self);
-    std::vector<std::uint64_t> slots;
-    {
-        const Locked lock(state.core->learner_mutex());
-        slots = state.core->filled_slots(shuffle);
-    }
-    return read_rows(state, slots, true);
-}
-
 py::dict rows_at(const py::object& self, const py::object& indexes) {
     BufferState& state = state_of(self);
     const ConvertedIndexes converted = convert_indexes(state, "read rows", indexes.ptr());
-    return read_rows(state, {converted.slots.begin(), converted.slots.end()}, false);
+    const OutputArrays output(state, converted.slots.size());
+    const std::vector<std::uint64_t> slots(converted.slots.begin(), converted.slots.end());
+    std::optional<std::uint64_t> missing;
+    state.core->read_slots(slots, output.targets, run_signal_handlers, &missing);
+    if (missing) {
+        throw IndexOutOfRange("cannot read slot " + std::to_string(*missing) + " of '" +
+                              state.core->name() + "': it holds no complete row");
+    }
+    return output.to_dict(state);
 }
 
 py::object generations(const py::object& self, const py::object& indexes) {
     BufferState& state = state_of(self);
-    const ConvertedIndexes converted = convert_indexes(state, "get generations", indexes.ptr());
+    ConvertedIndexes converted = convert_indexes(state, "get generations", indexes.ptr());
+    state.core->find_generations(converted.slots, converted.generations);
     npy_intp dims[1] = {static_cast<npy_intp>(converted.slots.size())};
     const auto result = py::reinterpret_steal<py::object>(PyArray_SimpleNew(1, dims, NPY_UINT64));
     if (!result) throw py::error_already_set();
     auto* values =
         static_cast<std::uint64_t*>(PyArray_DATA(reinterpret_cast<PyArrayObject*>(result.ptr())));
-    const Locked lock(state.core->learner_mutex());
-    const Learner& learner = state.core->learner();
-    for (std::size_t i = 0; i < converted.slots.size(); ++i) {
-        values[i] = converted.generations[i] != 0
-                        ? converted.generations[i]
-                        : learner.generation(static_cast<std::uint64_t>(converted.slots[i]));
-    }
+    std::copy(converted.generations.begin(), converted.generations.end(), values);
     return result;
 }
 
@@ -276,17 +253,8 @@ py::object leaves(const py::object& self) {
     return result;
 }
 
-// A call of the core under its learner mutex.
-template <class Call>
-auto reading(const py::object& self, Call&& call) {
-    BufferState& state = state_of(self);
-    const Locked lock(state.core->learner_mutex());
-    return call(*state.core);
-}
-
 py::dict learner_status(const py::object& self) {
-    const LearnerStatus status =
-        reading(self, [](const ReplayBuffer& core) { return core.learner_status(); });
+    const LearnerStatus status = state_of(self).core->learner_status();
     py::dict all;
     all["process"] = status.process;
     all["pid"] = status.pid;
@@ -328,6 +296,7 @@ py::dict shape(const py::object& self) {
 
 PYBIND11_MODULE(_core, module) {
     if (_import_array() < 0) throw py::error_already_set();
+    install_program_lock();
     py::register_local_exception_translator([](std::exception_ptr error) {
         if (!error) return;
         try {
@@ -363,20 +332,13 @@ PYBIND11_MODULE(_core, module) {
         "clear",
         [](const py::object& self) {
             BufferState& state = state_of(self);
-            if (state.steps) {
-                const Locked steps(state.steps->mutex());
-                state.steps->drop();
-            }
-            const Locked lock(state.core->add_mutex());
+            if (state.steps) state.steps->drop();
             state.core->clear();
             state.episode_length = 0;
         },
         py::arg("buffer"));
     module.def(
-        "stored_size",
-        [](const py::object& self) {
-            return reading(self, [](ReplayBuffer& core) { return core.stored_size(); });
-        },
+        "stored_size", [](const py::object& self) { return state_of(self).core->stored_size(); },
         py::arg("buffer"));
     module.def(
         "next_index", [](const py::object& self) { return state_of(self).core->next_slot(); },
@@ -388,16 +350,10 @@ PYBIND11_MODULE(_core, module) {
         "rows_added", [](const py::object& self) { return state_of(self).core->rows_added(); },
         py::arg("buffer"));
     module.def(
-        "release_learner",
-        [](const py::object& self) {
-            reading(self, [](ReplayBuffer& core) { core.release_learner(); });
-        },
+        "release_learner", [](const py::object& self) { state_of(self).core->release_learner(); },
         py::arg("buffer"));
     module.def(
-        "tree_total",
-        [](const py::object& self) {
-            return reading(self, [](ReplayBuffer& core) { return core.learner().total(); });
-        },
+        "tree_total", [](const py::object& self) { return state_of(self).core->total(); },
         py::arg("buffer"));
     module.def(
         "episode_length", [](const py::object& self) { return state_of(self).episode_length; },
@@ -408,10 +364,7 @@ PYBIND11_MODULE(_core, module) {
             BufferState& state = state_of(self);
             state.episode_length = 0;
             if (!state.steps) return;
-            {
-                const Locked lock(state.steps->mutex());
-                state.steps->cut_off(0);
-            }
+            state.steps->cut_off_all();
             write_staged(state, *state.steps, nullptr);
         },
         py::arg("buffer"));

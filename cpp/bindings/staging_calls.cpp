@@ -156,25 +156,22 @@ FoldPlan plan_fold(const std::vector<FieldRule>& rules, std::size_t stride,
 
 WrittenRows write_staged(BufferState& buffer, StagedRows& staged, PyObject* priorities_of) {
     ReplayBuffer& core = *buffer.core;
-    RowBatch batch;
-    {
-        const Locked lock(staged.mutex());
-        if (staged.finished() == 0) return {};
-        batch = staged.take();
-    }
+    if (staged.finished() == 0) return {};
+    RowBatch batch = staged.take();
     WrittenRows outcome;
     const auto give_back = [&] {
         outcome.rows = batch.written;
-        const Locked lock(staged.mutex());
         staged.give_back(std::move(batch));
     };
+    if (batch.rows() == 0) {  // another thread was faster
+        give_back();
+        return {};
+    }
     try {
         if (priorities_of != nullptr) ask_for_priorities(buffer, batch, priorities_of);
         // In a child that was forked meanwhile these rows are the parent's.
         if (batch.generation == fork_generation()) {
-            Locked lock(core.add_mutex());
-            const MaybeWithoutGil unlocked(batch.rows() * batch.stride() >= bytes_worth_releasing);
-            outcome.first_slot = write_rows(core, batch, [&lock] { lock.let_signals_through(); });
+            outcome.first_slot = write_rows(core, batch, run_signal_handlers);
         }
     } catch (...) {
         give_back();
@@ -329,14 +326,8 @@ std::uint64_t push(const StagingState& staging, BufferState& state, const Steps&
                                            std::to_string(environments) +
                                            ", one for each environment, or envs=");
     }
-    bool to_write = false;
-    {
-        const Locked lock(staging.rows->mutex());
-        const MaybeWithoutGil unlocked(steps.count * state.core->shape().row_bytes >=
-                                       bytes_worth_releasing);
-        const bool ended = staging.rows->push(steps);
-        to_write = ended || staging.rows->finished() >= staging.flush_every;
-    }
+    const PushOutcome pushed = staging.rows->push(steps);
+    const bool to_write = pushed.ended || pushed.finished >= staging.flush_every;
     return to_write ? staging.write(state).rows : 0;
 }
 
@@ -362,23 +353,15 @@ std::uint64_t flush(const py::object& self) {
     return staging.write(staging.buffer_state()).rows;
 }
 
-void cut_off_all(const StagingState& staging) {
-    const Locked lock(staging.rows->mutex());
-    for (std::size_t i = 0; i < staging.rows->environments(); ++i) staging.rows->cut_off(i);
-}
-
 std::uint64_t end_episodes(const py::object& self, const py::object& envs) {
     const StagingState& staging = staging_of(self);
     BufferState& state = staging.buffer_state();
     if (envs.is_none()) {
-        cut_off_all(staging);
+        staging.rows->cut_off_all();
     } else {
         const auto environments = convert_environments("cannot end episodes: envs", envs.ptr(),
                                                        staging.rows->environments());
-        const Locked lock(staging.rows->mutex());
-        for (const std::int64_t each : environments) {
-            staging.rows->cut_off(static_cast<std::size_t>(each));
-        }
+        staging.rows->cut_off(environments);
     }
     return staging.write(state).rows;
 }
@@ -387,15 +370,11 @@ void close(const py::object& self) {
     StagingState* staging = staging_object(self).state;
     if (staging == nullptr || !staging->open) return;
     staging->open = false;
-    {
-        const Locked lock(staging->rows->mutex());
-        if (staging->rows->counts().staged == 0) return;
-    }
+    if (staging->rows->counts().staged == 0) return;
     try {
-        cut_off_all(*staging);
+        staging->rows->cut_off_all();
         staging->write(staging->buffer_state());
     } catch (...) {
-        const Locked lock(staging->rows->mutex());
         staging->rows->drop();
         throw;
     }
@@ -422,7 +401,6 @@ void open(const py::object& self, const py::object& buffer, std::uint64_t flush_
 py::tuple counts(const py::object& self) {
     const StagingState* staging = staging_object(self).state;
     if (staging == nullptr) return py::make_tuple(0, 0, 0);
-    const Locked lock(staging->rows->mutex());
     const StagingCounts now = staging->rows->counts();
     return py::make_tuple(now.steps, now.staged, now.written);
 }

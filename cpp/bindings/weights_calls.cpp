@@ -3,7 +3,6 @@
 #include <pybind11/stl.h>
 
 #include <memory>
-#include <optional>
 #include <string>
 #include <utility>
 #include <vector>
@@ -20,9 +19,6 @@ namespace py = pybind11;
 namespace mpbuffer::bindings {
 
 namespace {
-
-// Releasing the GIL costs about as much as copying this many bytes takes.
-constexpr std::uint64_t bytes_worth_releasing = 64 * 1024;
 
 struct Parts {
     std::vector<std::byte*> pointers;
@@ -58,7 +54,6 @@ std::unique_ptr<SharedWeights> create(const std::string& name, unsigned slots,
                                       const py::list& arrays, const std::string& description) {
     const Parts parts = parts_of(arrays, false);
     const std::vector<const std::byte*> first(parts.pointers.begin(), parts.pointers.end());
-    const py::gil_scoped_release while_allocating;
     return SharedWeights::create({name, parts.bytes, slots, description, interruptible_options()},
                                  first);
 }
@@ -72,9 +67,6 @@ std::unique_ptr<SharedWeights> attach(const std::string& name, int descriptor) {
 std::uint64_t publish(SharedWeights& core, const py::list& arrays) {
     const Parts parts = parts_for(core, arrays, false);
     const std::vector<const std::byte*> sources(parts.pointers.begin(), parts.pointers.end());
-    const Locked lock(core.publish_mutex());
-    std::optional<py::gil_scoped_release> while_copying;
-    if (core.bytes() >= bytes_worth_releasing) while_copying.emplace();
     return core.publish(sources);
 }
 
@@ -87,22 +79,9 @@ double age_of(const Publication& publication) {
 
 py::object read(SharedWeights& core, const py::list& arrays, std::uint64_t newer_than) {
     const Parts parts = parts_for(core, arrays, true);
-    Publication got;
-    {
-        const Locked lock(core.read_mutex());
-        std::optional<py::gil_scoped_release> while_copying;
-        if (core.bytes() >= bytes_worth_releasing) while_copying.emplace();
-        got = core.read(parts.pointers, newer_than);
-    }
+    const Publication got = core.read(parts.pointers, newer_than);
     if (got.version == 0) return py::none();
     return py::make_tuple(got.version, age_of(got));
-}
-
-void close(SharedWeights& core) {
-    if (!core.is_open()) return;
-    const Locked publishing(core.publish_mutex());
-    const Locked reading(core.read_mutex());
-    core.close();
 }
 
 }  // namespace
@@ -130,12 +109,8 @@ void add_weights_type(py::module_& module) {
                  return py::make_tuple(status.process, status.pid,
                                        static_cast<double>(status.since) * 1e-9);
              })
-        .def("release_publisher",
-             [](SharedWeights& core) {
-                 const Locked lock(core.publish_mutex());
-                 core.release_publisher();
-             })
-        .def("close", close)
+        .def("release_publisher", &SharedWeights::release_publisher)
+        .def("close", &SharedWeights::close)
         .def("is_open", &SharedWeights::is_open)
         .def("name", &SharedWeights::name)
         .def("description", [](const SharedWeights& core) { return py::bytes(core.description()); })

@@ -19,6 +19,7 @@
 #include <vector>
 
 #include "error.hpp"
+#include "guard.hpp"
 #include "shared_work.hpp"
 
 namespace mpbuffer {
@@ -135,21 +136,24 @@ Supply supply_pages(std::byte* memory, std::size_t bytes, const Progress& progre
                     std::size_t& supplied) {
     Pieces pieces(memory, bytes);
     supplied = 0;
-    if (progress) progress(0);
+    const auto report = [&progress](std::size_t done) {
+        if (progress) call_back([&] { progress(done); });
+    };
+    report(0);
     if (!pieces.supply_next() && pieces.failure() == EINVAL) return Supply::unsupported;
     const std::size_t worth = bytes / piece_bytes / pieces_worth_a_thread;
     const std::size_t threads = std::min({worth, usable_processors(), most_threads});
     if (threads > 1) {
         Suppliers suppliers(pieces, threads);
         while (!suppliers.wait(progress_interval)) {
-            if (progress) progress(pieces.done());
+            report(pieces.done());
         }
     }
     while (pieces.supply_next()) {
-        if (progress) progress(pieces.done());
+        report(pieces.done());
     }
     supplied = pieces.done();
-    if (progress) progress(supplied);
+    report(supplied);
     return supplied == bytes ? Supply::done : Supply::no_room;
 }
 

@@ -1,8 +1,8 @@
 #include "draws.hpp"
 
 #include <algorithm>
-#include <mutex>
 
+#include "guard.hpp"
 #include "shared_work.hpp"
 
 namespace mpbuffer {
@@ -19,13 +19,13 @@ constexpr std::size_t bytes_in_a_piece = std::size_t{256} << 10;
 
 void copy_shared(const SlotRing& ring, std::size_t row_bytes, std::size_t threads, Draws& draws,
                  const SampleTarget& target) {
-    std::mutex missed_mutex;
+    Mutex missed_mutex;
     draws.missed.reserve(draws.slots.size());
     const std::size_t piece = bytes_in_a_piece / row_bytes + 1;
     share_work(draws.slots.size(), piece, threads - 1, [&](std::size_t first, std::size_t last) {
         for (std::size_t place = first; place < last; ++place) {
             if (copy_row(ring, place, draws, target)) continue;
-            const std::scoped_lock lock(missed_mutex);
+            const Guard guard(missed_mutex);
             draws.missed.push_back(place);
         }
     });

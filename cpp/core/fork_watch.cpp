@@ -2,7 +2,6 @@
 
 #include <pthread.h>
 
-#include <mutex>
 #include <type_traits>
 
 namespace mpbuffer {
@@ -13,8 +12,8 @@ namespace {
 
 // Made at load time and never destroyed: a function's static could be in the making, its guard
 // held, when another thread forks; and handles may outlive static destructors.
-constinit std::mutex list_mutex;
-static_assert(std::is_trivially_destructible_v<std::mutex>);
+constinit Mutex list_mutex;
+static_assert(std::is_trivially_destructible_v<Mutex>);
 
 ForkWatched* first_watched = nullptr;
 
@@ -28,12 +27,12 @@ void notify_fork_watched() noexcept {
 
 namespace {
 
-void before_fork() { list_mutex.lock(); }
-void after_fork_in_parent() { list_mutex.unlock(); }
+void before_fork() { list_mutex.lock_around_fork(); }
+void after_fork_in_parent() { list_mutex.unlock_around_fork(); }
 void after_fork_in_child_process() {
     fork_generation_counter.fetch_add(1, std::memory_order_relaxed);
     notify_fork_watched();
-    list_mutex.unlock();
+    list_mutex.unlock_around_fork();
 }
 
 [[maybe_unused]] const int installed =
@@ -41,11 +40,10 @@ void after_fork_in_child_process() {
 
 }  // namespace
 
-ForkPause::ForkPause() { list_mutex.lock(); }
-ForkPause::~ForkPause() { list_mutex.unlock(); }
+ForkPause::ForkPause() : guard_(list_mutex) {}
 
 void ForkWatched::watch() {
-    const std::scoped_lock lock(list_mutex);
+    const Guard guard(list_mutex);
     next_ = first_watched;
     if (next_ != nullptr) next_->previous_ = this;
     first_watched = this;
@@ -53,7 +51,7 @@ void ForkWatched::watch() {
 }
 
 void ForkWatched::unwatch() {
-    const std::scoped_lock lock(list_mutex);
+    const Guard guard(list_mutex);
     if (!watched_) return;
     if (previous_ != nullptr) {
         previous_->next_ = next_;

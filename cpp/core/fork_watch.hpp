@@ -8,6 +8,8 @@
 #include <atomic>
 #include <cstdint>
 
+#include "guard.hpp"
+
 namespace mpbuffer {
 
 class ForkWatched {
@@ -39,9 +41,9 @@ class ForkWatched {
 class ForkPause {
   public:
     ForkPause();
-    ~ForkPause();
-    ForkPause(const ForkPause&) = delete;
-    ForkPause& operator=(const ForkPause&) = delete;
+
+  private:
+    const Guard guard_;
 };
 
 extern std::atomic<std::uint64_t> fork_generation_counter;

@@ -8,6 +8,7 @@
 #include <thread>
 
 #include "error.hpp"
+#include "guard.hpp"
 #include "stop_points.hpp"
 
 namespace mpbuffer {
@@ -47,6 +48,7 @@ Learner::Learner(SlotRing ring, std::atomic<std::uint64_t>* leaf_seq, float* lea
 
 void Learner::take_over() {
     const std::uint64_t capacity = ring_.capacity();
+    let_others_scan(capacity);
     // The position first: whatever is claimed after this load is left to the next fold.
     const std::uint64_t position = ring_.position();
     cleared_ = ring_.clear_before();
@@ -119,6 +121,7 @@ void Learner::fold() {
 }
 
 void Learner::fold_range(std::uint64_t first, std::uint64_t last) {
+    let_others_scan(last - first);
     const std::uint64_t capacity = ring_.capacity();
     const std::uint64_t first_slot = first % capacity;
     std::uint64_t slot = first_slot;
@@ -155,6 +158,7 @@ void Learner::fold_range(std::uint64_t first, std::uint64_t last) {
 }
 
 void Learner::fold_clear(std::uint64_t cleared) {
+    let_others_scan(ring_.capacity());
     for (std::uint64_t slot = 0; slot < ring_.capacity(); ++slot) {
         if (leaf_seq_[slot].load(std::memory_order_relaxed) < cleared) store_leaf(slot, 0);
     }

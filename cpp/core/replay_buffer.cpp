@@ -20,6 +20,10 @@ namespace mpbuffer {
 namespace {
 
 constexpr int max_redraws = 64;
+
+// How much is copied, counting 64 bytes more a row, before a long read calls back.
+constexpr std::size_t bytes_at_once = std::size_t{16} << 20;
+
 constexpr int max_scans = 32;
 
 // How long an add tries that finds every slot held by living processes, and for how much of it at a
@@ -30,6 +34,8 @@ constexpr auto patience_at_once = std::chrono::milliseconds(20);
 }  // namespace
 
 std::unique_ptr<ReplayBuffer> ReplayBuffer::create(const BufferSettings& settings) {
+    const CoreCall call;
+    let_others_run();
     const SegmentHeader header = plan_segment(settings.shape, settings.description, settings.seed);
     SharedSegment segment =
         SharedSegment::create(settings.name, header.total_bytes, settings.segment);
@@ -55,11 +61,15 @@ std::unique_ptr<ReplayBuffer> ReplayBuffer::open(SharedSegment segment) {
 
 std::unique_ptr<ReplayBuffer> ReplayBuffer::attach(const std::string& name,
                                                    const SegmentOptions& options) {
+    const CoreCall call;
+    let_others_run();
     return open(SharedSegment::attach(name, options));
 }
 
 std::unique_ptr<ReplayBuffer> ReplayBuffer::attach_descriptor(int fd, const std::string& name,
                                                               const SegmentOptions& options) {
+    const CoreCall call;
+    let_others_run();
     return open(SharedSegment::attach_descriptor(fd, name, options));
 }
 
@@ -78,7 +88,11 @@ ReplayBuffer::~ReplayBuffer() {
 }
 
 void ReplayBuffer::close() noexcept {
-    const std::scoped_lock nobody_copies(copying_);
+    if (!is_open()) return;
+    const Guard nobody_adds(add_mutex_);
+    const Guard nobody_draws(learner_mutex_);
+    const GuardOfOne nobody_copies(copying_);
+    let_others_run();
     leave();
 }
 
@@ -87,9 +101,9 @@ void ReplayBuffer::forget() noexcept { local_.reset(); }
 void ReplayBuffer::forget_parent() noexcept {
     (void)local_.release();
     leaf_priority_ = -1;
-    new (&add_mutex_) std::mutex;
-    new (&learner_mutex_) std::mutex;
-    new (&copying_) std::shared_mutex;
+    add_mutex_.renew_in_child();
+    learner_mutex_.renew_in_child();
+    copying_.renew_in_child();
 }
 
 void ReplayBuffer::enroll() const {
@@ -143,41 +157,50 @@ template <class CopyRow>
 std::uint64_t ReplayBuffer::add_rows(std::uint64_t n, CopyRow&& copy_row, const float* leaves,
                                      double largest_priority,
                                      const std::function<void()>& give_way) {
-    ready();
-    float common_leaf = 0;
-    if (prioritized() && leaves == nullptr) {
-        const double largest = ring_.max_priority();
-        if (largest != leaf_priority_) {
-            leaf_ = priority_rule().leaf(largest);
-            leaf_priority_ = largest;
-        }
-        common_leaf = leaf_;
-    }
+    const CoreCall call;
+    let_others_copy(n * shape().row_bytes);
     std::uint64_t first_slot = 0;
     std::uint64_t added = 0;
     std::chrono::steady_clock::time_point deadline{};
     for (;;) {
-        const AddOutcome outcome = ring_.add(
-            n - added, writer(),
-            [this](unsigned owner, std::uint64_t epoch) { return dead(owner, epoch); },
-            [&copy_row, leaves, common_leaf, added](std::uint64_t i, std::byte* record) {
-                i += added;
-                copy_row(i, record);
-                return leaves == nullptr ? common_leaf : leaves[i];
-            },
-            patience_at_once);
-        if (added == 0) first_slot = outcome.first_slot;
-        added += outcome.rows_added;
-        if (added == n) [[likely]]
-            break;
-        const auto now = std::chrono::steady_clock::now();
-        if (deadline == std::chrono::steady_clock::time_point{}) deadline = now + patience;
-        if (now >= deadline) throw_slots_held(added, n);
-        if (give_way) give_way();
-        ready();
+        {
+            const Guard guard(add_mutex_);
+            ready();
+            const float common_leaf = prioritized() && leaves == nullptr ? leaf_of_largest() : 0;
+            const AddOutcome outcome = ring_.add(
+                n - added, writer(),
+                [this](unsigned owner, std::uint64_t epoch) { return dead(owner, epoch); },
+                [&copy_row, leaves, common_leaf, added](std::uint64_t i, std::byte* record) {
+                    i += added;
+                    copy_row(i, record);
+                    return leaves == nullptr ? common_leaf : leaves[i];
+                },
+                patience_at_once);
+            if (added == 0) first_slot = outcome.first_slot;
+            added += outcome.rows_added;
+            if (added == n) [[likely]] {
+                if (largest_priority > ring_.max_priority()) {
+                    ring_.raise_max_priority(largest_priority);
+                }
+                return first_slot;
+            }
+            let_others_run();
+            const auto now = std::chrono::steady_clock::now();
+            if (deadline == std::chrono::steady_clock::time_point{}) deadline = now + patience;
+            if (now >= deadline) throw_slots_held(added, n);
+        }
+        if (give_way) call_back(give_way);
     }
-    if (largest_priority > ring_.max_priority()) ring_.raise_max_priority(largest_priority);
-    return first_slot;
+}
+
+// Of rows that come without a priority.
+float ReplayBuffer::leaf_of_largest() {
+    const double largest = ring_.max_priority();
+    if (largest != leaf_priority_) {
+        leaf_ = priority_rule().leaf(largest);
+        leaf_priority_ = largest;
+    }
+    return leaf_;
 }
 
 void ReplayBuffer::throw_slots_held(std::uint64_t added, std::uint64_t n) const {
@@ -203,6 +226,7 @@ void ReplayBuffer::throw_empty(const char* why) const {
 }
 
 void ReplayBuffer::clear() {
+    const Guard guard(add_mutex_);
     ready();
     ring_.clear(writer());
 }
@@ -213,14 +237,18 @@ Generator& ReplayBuffer::generator() {
 }
 
 void ReplayBuffer::gather(std::size_t count, double beta, const SampleTarget& target) {
-    std::unique_lock<std::mutex> lock(learner_mutex_);
+    const CoreCall call;
+    let_others_copy(count * shape().row_bytes);
     try {
-        Learner& drawing = learner();
-        std::unique_ptr<Draws> draws = take_draws();
-        drawing.draw(count, generator(), *draws);
-        lock.unlock();
+        std::unique_ptr<Draws> draws;
+        {
+            const Guard guard(learner_mutex_);
+            Learner& drawing = learner();
+            draws = take_draws();
+            drawing.draw(count, generator(), *draws);
+        }
         copy_drawn_rows(*draws, target);
-        lock.lock();
+        const Guard guard(learner_mutex_);
         learner().finish(beta, generator(), *draws, target);
         local_->spare_draws.push_back(std::move(draws));
     } catch (const EmptyBuffer& error) {
@@ -229,21 +257,20 @@ void ReplayBuffer::gather(std::size_t count, double beta, const SampleTarget& ta
 }
 
 void ReplayBuffer::gather_uniform(std::size_t count, const SampleTarget& target) {
-    std::unique_lock<std::mutex> lock(learner_mutex_);
-    ready();
-    std::unique_ptr<Draws> draws = take_draws();
-    draw_uniform(count, *draws);
-    lock.unlock();
+    const CoreCall call;
+    let_others_copy(count * shape().row_bytes);
+    std::unique_ptr<Draws> draws;
+    {
+        const Guard guard(learner_mutex_);
+        ready();
+        draws = take_draws();
+        draw_uniform(count, *draws);
+    }
     copy_drawn_rows(*draws, target);
-    lock.lock();
+    const Guard guard(learner_mutex_);
     ready();
     finish_uniform(*draws, target);
     local_->spare_draws.push_back(std::move(draws));
-}
-
-bool ReplayBuffer::learner_mutex_taken() {
-    const std::unique_lock<std::mutex> lock(learner_mutex_, std::try_to_lock);
-    return !lock.owns_lock();
 }
 
 std::unique_ptr<Draws> ReplayBuffer::take_draws() {
@@ -256,7 +283,7 @@ std::unique_ptr<Draws> ReplayBuffer::take_draws() {
 }
 
 void ReplayBuffer::copy_drawn_rows(Draws& draws, const SampleTarget& target) {
-    const std::shared_lock<std::shared_mutex> stays_open(copying_);
+    const GuardOfMany stays_open(copying_);
     ready();
     copy_rows(ring_, shape().row_bytes, draws, target);
 }
@@ -294,7 +321,7 @@ void ReplayBuffer::finish_uniform(Draws& draws, const SampleTarget& target) {
                     throw_empty("no row is complete: every slot is empty or being written");
                 }
                 if (redraws > max_redraws) std::this_thread::yield();
-                if (filled.empty() || redraws > max_redraws) filled = filled_slots(false);
+                if (filled.empty() || redraws > max_redraws) filled = find_filled_slots();
                 if (!filled.empty()) draws.slots[place] = filled[generator().below(filled.size())];
             }
             ++redraws;
@@ -303,14 +330,9 @@ void ReplayBuffer::finish_uniform(Draws& draws, const SampleTarget& target) {
 }
 
 std::vector<std::uint64_t> ReplayBuffer::filled_slots(bool shuffle) {
+    const Guard guard(learner_mutex_);
     ready();
-    const std::uint64_t cleared = ring_.clear_before();
-    std::vector<std::uint64_t> filled;
-    for (std::uint64_t slot = 0; slot < capacity(); ++slot) {
-        const std::uint64_t word = ring_.word(slot).load(std::memory_order_acquire);
-        if (slot_word::is_committed(word) && slot_word::seq(word) >= cleared)
-            filled.push_back(slot);
-    }
+    std::vector<std::uint64_t> filled = find_filled_slots();
     if (shuffle) {
         Generator& draws = generator();
         for (std::size_t i = filled.size(); i > 1; --i) {
@@ -320,9 +342,59 @@ std::vector<std::uint64_t> ReplayBuffer::filled_slots(bool shuffle) {
     return filled;
 }
 
+std::vector<std::uint64_t> ReplayBuffer::find_filled_slots() {
+    let_others_scan(capacity());
+    const std::uint64_t cleared = ring_.clear_before();
+    std::vector<std::uint64_t> filled;
+    for (std::uint64_t slot = 0; slot < capacity(); ++slot) {
+        const std::uint64_t word = ring_.word(slot).load(std::memory_order_acquire);
+        if (slot_word::is_committed(word) && slot_word::seq(word) >= cleared)
+            filled.push_back(slot);
+    }
+    return filled;
+}
+
 bool ReplayBuffer::read_slot(std::uint64_t slot, std::size_t i,
                              std::span<const FieldTarget> fields) {
+    const GuardOfMany stays_open(copying_);
     ready();
+    return read_row(slot, i, fields);
+}
+
+std::size_t ReplayBuffer::read_slots(std::span<const std::uint64_t> slots,
+                                     std::span<const FieldTarget> fields,
+                                     const std::function<void()>& give_way,
+                                     std::optional<std::uint64_t>* missing) {
+    const CoreCall call;
+    let_others_copy(slots.size() * shape().row_bytes);
+    const std::size_t at_once = bytes_at_once / (shape().row_bytes + 64) + 1;
+    std::size_t rows = 0;
+    for (std::size_t first = 0; first < slots.size(); first += at_once) {
+        if (first != 0 && give_way) call_back(give_way);
+        const GuardOfMany stays_open(copying_);
+        ready();
+        for (const std::uint64_t slot :
+             slots.subspan(first, std::min(at_once, slots.size() - first))) {
+            if (read_row(slot, rows, fields)) {
+                ++rows;
+            } else if (missing != nullptr && !*missing) {
+                *missing = slot;
+            }
+        }
+    }
+    return rows;
+}
+
+std::size_t ReplayBuffer::read_all(bool shuffle, const MakeRoom& make_room,
+                                   const std::function<void()>& give_way) {
+    const CoreCall call;
+    const std::vector<std::uint64_t> slots = filled_slots(shuffle);
+    const std::span<const FieldTarget> fields = call_back([&] { return make_room(slots.size()); });
+    return read_slots(slots, fields, give_way);
+}
+
+bool ReplayBuffer::read_row(std::uint64_t slot, std::size_t i,
+                            std::span<const FieldTarget> fields) const {
     const std::uint64_t cleared = ring_.clear_before();
     for (int attempt = 0; attempt < max_redraws; ++attempt) {
         const std::uint64_t word = ring_.word(slot).load(std::memory_order_relaxed);
@@ -341,6 +413,7 @@ bool ReplayBuffer::read_slot(std::uint64_t slot, std::size_t i,
 }
 
 std::uint64_t ReplayBuffer::stored_size() {
+    const Guard guard(learner_mutex_);
     ready();
     for (unsigned number = 1; number <= processes_.high_water(); ++number) {
         if (number == identity_.number) continue;
@@ -369,6 +442,7 @@ std::uint64_t ReplayBuffer::stored_size() {
 // A slot counts if it holds a row, or a claim that a counted row gave way to: that claim's commit
 // will not raise the count. A claim of an empty slot raises it itself.
 std::uint64_t ReplayBuffer::recount(std::uint64_t doubts) {
+    let_others_scan(capacity());
     RingCounters& counters = ring_.counters();
     std::uint64_t before = counters.filled.load(std::memory_order_acquire);
     const std::uint64_t cleared = ring_.clear_before();
@@ -396,16 +470,19 @@ std::uint64_t ReplayBuffer::recount(std::uint64_t doubts) {
 }
 
 std::uint64_t ReplayBuffer::next_slot() const {
+    const GuardOfMany stays_open(copying_);
     ready();
     return ring_.position() % capacity();
 }
 
 double ReplayBuffer::max_priority() const {
+    const GuardOfMany stays_open(copying_);
     ready();
     return ring_.max_priority();
 }
 
 std::uint64_t ReplayBuffer::rows_added() const {
+    const GuardOfMany stays_open(copying_);
     ready();
     std::uint64_t rows = 0;
     for (unsigned number = 1; number <= processes_.high_water(); ++number) {
@@ -415,7 +492,9 @@ std::uint64_t ReplayBuffer::rows_added() const {
 }
 
 std::vector<ProcessStatus> ReplayBuffer::processes() const {
+    const GuardOfMany stays_open(copying_);
     ready();
+    let_others_run();
     const int lock_fd = locks("ask who is alive in");
     std::vector<ProcessStatus> all;
     for (unsigned number = 1; number <= processes_.high_water(); ++number) {
@@ -432,6 +511,7 @@ std::vector<ProcessStatus> ReplayBuffer::processes() const {
 }
 
 LearnerStatus ReplayBuffer::learner_status() const {
+    const Guard guard(learner_mutex_);
     ready();
     LearnerStatus status{};
     for (int attempt = 0; attempt < max_redraws; ++attempt) {
@@ -444,7 +524,7 @@ LearnerStatus ReplayBuffer::learner_status() const {
         std::atomic_signal_fence(std::memory_order_seq_cst);
         if (sequence % 2 == 0 && line_->sequence.load() == sequence) break;
     }
-    if (status.process != 0 && !is_learner() &&
+    if (status.process != 0 && !has_role() &&
         !held_elsewhere(locks("ask for the learner of"), lock_byte::learner)) {
         status.process = 0;
     }
@@ -452,8 +532,10 @@ LearnerStatus ReplayBuffer::learner_status() const {
 }
 
 std::vector<float> ReplayBuffer::leaves() const {
+    const GuardOfMany stays_open(copying_);
     ready();
     if (!prioritized()) return {};
+    let_others_copy(capacity() * sizeof(float));
     const float* first = at<float>(shape().leaf_offset);
     return std::vector<float>(first, first + capacity());
 }
@@ -500,13 +582,56 @@ Learner& ReplayBuffer::learner() {
     return *local_->learner;
 }
 
+std::uint64_t ReplayBuffer::update(std::span<const std::int64_t> slots,
+                                   std::span<const std::uint64_t> generations,
+                                   std::span<const double> priorities,
+                                   std::span<const float> leaves) {
+    const Guard guard(learner_mutex_);
+    return learner().update(slots, generations, priorities, leaves);
+}
+
+void ReplayBuffer::take_learner_role() {
+    const Guard guard(learner_mutex_);
+    learner();
+}
+
+bool ReplayBuffer::is_learner() const {
+    const Guard guard(learner_mutex_);
+    return has_role();
+}
+
+void ReplayBuffer::fold() {
+    const Guard guard(learner_mutex_);
+    learner().fold();
+}
+
+double ReplayBuffer::total() {
+    const Guard guard(learner_mutex_);
+    return learner().total();
+}
+
+void ReplayBuffer::find_generations(std::span<const std::int64_t> slots,
+                                    std::span<std::uint64_t> generations) {
+    const Guard guard(learner_mutex_);
+    const Learner& known = learner();
+    for (std::size_t i = 0; i < slots.size(); ++i) {
+        if (generations[i] == 0) {
+            generations[i] = known.generation(static_cast<std::uint64_t>(slots[i]));
+        }
+    }
+}
+
 void ReplayBuffer::release_learner() {
+    const Guard guard(learner_mutex_);
+    release_role();
+}
+
+void ReplayBuffer::release_role() {
     if (!local_ || !local_->learner) return;
+    let_others_scan(capacity());
     local_->learner->announce(0, 0, 0);
     local_->learner.reset();
     unlock(locks("release the learner's role of"), lock_byte::learner);
 }
-
-void ReplayBuffer::release_role() { release_learner(); }
 
 }  // namespace mpbuffer

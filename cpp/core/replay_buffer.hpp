@@ -1,10 +1,9 @@
 // The composition: one replay buffer in one segment, as one handle of one process sees it.
 //
 // A handle has, besides what segment_handle.hpp says, its own generator. It may be used by several
-// threads under two mutexes, which the caller takes: `add_mutex` for add and clear, `learner_mutex`
-// for all that draws, updates, reads or counts. Both are only ever contended by threads of this
-// process; no call holds one while it waits for another process. Only `gather` and `gather_uniform`
-// take the latter themselves, for their draws, and leave it free while they copy rows.
+// threads: calls lock by themselves, by one mutex for add and clear and one for all that draws,
+// updates, reads or counts. Both are only ever contended by threads of this process; no call holds
+// one while it waits for another process, copies a sample's rows, or calls back.
 //
 // A forked child's copy has a generator of its own, and its mutexes are free.
 #pragma once
@@ -14,13 +13,13 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
-#include <mutex>
-#include <shared_mutex>
+#include <optional>
 #include <span>
 #include <string>
 #include <vector>
 
 #include "draws.hpp"
+#include "guard.hpp"
 #include "layout.hpp"
 #include "learner.hpp"
 #include "segment_handle.hpp"
@@ -70,12 +69,8 @@ class ReplayBuffer final : public SegmentHandle {
                                                            const SegmentOptions& options = {});
     ~ReplayBuffer() override;
 
-    std::mutex& add_mutex() { return add_mutex_; }
-    std::mutex& learner_mutex() { return learner_mutex_; }
-
     // Leaves the process table, gives up the learner's role, unmaps; removes the segment's name if
-    // nobody else is left. Under both mutexes; waits for threads that are copying rows. Twice is
-    // once.
+    // nobody else is left. Waits for calls of other threads. Twice is once.
     void close() noexcept;
 
     const RingEntry& shape() const { return header_.ring[0]; }
@@ -83,13 +78,13 @@ class ReplayBuffer final : public SegmentHandle {
     bool prioritized() const { return shape().prioritized != 0; }
     PriorityRule priority_rule() const { return {shape().alpha, shape().eps}; }
 
-    // Any process, under add_mutex.
+    // Any process.
 
     // Adds n rows (1 <= n <= capacity). `leaves`: of each row, or null for that of the largest
     // priority so far; `largest_priority`: of those given, 0 without. Returns the first row's slot.
     // Waits for nobody, unless living processes hold every slot: after 1 s of that SlotsHeld names
     // them, and how many rows have been added. Meanwhile `give_way` is called some fifty times a
-    // second, between two claims: it may release add_mutex until it returns, and throw.
+    // second, between two claims, under no mutex; it may use this buffer, and throw.
     std::uint64_t add(std::uint64_t n, std::span<const FieldSource> fields, const float* leaves,
                       double largest_priority, const std::function<void()>& give_way = {});
     // As above, of whole records in the layout of this buffer's own, `stride` bytes apart. Adds to
@@ -99,38 +94,51 @@ class ReplayBuffer final : public SegmentHandle {
                               const std::function<void()>& give_way = {});
     void clear();
 
-    // Any thread, under no mutex.
-
-    // The learner's sample, as learner().sample.
+    // The learner's sample, as Learner::sample.
     void gather(std::size_t count, double beta, const SampleTarget& target);
     // Draws `count` rows, each complete row with the same probability; any process. EmptyBuffer if
     // none is there.
     void gather_uniform(std::size_t count, const SampleTarget& target);
-    // Whether a thread has learner_mutex just now: then gather would wait for it.
-    bool learner_mutex_taken();
-
-    // Any process, under learner_mutex.
 
     // The slots that hold a complete row now, ascending, or shuffled by this handle's generator.
     std::vector<std::uint64_t> filled_slots(bool shuffle);
     // Reads the row in `slot` into place `i` of the target; false if there is none.
     bool read_slot(std::uint64_t slot, std::size_t i, std::span<const FieldTarget> fields);
+    // Reads the rows in these slots one after another into the target, which has room for all,
+    // leaves out slots that hold none, and returns how many there are. Calls `give_way`, which may
+    // throw, every few milliseconds, under no mutex. `missing`: the first slot that holds none, if
+    // any.
+    std::size_t read_slots(std::span<const std::uint64_t> slots,
+                           std::span<const FieldTarget> fields,
+                           const std::function<void()>& give_way = {},
+                           std::optional<std::uint64_t>* missing = nullptr);
+    // The same for all filled slots; `make_room` is told how many, under no mutex.
+    using MakeRoom = std::function<std::span<const FieldTarget>(std::size_t)>;
+    std::size_t read_all(bool shuffle, const MakeRoom& make_room,
+                         const std::function<void()>& give_way = {});
     LearnerStatus learner_status() const;
     // Complete rows. Exact when nobody is adding; O(1) unless a process died inside a call.
     std::uint64_t stored_size();
 
-    // Any process, no mutex.
     std::uint64_t next_slot() const;
     double max_priority() const;
     std::uint64_t rows_added() const;  // by all processes, those that are gone included
     std::vector<ProcessStatus> processes() const;
     std::vector<float> leaves() const;
 
-    // The learner's: take the role, or throw LearnerBusy. Under learner_mutex.
-    Learner& learner();
-    bool is_learner() const { return local_ && local_->learner; }
-    Generator& generator();
+    // The learner's: each takes the role, or throws LearnerBusy. As Learner's of these names.
+    void take_learner_role();
+    std::uint64_t update(std::span<const std::int64_t> slots,
+                         std::span<const std::uint64_t> generations,
+                         std::span<const double> priorities, std::span<const float> leaves);
+    void fold();
+    double total();
+    // Fills in those generations that are 0: of the rows that the learner sees in these slots.
+    void find_generations(std::span<const std::int64_t> slots,
+                          std::span<std::uint64_t> generations);
+    // Without effect where this handle does not have the role.
     void release_learner();
+    bool is_learner() const;
 
   private:
     // What a forked child must forget without touching it: a thread of its parent may have been
@@ -152,12 +160,19 @@ class ReplayBuffer final : public SegmentHandle {
 
     ReplayBuffer(SharedSegment segment, const SegmentHeader& header, std::string description);
     static std::unique_ptr<ReplayBuffer> open(SharedSegment segment);
+    float leaf_of_largest();
+    bool read_row(std::uint64_t slot, std::size_t i, std::span<const FieldTarget> fields) const;
     void enroll() const override;
     void release_role() override;
     void forget() noexcept override;
     void forget_parent() noexcept override;
     RingWriter writer() const;
     bool dead(unsigned number, std::uint64_t epoch) const;
+    // The methods below are called under learner_mutex_.
+    Learner& learner();
+    bool has_role() const { return local_ && local_->learner; }
+    Generator& generator();
+    std::vector<std::uint64_t> find_filled_slots();
     std::uint64_t recount(std::uint64_t doubts);
     void draw_uniform(std::size_t count, Draws& draws);
     std::uint64_t draw_slot(const Draws& draws);
@@ -172,9 +187,9 @@ class ReplayBuffer final : public SegmentHandle {
     std::string holder_of_learner_role() const;
 
     SlotRing ring_;
-    std::mutex add_mutex_;
-    std::mutex learner_mutex_;
-    std::shared_mutex copying_;  // shared by threads that copy rows under no mutex; close() waits
+    Mutex add_mutex_;
+    mutable Mutex learner_mutex_;
+    mutable SharedMutex copying_;  // by many: threads that read under no other mutex; close() waits
     mutable std::unique_ptr<Local> local_;
     double leaf_priority_ = -1;  // the priority that leaf_ belongs to
     float leaf_ = 0;

@@ -66,7 +66,7 @@ void SegmentHandle::after_fork_in_child() noexcept {
     // Not unlocked: the description is still the parent's. Closing the copy keeps it so.
     lock_fd_.close();
     identity_ = {};
-    new (&identity_mutex_) std::mutex;
+    identity_mutex_.renew_in_child();
     forget_parent();
 }
 
@@ -83,7 +83,7 @@ bool SegmentHandle::here() const {
 }
 
 void SegmentHandle::adopt() const {
-    const std::scoped_lock lock(identity_mutex_);
+    const Guard guard(identity_mutex_);
     if (here_.load(std::memory_order_relaxed) == fork_generation()) return;
     open_locks();
     enroll();

@@ -9,10 +9,10 @@
 #include <atomic>
 #include <cstddef>
 #include <cstdint>
-#include <mutex>
 #include <string>
 
 #include "fork_watch.hpp"
+#include "guard.hpp"
 #include "layout.hpp"
 #include "owned_descriptor.hpp"
 #include "process_table.hpp"
@@ -72,8 +72,8 @@ class SegmentHandle : private ForkWatched {
     void adopt() const;
 
     std::string description_;
-    bool open_ = true;
-    mutable std::mutex identity_mutex_;
+    std::atomic<bool> open_ = true;
+    mutable Mutex identity_mutex_;
     mutable std::atomic<std::uint64_t> here_;  // the fork generation this handle is set up for
     mutable OwnedDescriptor lock_fd_;
 };

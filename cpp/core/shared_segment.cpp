@@ -18,6 +18,7 @@
 
 #include "error.hpp"
 #include "file_locks.hpp"
+#include "guard.hpp"
 #include "stop_points.hpp"
 
 namespace mpbuffer {
@@ -224,7 +225,7 @@ void allocate(int fd, std::size_t bytes, const std::string& verb, const SegmentO
     std::size_t done = 0;
     unsigned interruptions = 0;
     while (done < bytes) {
-        if (options.progress) options.progress(done);
+        if (options.progress) call_back([&] { options.progress(done); });
         const std::size_t wanted = std::min(piece, bytes - done);
         if (fallocate(fd, 0, static_cast<off_t>(done), static_cast<off_t>(wanted)) == 0) {
             done += wanted;

@@ -39,6 +39,8 @@ std::uint64_t monotonic_ns() { return nanoseconds_of(CLOCK_MONOTONIC); }
 
 std::unique_ptr<SharedWeights> SharedWeights::create(const WeightsSettings& settings,
                                                      std::span<const std::byte* const> first) {
+    const CoreCall call;
+    let_others_run();
     std::vector<std::uint64_t> offsets;
     std::uint64_t bytes = 0;
     if (!place_parts(settings.part_bytes, offsets, bytes)) bytes = ~std::uint64_t{0};
@@ -68,11 +70,15 @@ std::unique_ptr<SharedWeights> SharedWeights::open(SharedSegment segment) {
 
 std::unique_ptr<SharedWeights> SharedWeights::attach(const std::string& name,
                                                      const SegmentOptions& options) {
+    const CoreCall call;
+    let_others_run();
     return open(SharedSegment::attach(name, options));
 }
 
 std::unique_ptr<SharedWeights> SharedWeights::attach_descriptor(int fd, const std::string& name,
                                                                 const SegmentOptions& options) {
+    const CoreCall call;
+    let_others_run();
     return open(SharedSegment::attach_descriptor(fd, name, options));
 }
 
@@ -97,12 +103,22 @@ SharedWeights::~SharedWeights() {
     unwatch();
 }
 
-void SharedWeights::close() noexcept { leave(); }
+void SharedWeights::close() noexcept {
+    if (!is_open()) return;
+    accepting_ = false;
+    const Guard nobody_publishes(publish_mutex_);
+    const Guard nobody_reads(read_mutex_);
+    const GuardOfOne nobody_asks(asking_);
+    let_others_run();
+    leave();
+}
 
 void SharedWeights::forget_parent() noexcept {
     publisher_ = false;
-    new (&publish_mutex_) std::mutex;
-    new (&read_mutex_) std::mutex;
+    accepting_ = true;
+    publish_mutex_.renew_in_child();
+    read_mutex_.renew_in_child();
+    asking_.renew_in_child();
 }
 
 void SharedWeights::enroll() const {
@@ -136,6 +152,9 @@ void SharedWeights::set_parts(const std::vector<std::uint64_t>& part_bytes) {
 }
 
 std::uint64_t SharedWeights::publish(std::span<const std::byte* const> parts) {
+    const CoreCall call;
+    let_others_copy(bytes());
+    const Guard guard(publish_mutex_);
     ready();
     if (parts.size() != part_bytes_.size()) {
         throw InvalidArgument("cannot publish to '" + name_ + "': got " +
@@ -155,6 +174,9 @@ std::uint64_t SharedWeights::publish(std::span<const std::byte* const> parts) {
 }
 
 Publication SharedWeights::read(std::span<std::byte* const> parts, std::uint64_t newer_than) {
+    const CoreCall call;
+    let_others_copy(bytes());
+    const Guard guard(read_mutex_);
     ready();
     if (parts.size() != part_bytes_.size()) {
         throw InvalidArgument("cannot read '" + name_ + "': got " + std::to_string(parts.size()) +
@@ -172,17 +194,21 @@ Publication SharedWeights::read(std::span<std::byte* const> parts, std::uint64_t
 }
 
 Publication SharedWeights::latest() const {
+    const GuardOfMany stays_open(asking_);
     ready();
     return slots_.latest(
         [this](unsigned number, std::uint64_t mark) { return gone(number, mark); });
 }
 
 std::uint64_t SharedWeights::newest() const {
-    if (!is_open()) ready();
+    if (accepting_) return slots_.newest();
+    const GuardOfMany until_closed(asking_);
+    ready();
     return slots_.newest();
 }
 
 std::uint64_t SharedWeights::repeated_reads() const {
+    const GuardOfMany stays_open(asking_);
     ready();
     return slots_.line(identity_.number).repeats.load(std::memory_order_relaxed);
 }
@@ -198,7 +224,12 @@ void SharedWeights::announce(std::uint64_t process, std::uint64_t pid, std::uint
 }
 
 PublisherStatus SharedWeights::publisher() const {
+    const GuardOfMany stays_open(asking_);
     ready();
+    return published_line();
+}
+
+PublisherStatus SharedWeights::published_line() const {
     PublisherStatus status{};
     for (int attempt = 0; attempt < looks_at_the_line; ++attempt) {
         // Acquire: pairs with the release of the sequence that announce() stores last.
@@ -212,7 +243,7 @@ PublisherStatus SharedWeights::publisher() const {
 }
 
 std::string SharedWeights::holder_of_role() const {
-    const PublisherStatus holder = publisher();
+    const PublisherStatus holder = published_line();
     if (holder.process == 0 || holder.process > max_processes) {
         return "another process is just taking it";
     }
@@ -234,12 +265,15 @@ void SharedWeights::take_role() {
 }
 
 void SharedWeights::release_publisher() {
+    const Guard guard(publish_mutex_);
+    release_role();
+}
+
+void SharedWeights::release_role() {
     if (!publisher_ || !here()) return;
     publisher_ = false;
     announce(0, 0, 0);
     unlock(locks("release the publisher's role of"), lock_byte::learner);
 }
-
-void SharedWeights::release_role() { release_publisher(); }
 
 }  // namespace mpbuffer

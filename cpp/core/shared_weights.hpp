@@ -7,20 +7,19 @@
 // the process table: a slot that a dead or stopped process was reading may be written again, where
 // no other is left.
 //
-// A handle may be used by several threads under two mutexes, which the caller takes:
-// `publish_mutex` for publish and release_publisher, `read_mutex` for read. No call waits for
-// another process.
+// A handle may be used by several threads: calls lock by themselves, publish by one mutex and read
+// by another. No call waits for another process.
 #pragma once
 
 #include <atomic>
 #include <cstddef>
 #include <cstdint>
 #include <memory>
-#include <mutex>
 #include <span>
 #include <string>
 #include <vector>
 
+#include "guard.hpp"
 #include "layout.hpp"
 #include "segment_handle.hpp"
 #include "shared_segment.hpp"
@@ -53,11 +52,8 @@ class SharedWeights final : public SegmentHandle {
                                                             const SegmentOptions& options = {});
     ~SharedWeights() override;
 
-    std::mutex& publish_mutex() { return publish_mutex_; }
-    std::mutex& read_mutex() { return read_mutex_; }
-
     // Gives up the role, leaves the process table, unmaps; removes the segment's name if nobody
-    // else is left. Under both mutexes. Twice is once.
+    // else is left. Waits for calls of other threads. Twice is once.
     void close() noexcept;
 
     std::uint64_t bytes() const { return header_.ring[0].row_bytes; }
@@ -68,18 +64,19 @@ class SharedWeights final : public SegmentHandle {
     void set_parts(const std::vector<std::uint64_t>& part_bytes);
     const std::vector<std::uint64_t>& part_bytes() const { return part_bytes_; }
 
-    // One pointer for each part, part_bytes() long. Under publish_mutex. Takes the role, or throws
-    // LearnerBusy at once. Returns the version.
+    // One pointer for each part, part_bytes() long. Takes the role, or throws LearnerBusy at once.
+    // Returns the version.
     std::uint64_t publish(std::span<const std::byte* const> parts);
     void release_publisher();
     bool is_publisher() const { return publisher_; }
 
-    // Copies the latest version into the parts, if it is newer. Under read_mutex.
+    // Copies the latest version into the parts, if it is newer.
     Publication read(std::span<std::byte* const> parts, std::uint64_t newer_than);
 
-    // Any thread, no mutex.
     Publication latest() const;
-    std::uint64_t newest() const;  // one load: no read can give a later one
+    // One load: no read can give a later one. Beside another thread's close() only where the
+    // program's lock is held from before either call until newest() returns.
+    std::uint64_t newest() const;
     PublisherStatus publisher() const;
     std::uint64_t repeated_reads() const;  // of this handle: copies that were overwritten
 
@@ -92,6 +89,7 @@ class SharedWeights final : public SegmentHandle {
     bool gone(unsigned number, std::uint64_t mark) const;
     void take_role();
     void announce(std::uint64_t process, std::uint64_t pid, std::uint64_t since);
+    PublisherStatus published_line() const;
     std::string holder_of_role() const;
 
     std::vector<std::uint64_t> part_bytes_;
@@ -99,8 +97,10 @@ class SharedWeights final : public SegmentHandle {
     VersionSlots slots_;
     std::atomic<bool> publisher_ = false;
 
-    std::mutex publish_mutex_;
-    std::mutex read_mutex_;
+    std::atomic<bool> accepting_ = true;  // false: close() has begun
+    Mutex publish_mutex_;
+    Mutex read_mutex_;
+    mutable SharedMutex asking_;  // by many: threads that read under no other mutex
 };
 
 // CLOCK_MONOTONIC in ns, as Publication::published_at.

@@ -23,7 +23,7 @@ StagedRows::~StagedRows() { unwatch(); }
 void StagedRows::after_fork_in_child() noexcept {
     // Not freed: a thread of the parent may have been changing it.
     (void)local_.release();
-    new (&mutex_) std::mutex;
+    mutex_.renew_in_child();
 }
 
 StagedRows::Local& StagedRows::local() {
@@ -31,7 +31,10 @@ StagedRows::Local& StagedRows::local() {
     return *local_;
 }
 
-bool StagedRows::push(const Steps& steps) {
+PushOutcome StagedRows::push(const Steps& steps) {
+    const CoreCall call;
+    let_others_copy(steps.count * rule_.stride);
+    const Guard guard(mutex_);
     Local& here = local();
     const auto window = [&](std::uint64_t i) -> EpisodeWindow& {
         if (steps.environments != nullptr) {
@@ -57,7 +60,17 @@ bool StagedRows::push(const Steps& steps) {
     }
     here.steps += steps.count;
     here.waiting += steps.count - (here.finished.rows() - finished_before);
-    return ended;
+    return {ended, here.finished.rows()};
+}
+
+void StagedRows::cut_off(std::span<const std::int64_t> environments) {
+    const Guard guard(mutex_);
+    for (const std::int64_t each : environments) cut_off(static_cast<std::size_t>(each));
+}
+
+void StagedRows::cut_off_all() {
+    const Guard guard(mutex_);
+    for (std::size_t each = 0; each < environments_; ++each) cut_off(each);
 }
 
 void StagedRows::cut_off(std::size_t environment) {
@@ -70,15 +83,20 @@ void StagedRows::cut_off(std::size_t environment) {
 }
 
 void StagedRows::drop() {
+    const Guard guard(mutex_);
     Local& here = local();
     for (EpisodeWindow& window : here.windows) window.drop();
     here.finished.clear();
     here.waiting = 0;
 }
 
-std::size_t StagedRows::finished() { return local().finished.rows(); }
+std::size_t StagedRows::finished() {
+    const Guard guard(mutex_);
+    return local().finished.rows();
+}
 
 RowBatch StagedRows::take() {
+    const Guard guard(mutex_);
     Local& here = local();
     RowBatch batch = std::move(here.finished);
     here.finished = std::move(here.spare);
@@ -89,6 +107,7 @@ RowBatch StagedRows::take() {
 }
 
 void StagedRows::give_back(RowBatch batch) {
+    const Guard guard(mutex_);
     if (batch.generation != fork_generation()) return;
     Local& here = local();
     here.in_flight -= batch.rows();
@@ -104,6 +123,7 @@ void StagedRows::give_back(RowBatch batch) {
 }
 
 StagingCounts StagedRows::counts() {
+    const Guard guard(mutex_);
     const Local& here = local();
     return {here.steps, here.finished.rows() + here.waiting + here.in_flight, here.written};
 }

@@ -2,20 +2,20 @@
 // rows that are finished and not yet written.
 //
 // Private memory of one process. A child of a fork starts with empty windows and no rows: what is
-// here is its parent's to write. Calls are made under `mutex`, but for write_rows(): a batch that
-// was taken belongs to the caller.
+// here is its parent's to write. Several threads may call; a batch that was taken belongs to who
+// took it.
 #pragma once
 
 #include <cstddef>
 #include <cstdint>
 #include <functional>
 #include <memory>
-#include <mutex>
 #include <span>
 #include <vector>
 
 #include "episode_window.hpp"
 #include "fork_watch.hpp"
+#include "guard.hpp"
 #include "replay_buffer.hpp"
 #include "row_copy.hpp"
 
@@ -25,6 +25,11 @@ struct StagingCounts {
     std::uint64_t steps = 0;    // taken
     std::uint64_t staged = 0;   // rows not yet written, those of the windows included
     std::uint64_t written = 0;  // rows
+};
+
+struct PushOutcome {
+    bool ended;            // whether any step ended an episode
+    std::size_t finished;  // rows that can be written now
 };
 
 // Steps for StagedRows: fields as ReplayBuffer::add takes them, and beside them, where it is not
@@ -47,18 +52,18 @@ class StagedRows final : private ForkWatched {
 
     const NstepRule& rule() const { return rule_; }
     std::size_t environments() const { return environments_; }
-    std::mutex& mutex() { return mutex_; }
 
-    // Takes the steps in their order, each the next one of its environment. Returns whether any
-    // ended an episode. If it throws, for want of memory, no step was taken.
-    bool push(const Steps& steps);
-    // Ends the episode of that environment where it is.
-    void cut_off(std::size_t environment);
+    // Takes the steps in their order, each the next one of its environment. If it throws, for want
+    // of memory, no step was taken.
+    PushOutcome push(const Steps& steps);
+    // Ends the episodes of these environments, or of all, where they are.
+    void cut_off(std::span<const std::int64_t> environments);
+    void cut_off_all();
     // Forgets all steps and rows that are not yet written.
     void drop();
 
     std::size_t finished();
-    // The finished rows, to be written. To be given back in any case.
+    // The finished rows, to be written; there may be none. To be given back in any case.
     RowBatch take();
     // Takes back a batch, and stages before all others the rows of it that are not yet written. Of
     // a batch that was taken before a fork the child forgets all.
@@ -79,17 +84,18 @@ class StagedRows final : private ForkWatched {
 
     void after_fork_in_child() noexcept override;
     Local& local();
+    void cut_off(std::size_t environment);
 
     const NstepRule rule_;
     const std::size_t environments_;
-    std::mutex mutex_;
+    Mutex mutex_;
     std::unique_ptr<Local> local_;
 };
 
 // Writes the rows of the batch that are not yet written, in their order, and counts them in
 // batch.written, also if it throws as ReplayBuffer::add does. A row without a priority gets the
 // largest until then, those before it in the batch included; so does one whose leaf float32 cannot
-// hold. Returns the slot of the first one. Under the buffer's add_mutex; there must be a row.
+// hold. Returns the slot of the first one; 0 of an empty batch.
 std::uint64_t write_rows(ReplayBuffer& buffer, RowBatch& batch,
                          const std::function<void()>& give_way = {});
 

@@ -7,7 +7,6 @@
 #include <algorithm>
 #include <filesystem>
 #include <memory>
-#include <mutex>
 #include <string>
 #include <vector>
 
@@ -37,7 +36,6 @@ std::unique_ptr<ReplayBuffer> attach(const ScratchDirectory& scratch, const std:
 void add(ReplayBuffer& buffer) {
     const std::uint64_t value = 1;
     const FieldSource source{reinterpret_cast<const std::byte*>(&value), 8, 0, 8};
-    const std::scoped_lock lock(buffer.add_mutex());
     buffer.add(1, {&source, 1}, nullptr, 0);
 }
 
@@ -103,10 +101,7 @@ std::string refusal(const std::function<void()>& call) {
     return "nothing was thrown";
 }
 
-void take_role(ReplayBuffer& buffer) {
-    const std::scoped_lock lock(buffer.learner_mutex());
-    (void)buffer.learner();
-}
+void take_role(ReplayBuffer& buffer) { buffer.take_learner_role(); }
 
 bool contains(const std::string& text, const std::string& part) {
     return text.find(part) != std::string::npos;
@@ -173,7 +168,6 @@ TEST_CASE("numbers that the program took for its own files stay its own") {
 
         add(*buffer);
         {
-            const std::scoped_lock lock(buffer->learner_mutex());
             CHECK(buffer->stored_size() == 2);
         }
         if (!learner_before) {
@@ -181,10 +175,7 @@ TEST_CASE("numbers that the program took for its own files stay its own") {
             CHECK(contains(message, "cannot take the learner's role of 'buffer'"));
             CHECK(contains(message, "programs-file"));
         } else {
-            CHECK(contains(refusal([&] {
-                               const std::scoped_lock lock(buffer->learner_mutex());
-                               buffer->release_learner();
-                           }),
+            CHECK(contains(refusal([&] { buffer->release_learner(); }),
                            "cannot release the learner's role of 'buffer'"));
         }
         CHECK(contains(refusal([&] { (void)buffer->data_descriptor(); }), "programs-file"));

@@ -11,7 +11,6 @@
 #include <cstring>
 #include <map>
 #include <memory>
-#include <mutex>
 #include <set>
 #include <stdexcept>
 #include <string>
@@ -68,7 +67,6 @@ std::uint64_t add(ReplayBuffer& buffer, std::uint64_t first_id, std::uint64_t co
     for (std::uint64_t i = 0; i < count; ++i) rows[i] = Row(first_id + i);
     const FieldSource source{reinterpret_cast<const std::byte*>(rows.data()), sizeof(Row), 0,
                              sizeof(Row)};
-    const std::scoped_lock lock(buffer.add_mutex());
     return buffer.add(count, {&source, 1}, leaves, largest_priority);
 }
 
@@ -104,25 +102,15 @@ bool sample(ReplayBuffer& buffer, Batch& batch) {
     return batch.whole();
 }
 
-std::uint64_t size(ReplayBuffer& buffer) {
-    const std::scoped_lock lock(buffer.learner_mutex());
-    return buffer.stored_size();
-}
+std::uint64_t size(ReplayBuffer& buffer) { return buffer.stored_size(); }
 
-void clear(ReplayBuffer& buffer) {
-    const std::scoped_lock lock(buffer.add_mutex());
-    buffer.clear();
-}
+void clear(ReplayBuffer& buffer) { buffer.clear(); }
 
-void close(ReplayBuffer& buffer) {
-    const std::scoped_lock lock(buffer.add_mutex(), buffer.learner_mutex());
-    buffer.close();
-}
+void close(ReplayBuffer& buffer) { buffer.close(); }
 
 // The ids of all complete rows, and whether each row is whole.
 std::set<std::uint64_t> ids(ReplayBuffer& buffer) {
     std::set<std::uint64_t> all;
-    const std::scoped_lock lock(buffer.learner_mutex());
     for (const std::uint64_t slot : buffer.filled_slots(false)) {
         Row row{};
         const FieldTarget field{reinterpret_cast<std::byte*>(&row), 0, sizeof row};
@@ -134,9 +122,8 @@ std::set<std::uint64_t> ids(ReplayBuffer& buffer) {
 }
 
 std::string busy_message(ReplayBuffer& buffer) {
-    const std::scoped_lock lock(buffer.learner_mutex());
     try {
-        (void)buffer.learner();
+        buffer.take_learner_role();
     } catch (const LearnerBusy& busy) {
         return busy.what();
     }
@@ -312,9 +299,9 @@ TEST_CASE("a closed handle says so, whatever it is asked") {
     CHECK_THROWS_AS((void)buffer->processes(), BufferClosed);
     CHECK_THROWS_AS((void)buffer->learner_status(), BufferClosed);
     CHECK_THROWS_AS((void)buffer->leaves(), BufferClosed);
-    CHECK_THROWS_AS((void)buffer->generator(), BufferClosed);
+    CHECK_THROWS_AS((void)buffer->total(), BufferClosed);
     CHECK_THROWS_AS((void)buffer->data_descriptor(), BufferClosed);
-    CHECK_THROWS_WITH_AS((void)buffer->learner(), "cannot use 'buffer': this handle was closed",
+    CHECK_THROWS_WITH_AS(buffer->take_learner_role(), "cannot use 'buffer': this handle was closed",
                          BufferClosed);
     CHECK_NOTHROW(buffer->release_learner());
     CHECK(buffer->name() == "buffer");
@@ -442,7 +429,6 @@ TEST_CASE("filled slots, in order and shuffled") {
     const ScratchDirectory scratch;
     const auto buffer = create(scratch, 100);
     add(*buffer, 1, 60);
-    const std::scoped_lock lock(buffer->learner_mutex());
     const std::vector<std::uint64_t> ordered = buffer->filled_slots(false);
     std::vector<std::uint64_t> shuffled = buffer->filled_slots(true);
     CHECK(ordered.size() == 60);
@@ -496,11 +482,10 @@ TEST_CASE("the learner's role goes from hand to hand, and the priorities with it
     CHECK(status.sampleable == 8);
     CHECK(status.draws == 32);
     {
-        const std::scoped_lock lock(buffer->learner_mutex());
         const std::int64_t slot = batch.indexes[0];
         const double priority = 99;
         const float leaf = 99;
-        CHECK(buffer->learner().update({&slot, 1}, {}, {&priority, 1}, {&leaf, 1}) == 0);
+        CHECK(buffer->update({&slot, 1}, {}, {&priority, 1}, {&leaf, 1}) == 0);
     }
     const std::vector<float> leaves = buffer->leaves();
     buffer->release_learner();
@@ -539,7 +524,7 @@ TEST_CASE("a uniform buffer has no learner") {
     const ScratchDirectory scratch;
     const auto buffer = create(scratch, 8, false);
     add(*buffer, 1, 8);
-    CHECK_THROWS_AS((void)buffer->learner(), InvalidArgument);
+    CHECK_THROWS_AS(buffer->take_learner_role(), InvalidArgument);
     CHECK_FALSE(buffer->is_learner());
     const auto other = attach(scratch);  // the header is what it was
     CHECK(size(*other) == 8);
@@ -746,7 +731,6 @@ TEST_CASE("a forked child's first calls may come from several threads") {
                 at_once();
                 if (buffer->processes().empty()) ++wrong;
                 {
-                    const std::scoped_lock lock(buffer->learner_mutex());
                     (void)buffer->learner_status();
                 }
             });
@@ -807,13 +791,12 @@ TEST_CASE("threads that gather beside one that adds, updates, clears and hands t
         for (std::uint64_t round = 0; !stop; ++round) {
             add(*buffer, id, 40);
             id += 40;
-            const std::scoped_lock lock(buffer->learner_mutex());
             for (std::size_t k = 0; k < slots.size(); ++k) {
                 slots[k] = static_cast<std::int64_t>((round * 7 + k * 5) % 128);
                 priorities[k] = static_cast<double>(1 + k);
                 leaves[k] = static_cast<float>(1 + k);
             }
-            (void)buffer->learner().update(slots, {}, priorities, leaves);
+            (void)buffer->update(slots, {}, priorities, leaves);
             if (round % 16 == 0) buffer->release_learner();
         }
     });
@@ -831,11 +814,10 @@ TEST_CASE("threads that gather beside one that adds, updates, clears and hands t
     CHECK(gathered > 0);
     Batch batch(256);
     CHECK(sample(*buffer, batch));
-    const std::scoped_lock lock(buffer->learner_mutex());
     const std::vector<float> leaves = buffer->leaves();
     double sum = 0;
     for (const float leaf : leaves) sum += double{leaf};
-    CHECK(buffer->learner().total() == doctest::Approx(sum).epsilon(1e-12));
+    CHECK(buffer->total() == doctest::Approx(sum).epsilon(1e-12));
 }
 
 TEST_CASE("large batches, copied by several threads, beside one that adds") {
@@ -850,7 +832,6 @@ TEST_CASE("large batches, copied by several threads, beside one that adds") {
         row.fill(id);
         const FieldSource source{reinterpret_cast<const std::byte*>(row.data()), sizeof row, 0,
                                  sizeof row};
-        const std::scoped_lock lock(buffer->add_mutex());
         (void)buffer->add(1, {&source, 1}, nullptr, 0);
     };
     for (std::uint64_t id = 0; id < 64; ++id) add_row(id);
@@ -934,7 +915,6 @@ TEST_CASE("one handle in several threads") {
         Batch batch(16);
         while (!stop) {
             if (!sample(*buffer, batch)) ++wrong;
-            const std::scoped_lock lock(buffer->learner_mutex());
             buffer->release_learner();
         }
     });
@@ -951,10 +931,7 @@ TEST_CASE("one handle in several threads") {
             const std::uint64_t now = buffer->rows_added();
             if (now < rows || buffer->next_slot() >= 512) ++wrong;
             rows = now;
-            const LearnerStatus status = [&buffer] {
-                const std::scoped_lock lock(buffer->learner_mutex());
-                return buffer->learner_status();
-            }();
+            const LearnerStatus status = [&buffer] { return buffer->learner_status(); }();
             if (status.sampleable > 512 || status.process > 1) ++wrong;
             if (buffer->processes().size() != 1 || buffer->max_priority() != 1.0) ++wrong;
         }
@@ -1146,8 +1123,7 @@ TEST_CASE("a killed learner's successor finds every row") {
                 std::vector<double> priorities(32, 1.0);
                 std::vector<float> leaves;
                 for (const Row& row : batch.rows) leaves.push_back(1.0F + float(row.id % 7));
-                const std::scoped_lock lock(buffer->learner_mutex());
-                buffer->learner().update(batch.indexes, batch.generations, priorities, leaves);
+                buffer->update(batch.indexes, batch.generations, priorities, leaves);
                 if (!told) parent.tell();
                 told = true;
             }
@@ -1166,7 +1142,6 @@ TEST_CASE("a killed learner's successor finds every row") {
         for (std::uint64_t slot = 0; slot < 128; ++slot) {
             Row row{};
             const FieldTarget field{reinterpret_cast<std::byte*>(&row), 0, sizeof row};
-            const std::scoped_lock lock(buffer->learner_mutex());
             total += double{leaves[slot]};
             if (!buffer->read_slot(slot, 0, {&field, 1})) {
                 CHECK(leaves[slot] == 0);
@@ -1175,7 +1150,7 @@ TEST_CASE("a killed learner's successor finds every row") {
             CAPTURE(slot);
             CHECK((leaves[slot] == fresh || leaves[slot] == 1.0F + float(row.id % 7)));
         }
-        CHECK(buffer->learner().total() == doctest::Approx(total));
+        CHECK(buffer->total() == doctest::Approx(total));
         buffer->release_learner();
     }
 }

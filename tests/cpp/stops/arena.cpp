@@ -10,7 +10,6 @@
 #include <cstdio>
 #include <cstdlib>
 #include <filesystem>
-#include <mutex>
 #include <new>
 #include <stdexcept>
 
@@ -165,7 +164,6 @@ void Arena::lap(bool may_learn, bool nobody_else) {
 
 void Arena::clear() {
     explorer_->clear();
-    const std::scoped_lock lock(live_->learner_mutex());
     live_->stored_size();
 }
 
@@ -232,7 +230,6 @@ void Arena::verify_rows(Others others, std::size_t stopped) {
                           ull(seq), ull(row[0]), ull(newest.id), ull(newest.seq));
         }
     }
-    const std::scoped_lock lock(live_->learner_mutex());
     const std::uint64_t size =
         within(findings_, "stored_size", 0, [&] { return live_->stored_size(); });
     // Whoever stands still inside add may hold a row's slot, or have rows that are not counted yet.
@@ -289,7 +286,7 @@ void Arena::verify_tree() {
         }
     }
     // Leaves of 24 bits between 1 and 2^21: their sum is exact in any order.
-    const double total = live_->learner().total();
+    const double total = live_->total();
     if (total != sum) findings_.add("the tree's total is %.17g, the leaves' %.17g", total, sum);
     const LearnerStatus status = live_->learner_status();
     if (status.sampleable != sampleable) {
@@ -325,9 +322,8 @@ void Arena::verify(Others others, std::size_t stopped, bool role_is_free) {
             findings_.add("the successor cannot go on: %s", error.what());
         }
     } else {
-        const std::scoped_lock lock(live_->learner_mutex());
         try {
-            within(findings_, "learner", 0, [&] { (void)live_->learner(); });
+            within(findings_, "learner", 0, [&] { live_->take_learner_role(); });
             findings_.add("the role of a learner who stands still was given away");
         } catch (const LearnerBusy&) {
         }
@@ -360,17 +356,14 @@ void Arena::each_call(bool all_slots_held, bool role_is_free) {
             within(findings_, "fold", 0, [&] { learner.fold(); });
             within(findings_, "sample", 0, [&] { return learner.sample(8); });
             within(findings_, "update", 0, [&] { learner.update(); });
-            const std::scoped_lock lock(buffer.learner_mutex());
             within(findings_, "update", 0, [&] {
                 const std::int64_t slot = 0;
                 const double priority = 1;
                 const float leaf = 1;
-                if (all_slots_held)
-                    buffer.learner().update({&slot, 1}, {}, {&priority, 1}, {&leaf, 1});
+                if (all_slots_held) buffer.update({&slot, 1}, {}, {&priority, 1}, {&leaf, 1});
             });
             within(findings_, "release_learner", 0, [&] { buffer.release_learner(); });
         }
-        const std::scoped_lock lock(buffer.learner_mutex());
         within(findings_, "stored_size", 0, [&] { return buffer.stored_size(); });
         within(findings_, "filled_slots", 0, [&] { return buffer.filled_slots(true); });
         within(findings_, "read_slot", 0, [&] { return buffer.read_slot(0, 0, {}); });
@@ -389,14 +382,12 @@ void Arena::each_call(bool all_slots_held, bool role_is_free) {
         within(findings_, "close", 0, [&] { other->close(); });
     }
     within(findings_, "clear", 0, [&] { explorer_->clear(); });
-    const std::scoped_lock lock(live_->learner_mutex());
     within(findings_, "stored_size", 0, [&] { return live_->stored_size(); });
 }
 
 void Arena::close_live() {
     explorer_.reset();
     learner_.reset();
-    const std::scoped_lock lock(live_->add_mutex(), live_->learner_mutex());
     within(findings_, "close", 0, [&] { live_->close(); });
 }
 

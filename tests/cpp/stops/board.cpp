@@ -4,7 +4,6 @@
 #include <unistd.h>
 
 #include <algorithm>
-#include <mutex>
 
 #include "error.hpp"
 
@@ -64,7 +63,6 @@ bool Explorer::add_again() { return store(); }
 
 bool Explorer::store() {
     const std::size_t n = leaves_.size();
-    const std::scoped_lock lock(buffer_.add_mutex());
     const auto* bytes = reinterpret_cast<const std::byte*>(rows_.data());
     const std::size_t row = words_ * 8;
     const FieldSource fields[] = {
@@ -93,17 +91,15 @@ bool Explorer::store() {
 }
 
 void Explorer::clear() {
-    const std::scoped_lock lock(buffer_.add_mutex());
     seat_.activity.store(Activity::clear);
     buffer_.clear();
     seat_.activity.store(Activity::none);
 }
 
 void LearnerAtWork::fold() {
-    const std::scoped_lock lock(buffer_.learner_mutex());
-    Learner& learner = buffer_.learner();
+    buffer_.take_learner_role();
     seat_.activity.store(Activity::fold);
-    learner.fold();
+    buffer_.fold();
     seat_.activity.store(Activity::none);
 }
 
@@ -131,10 +127,7 @@ bool LearnerAtWork::sample(std::size_t count) {
     seqs_.resize(count);
     weights_.resize(count);
     const FieldTarget field{reinterpret_cast<std::byte*>(rows_.data()), 0, words * 8};
-    {
-        const std::scoped_lock lock(buffer_.learner_mutex());
-        (void)buffer_.learner();
-    }
+    buffer_.take_learner_role();
     seat_.activity.store(Activity::sample);
     bool drawn = true;
     try {
@@ -150,7 +143,6 @@ bool LearnerAtWork::sample(std::size_t count) {
 }
 
 void LearnerAtWork::update() {
-    const std::scoped_lock lock(buffer_.learner_mutex());
     const std::size_t words = buffer_.shape().row_bytes / 8;
     std::vector<std::int64_t> slots;
     std::vector<std::uint64_t> seqs;
@@ -175,9 +167,8 @@ void LearnerAtWork::update() {
         priorities.push_back(1.0);
     }
     if (slots.empty()) return;
-    Learner& learner = buffer_.learner();
     seat_.activity.store(Activity::update);
-    const std::uint64_t stale = learner.update(slots, seqs, priorities, leaves);
+    const std::uint64_t stale = buffer_.update(slots, seqs, priorities, leaves);
     seat_.activity.store(Activity::none);
     if (stale == 0) {
         for (const std::int64_t slot : slots) {

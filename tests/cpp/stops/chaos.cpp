@@ -1,7 +1,6 @@
 #include "chaos.hpp"
 
 #include <cstdio>
-#include <mutex>
 #include <thread>
 
 #include "children.hpp"
@@ -60,7 +59,7 @@ int explore(Arena& arena, Seat& seat, Random random) {
         }
     };
     if (random.one_in(4)) {
-        // Entries of the board are made under the buffer's add mutex: one thread at a time.
+        // Entries of the board are made by one thread at a time: this one adds nothing.
         std::thread second(add_on, Random(random.next()));
         LearnerAtWork reader(*buffer, arena.view().ring, board, seat);
         while (board.quit.load() == 0) reader.sample_uniform(4);
@@ -135,7 +134,6 @@ class Campaign {
         actors_.clear();
         Children children;
         {
-            const std::scoped_lock lock(arena.live().learner_mutex());
             arena.live().release_learner();
         }
         start(arena, children, true);

@@ -5,7 +5,6 @@
 #include <algorithm>
 #include <deque>
 #include <memory>
-#include <mutex>
 
 #include "children.hpp"
 #include "error.hpp"
@@ -79,7 +78,6 @@ int be_victim(Arena& arena, Seat& seat, StopPoint point, Fate fate, Random rando
             overtake_next_read = false;
             learner.update();
             if (random.one_in(8)) {
-                const std::scoped_lock lock(buffer.learner_mutex());
                 buffer.release_learner();
             }
         } catch (const LearnerBusy&) {
@@ -88,7 +86,6 @@ int be_victim(Arena& arena, Seat& seat, StopPoint point, Fate fate, Random rando
     }
     if (armed.on) return exit_not_reached;
     if (random.one_in(2)) {
-        const std::scoped_lock lock(buffer.add_mutex(), buffer.learner_mutex());
         second_handle.reset();
         buffer.close();
     }
@@ -206,15 +203,11 @@ class RingCell {
         }
     }
 
-    void release_role(Arena& arena) {
-        const std::scoped_lock lock(arena.live().learner_mutex());
-        arena.live().release_learner();
-    }
+    void release_role(Arena& arena) { arena.live().release_learner(); }
 
     bool can_learn(Arena& arena) {
-        const std::scoped_lock lock(arena.live().learner_mutex());
         try {
-            (void)arena.live().learner();
+            arena.live().take_learner_role();
             return true;
         } catch (const LearnerBusy&) {
             return false;
@@ -403,7 +396,6 @@ class SegmentCell {
         const SegmentView view(buffer);
         LearnerAtWork reader(buffer, view.ring, *board_, seat);
         const bool drawn = reader.sample_uniform(4);
-        const std::scoped_lock lock(buffer.learner_mutex());
         return drawn && seat.complains.load() == 0 && buffer.stored_size() >= 2;
     }
 
@@ -489,7 +481,6 @@ class SegmentCell {
         const bool ours_stays = ours != nullptr;
         std::uint64_t rows_of_ours = 0;
         if (ours) {
-            const std::scoped_lock lock(ours->learner_mutex());
             rows_of_ours = ours->stored_size();
         }
         if (fate_ == Fate::stop) {
@@ -523,7 +514,6 @@ class SegmentCell {
             findings_.add("attach of a segment that is gone: answer %u", answer);
         }
         if (point_ == StopPoint::attach_opened && ours && answer == done) {
-            const std::scoped_lock lock(ours->learner_mutex());
             if (ours->stored_size() != rows_of_ours + 2) findings_.add("attached to another one");
         }
         if (!attaches && !closes && !ours_stays && answer != done) {
@@ -541,7 +531,6 @@ class SegmentCell {
         try {
             auto again = within(findings_, "attach", 0.1,
                                 [&] { return ReplayBuffer::attach("s", options()); });
-            const std::scoped_lock lock(again->learner_mutex(), ours.learner_mutex());
             if (again->stored_size() != ours.stored_size()) findings_.add("another one's segment");
         } catch (const Error& error) {
             findings_.add("our segment: %s", error.what());
