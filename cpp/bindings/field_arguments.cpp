@@ -52,7 +52,8 @@ void handle_unknown_field(BufferState& state, PyObject* name) {
         "'" + state.core->name() + "' has no field '" + field + "'; its fields are " + known;
     if (state.strict) throw_python(PyExc_TypeError, "cannot add: " + message);
     if (state.warned.contains(field)) return;
-    if (PyErr_WarnEx(PyExc_UserWarning, ("ignored on add: " + message).c_str(), 1) < 0) {
+    const std::string warning = "ignored on add: " + message;
+    if (running_python([&] { return PyErr_WarnEx(PyExc_UserWarning, warning.c_str(), 1); }) < 0) {
         throw py::error_already_set();
     }
     state.warned.insert(field);

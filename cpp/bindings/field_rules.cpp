@@ -197,8 +197,10 @@ py::object cast_array(const std::string& what, const py::object& source, PyObjec
     const bool from_python =
         !PyArray_Check(original) && (PyList_Check(original) || PyTuple_Check(original) ||
                                      PyLong_Check(original) || PyFloat_Check(original));
-    PyObject* cast = from_python ? PyArray_FromAny(original, to, 0, 0, flags, nullptr)
-                                 : PyArray_FromArray(array(source), to, flags);
+    PyObject* cast = running_python([&] {
+        return from_python ? PyArray_FromAny(original, to, 0, 0, flags, nullptr)
+                           : PyArray_FromArray(array(source), to, flags);
+    });
     if (cast == nullptr) rethrow_about(what);
     return py::reinterpret_steal<py::object>(cast);
 }
@@ -225,15 +227,15 @@ std::string FieldRule::shape_text() const {
 
 py::object as_array(const std::string& what, PyObject* value) {
     if (PyArray_Check(value)) return py::reinterpret_borrow<py::object>(value);
-    PyObject* converted = nullptr;
-    if (!PyArray_CheckAnyScalar(value) && !PySequence_Check(value) &&
-        PyObject_HasAttrString(value, "__array__") == 0 &&
-        PyObject_HasAttrString(value, "__dlpack__") != 0) {
-        const py::object from_dlpack = py::module_::import("numpy").attr("from_dlpack");
-        converted = PyObject_CallOneArg(from_dlpack.ptr(), value);
-    } else {
-        converted = PyArray_FromAny(value, nullptr, 0, 0, 0, nullptr);
-    }
+    PyObject* converted = running_python([value]() -> PyObject* {
+        if (!PyArray_CheckAnyScalar(value) && !PySequence_Check(value) &&
+            PyObject_HasAttrString(value, "__array__") == 0 &&
+            PyObject_HasAttrString(value, "__dlpack__") != 0) {
+            const py::object from_dlpack = py::module_::import("numpy").attr("from_dlpack");
+            return PyObject_CallOneArg(from_dlpack.ptr(), value);
+        }
+        return PyArray_FromAny(value, nullptr, 0, 0, 0, nullptr);
+    });
     if (converted == nullptr) rethrow_about(what);
     py::object result = py::reinterpret_steal<py::object>(converted);
     if (PyArray_TYPE(array(result)) == NPY_OBJECT) {

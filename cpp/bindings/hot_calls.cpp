@@ -102,7 +102,8 @@ std::size_t convert_batch_size(const char* method, PyObject* value) {
     if (value == nullptr) {
         throw_python(PyExc_TypeError, std::string(method) + "() needs a batch_size");
     }
-    const Py_ssize_t size = PyNumber_AsSsize_t(value, PyExc_OverflowError);
+    const Py_ssize_t size =
+        running_python([value] { return PyNumber_AsSsize_t(value, PyExc_OverflowError); });
     if (size == -1 && PyErr_Occurred() != nullptr) throw py::error_already_set();
     if (size < 1) {
         throw_python(PyExc_ValueError, "cannot sample: batch_size is " + std::to_string(size) +
@@ -112,7 +113,7 @@ std::size_t convert_batch_size(const char* method, PyObject* value) {
 }
 
 double convert_beta(PyObject* value) {
-    const double beta = PyFloat_AsDouble(value);
+    const double beta = running_python([value] { return PyFloat_AsDouble(value); });
     if (beta == -1.0 && PyErr_Occurred() != nullptr) throw py::error_already_set();
     if (!(beta >= 0) || !std::isfinite(beta)) {
         throw_python(PyExc_ValueError, "cannot sample: beta is " + in_words(beta) +
@@ -133,7 +134,8 @@ PyObject* sample_uniform(PyObject* self, PyObject* const* args, Py_ssize_t nargs
             arguments<3>(method, {names().batch_size, names().return_indexes, names().out}, 1, args,
                          nargs, kwnames);
         const std::size_t count = convert_batch_size(method, given[0]);
-        const int with_indexes = given[1] == nullptr ? 0 : PyObject_IsTrue(given[1]);
+        const int with_indexes =
+            given[1] == nullptr ? 0 : running_python([&] { return PyObject_IsTrue(given[1]); });
         if (with_indexes < 0) throw py::error_already_set();
         OutputBatch batch(state, count, {false, with_indexes != 0}, given[2]);
         core.gather_uniform(count, batch.target());
@@ -169,8 +171,10 @@ std::vector<std::uint64_t> convert_generations(PyObject* value, std::size_t n) {
                          std::to_string(n) + " integers");
     }
     PyArray_Descr* wanted = PyArray_DescrFromType(NPY_UINT64);
-    const auto cast = py::reinterpret_steal<py::object>(PyArray_FromArray(
-        raw, wanted, NPY_ARRAY_C_CONTIGUOUS | NPY_ARRAY_ALIGNED | NPY_ARRAY_FORCECAST));
+    const auto cast = py::reinterpret_steal<py::object>(running_python([&] {
+        return PyArray_FromArray(raw, wanted,
+                                 NPY_ARRAY_C_CONTIGUOUS | NPY_ARRAY_ALIGNED | NPY_ARRAY_FORCECAST);
+    }));
     if (!cast) throw py::error_already_set();
     const auto* first = static_cast<const std::uint64_t*>(
         PyArray_DATA(reinterpret_cast<PyArrayObject*>(cast.ptr())));
@@ -280,7 +284,8 @@ py::object to_int64(const std::string& what, PyArrayObject* raw) {
     constexpr int flags =
         NPY_ARRAY_C_CONTIGUOUS | NPY_ARRAY_ALIGNED | NPY_ARRAY_NOTSWAPPED | NPY_ARRAY_FORCECAST;
     const auto cast_to = [flags](PyArrayObject* from, int type_number) {
-        PyObject* result = PyArray_FromArray(from, PyArray_DescrFromType(type_number), flags);
+        PyObject* result = running_python(
+            [&] { return PyArray_FromArray(from, PyArray_DescrFromType(type_number), flags); });
         if (result == nullptr) throw py::error_already_set();
         return py::reinterpret_steal<py::object>(result);
     };

@@ -109,8 +109,8 @@ void ask_for_priorities(BufferState& state, RowBatch& batch, PyObject* prioritie
         }
     }
     const py::dict rows = output.to_dict(state);
-    const auto said =
-        py::reinterpret_steal<py::object>(PyObject_CallOneArg(priorities_of, rows.ptr()));
+    const auto said = py::reinterpret_steal<py::object>(
+        running_python([&] { return PyObject_CallOneArg(priorities_of, rows.ptr()); }));
     if (!said) throw py::error_already_set();
     ConvertedPriorities priorities;
     convert_priorities(state, "cannot take what priorities() returned", said.ptr(), n, priorities);
@@ -195,9 +195,11 @@ std::vector<std::int64_t> convert_environments(const std::string& what, PyObject
                          " and dtype " + text_of(reinterpret_cast<PyObject*>(PyArray_DESCR(raw))) +
                          ", expected whole numbers, one for each row");
     }
-    const auto cast = py::reinterpret_steal<py::object>(PyArray_FromArray(
-        raw, PyArray_DescrFromType(NPY_INT64),
-        NPY_ARRAY_C_CONTIGUOUS | NPY_ARRAY_ALIGNED | NPY_ARRAY_NOTSWAPPED | NPY_ARRAY_FORCECAST));
+    const auto cast = py::reinterpret_steal<py::object>(running_python([raw] {
+        return PyArray_FromArray(raw, PyArray_DescrFromType(NPY_INT64),
+                                 NPY_ARRAY_C_CONTIGUOUS | NPY_ARRAY_ALIGNED | NPY_ARRAY_NOTSWAPPED |
+                                     NPY_ARRAY_FORCECAST);
+    }));
     if (!cast) throw py::error_already_set();
     auto* const numbers = reinterpret_cast<PyArrayObject*>(cast.ptr());
     const auto* first = static_cast<const std::int64_t*>(PyArray_DATA(numbers));
