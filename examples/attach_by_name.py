@@ -41,7 +41,7 @@ def sample_rows() -> None:
         print(f"process {os.getpid()} sampled {len(sample['number'])} of {len(rb):,} rows:")
         for number, square in zip(sample["number"][:4, 0], sample["square"][:4, 0], strict=True):
             print(f"  {number} squared is {square:.0f}")
-        print("rows by process:", {process.pid: process.rows for process in rb.processes()})
+        print(f"{rb.rows_added():,} rows were added by all processes")
 
 
 if __name__ == "__main__":

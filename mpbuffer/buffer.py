@@ -40,11 +40,11 @@ class ProcessStatus(NamedTuple):
     Attributes
     ----------
     number : int
-        1 to 1022; taken again after the handle was closed or its process ended.
+        1 to 1022; the lowest free one when the handle was opened.
     pid : int
         As its own pid namespace counts.
     state : str
-        The letter of ``/proc/PID/stat``; ``"X"`` if it is gone.
+        The letter of ``/proc/PID/stat``; ``"?"`` if the process cannot be inspected.
     rows : int
         Rows that it has added.
     skips : int
@@ -679,9 +679,11 @@ class ReplayBuffer(_core.ReplayBuffer):
         return _core.rows_added(self)
 
     def processes(self) -> list[ProcessStatus]:
-        """Return a line for each number of the process table that was ever taken.
+        """Return a line for each open handle of the buffer, in the order of their numbers.
 
-        A handle that is gone keeps its line until its number is taken again.
+        A handle that is provably gone is left out; its rows stay in ``rows_added()``. One whose
+        process lies in another pid namespace, or cannot be inspected for another reason, counts as
+        open unless it was closed.
         """
         return [ProcessStatus(*line) for line in _core.processes(self)]
 

@@ -90,7 +90,7 @@ def priority_updated(identities):
 
 
 def explore(buffer, explorer, count, begin, go_on, connection):
-    """Add `count` rows, in batches of 1 to 40, pausing half way; report the pid."""
+    """Add `count` rows, in batches of 1 to 40, pausing half way; report the own line."""
     random = np.random.default_rng(explorer)
     connection.send("ready")
     if not begin.wait(60):
@@ -107,7 +107,7 @@ def explore(buffer, explorer, count, begin, go_on, connection):
             priorities = priorities[0]
         buffer.add(**rows, priorities=priorities)
         counter += n
-    connection.send(os.getpid())
+    connection.send(next(line for line in buffer.processes() if line.pid == os.getpid()))
 
 
 def overwrite_until(buffer, done, connection):

@@ -369,7 +369,7 @@ DAMAGE = {
         "process 1 has pid",
     ),
     "a process that lost rows": (
-        lambda at: (at.process_table + 64 + 40, "Q", 10**6),
+        lambda at: (at.process_table + 64 + 64 + 32, "Q", 10**6),
         "process 1 counts",
     ),
     "an absurd learner": (lambda at: (at.learner_line + 8, "Q", 2000), "the learner's process"),

@@ -37,8 +37,9 @@ CORE_MAY_INCLUDE = {
     "big_memory": {"error", "guard", "shared_work"},
     "memory_room": {"error"},
     "owned_descriptor": {"error", "file_locks"},
-    "process_table": {"error", "file_locks", "stop_points"},
-    "end_with_learner": {"process_table", "shared_work"},
+    "process_facts": set(),
+    "process_table": {"error", "file_locks", "process_facts", "slot_word", "stop_points"},
+    "end_with_learner": {"process_facts", "shared_work"},
     "shared_segment": {
         "big_memory",
         "error",

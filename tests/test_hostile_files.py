@@ -806,12 +806,17 @@ def test_a_child_finds_the_process_table_full(segment_file):
     """The records say that all numbers belong to living processes (to this one)."""
     with ReplayBuffer(10, {"a": {}}) as buffer:
         status = Path("/proc/self/stat").read_text().rpartition(")")[2].split()
-        namespace = os.stat("/proc/self/ns/pid").st_ino
-        with open(segment_file(buffer.name), "r+b") as file:
+        namespaces = [os.stat(f"/proc/self/ns/{kind}").st_ino for kind in ("pid", "time")]
+        path = segment_file(buffer.name)
+        maps = [line.split() for line in Path("/proc/self/maps").read_text().splitlines()]
+        inode = str(path.stat().st_ino)
+        mapped = min(int(line[0].partition("-")[0], 16) for line in maps if line[4] == inode)
+        with open(path, "r+b") as file:
             (table,) = struct.unpack_from("<Q", file.read(300), OFFSETS["process_table"])
+            described = (os.getpid(), int(status[19]), *namespaces, mapped + table)
             for number in range(2, 1023):
                 file.seek(table + 64 + (number - 1) * RECORD_BYTES)
-                file.write(struct.pack("<4Q", 1, os.getpid(), int(status[19]), namespace))
+                file.write(struct.pack("<6Q", 1, *described))
         with pytest.raises(ProcessTableFull, match="1022"):
             mpbuffer.attach(buffer.name)
         pid = os.fork()

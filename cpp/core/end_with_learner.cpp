@@ -1,12 +1,10 @@
 #include "end_with_learner.hpp"
 
-#include <signal.h>
 #include <unistd.h>
 
-#include <cerrno>
 #include <thread>
 
-#include "process_table.hpp"
+#include "process_facts.hpp"
 #include "shared_work.hpp"
 
 namespace mpbuffer {
@@ -14,14 +12,6 @@ namespace mpbuffer {
 namespace {
 
 constexpr auto between_looks = std::chrono::milliseconds(100);
-
-bool has_ended(pid_t pid, std::uint64_t start_time) {
-    if (kill(pid, 0) != 0 && errno == ESRCH) return true;
-    const auto stat = read_process_stat(pid);
-    if (!stat) return false;
-    const bool zombie = stat->state == 'Z' || stat->state == 'X' || stat->state == 'x';
-    return stat->start_time != start_time || (zombie && stat->threads <= 1);
-}
 
 }  // namespace
 

@@ -222,9 +222,9 @@ class Inspector {
         report_.rows_added += counts.rows.load(std::memory_order_acquire);
         report_.processes.push_back(
             {number, relaxed(record.pid), processes_.state(number, file_.descriptor()),
-             of_this_epoch(counts.rows, record.rows_before),
-             of_this_epoch(counts.skips, record.skips_before),
-             of_this_epoch(counts.steals, record.steals_before), relaxed(record.registered_at),
+             of_this_epoch(counts.rows, counts.rows_before),
+             of_this_epoch(counts.skips, counts.skips_before),
+             of_this_epoch(counts.steals, counts.steals_before), relaxed(record.registered_at),
              counts.busy.load(std::memory_order_acquire) != 0});
     }
 
@@ -297,9 +297,9 @@ class Inspector {
             if (pid > largest_pid) {
                 all.push_back({"process " + std::to_string(number), " has pid " + text_of(pid)});
             }
-            const std::uint64_t before[] = {record.rows_before.load(), record.skips_before.load(),
-                                            record.steals_before.load()};
             const RingState& counts = record.ring[0];
+            const std::uint64_t before[] = {counts.rows_before.load(), counts.skips_before.load(),
+                                            counts.steals_before.load()};
             const std::uint64_t now[] = {counts.rows.load(), counts.skips.load(),
                                          counts.steals.load()};
             for (std::size_t i = 0; i < std::size(now); ++i) {

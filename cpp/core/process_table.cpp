@@ -1,18 +1,16 @@
 #include "process_table.hpp"
 
-#include <fcntl.h>
-#include <sys/stat.h>
 #include <unistd.h>
 
 #include <cerrno>
-#include <cstdio>
-#include <cstdlib>
-#include <cstring>
 #include <ctime>
+#include <limits>
 #include <string>
 
 #include "error.hpp"
 #include "file_locks.hpp"
+#include "process_facts.hpp"
+#include "slot_word.hpp"
 #include "stop_points.hpp"
 
 namespace mpbuffer {
@@ -21,13 +19,43 @@ static_assert(lock_byte::last_process - lock_byte::first_process + 1 == max_proc
 
 struct alignas(64) ProcessTable::Head {
     std::atomic<std::uint64_t> high_water;
-    std::atomic<std::uint64_t> last_taken;  // a hint: where the round-robin search goes on
-    std::atomic<std::uint64_t> reserved[6];
+    std::atomic<std::uint64_t> reserved[7];
+};
+
+// What the calling process is described by, beside where it has the table mapped.
+struct ProcessTable::Self {
+    std::uint64_t pid = static_cast<std::uint64_t>(getpid());
+    std::uint64_t pid_namespace = own_pid_namespace();
+    std::uint64_t time_namespace = own_time_namespace();
+    std::uint64_t start_time;
+
+    Self() {
+        const auto stat = read_process_stat(0);
+        if (!stat) {
+            throw_system_failure("cannot register process " + std::to_string(pid) +
+                                     ": /proc/self/stat cannot be read",
+                                 errno);
+        }
+        start_time = stat->start_time;
+    }
+    bool enrolled(const ProcessRecord& record, std::uint64_t address) const {
+        return record.mapped_at.load(std::memory_order_acquire) == address &&
+               record.pid.load(std::memory_order_relaxed) == pid &&
+               record.start_time.load(std::memory_order_relaxed) == start_time &&
+               record.pid_namespace.load(std::memory_order_relaxed) == pid_namespace &&
+               record.time_namespace.load(std::memory_order_relaxed) == time_namespace;
+    }
 };
 
 namespace {
 
 std::uint64_t lock_byte_of(unsigned number) { return lock_byte::first_process + number - 1; }
+
+constexpr unsigned low_epochs = 1u << slot_word::epoch_bits;
+constexpr std::uint64_t all_low_epochs = (std::uint64_t{1} << low_epochs) - 1;
+constexpr std::uint64_t low_epoch_bit(std::uint64_t epoch) {
+    return std::uint64_t{1} << epoch % low_epochs;
+}
 
 std::uint64_t now_in_nanoseconds() {
     timespec now = {};
@@ -66,34 +94,47 @@ unsigned ProcessTable::high_water() const {
     return highest <= max_processes ? static_cast<unsigned>(highest) : max_processes;
 }
 
+std::uint64_t ProcessTable::address() const { return reinterpret_cast<std::uintptr_t>(head_); }
+
+// A pid means the same process there and here, and a start time the same moment.
+bool ProcessTable::can_be_inspected(const ProcessRecord& record) const {
+    const std::uint64_t pid_namespace = record.pid_namespace.load(std::memory_order_relaxed);
+    return pid_namespace != 0 && pid_namespace == own_pid_namespace() &&
+           record.time_namespace.load(std::memory_order_relaxed) == own_time_namespace();
+}
+
 bool ProcessTable::names_living_process(const ProcessRecord& record) const {
-    const std::uint64_t start_time = record.start_time.load(std::memory_order_acquire);
+    // Acquire: pairs with the release of enroll(), which stores this field last.
+    const std::uint64_t mapped_at = record.mapped_at.load(std::memory_order_acquire);
     const std::uint64_t pid = record.pid.load(std::memory_order_relaxed);
-    if (start_time == 0 || pid == 0) return false;
-    if (record.pid_namespace.load(std::memory_order_relaxed) != own_pid_namespace()) return false;
-    const auto stat = read_process_stat(static_cast<pid_t>(pid));
-    return stat && stat->start_time == start_time && stat->state != 'Z' && stat->state != 'X' &&
-           stat->state != 'x';
+    if (mapped_at == 0 || pid == 0 || pid > std::numeric_limits<pid_t>::max()) return false;
+    if (!can_be_inspected(record)) return true;
+    const auto its_pid = static_cast<pid_t>(pid);
+    if (has_ended(its_pid, record.start_time.load(std::memory_order_relaxed))) return false;
+    const auto ours = mapped_byte(0, address());
+    const auto theirs = mapped_byte(its_pid, mapped_at);
+    return !ours || ours->inode == 0 || !theirs || *theirs == *ours;
+}
+
+void ProcessTable::bury_earlier_selves(int lock_fd, const Self& self) {
+    for (unsigned number = 1; number <= high_water(); ++number) {
+        ProcessRecord& record = records_[number - 1];
+        if (!self.enrolled(record, address()) ||
+            !try_lock(lock_fd, lock_byte_of(number), LockKind::exclusive)) {
+            continue;
+        }
+        // Somebody may have taken the number since.
+        if (self.enrolled(record, address())) record.mapped_at.store(0, std::memory_order_release);
+        unlock(lock_fd, lock_byte_of(number));
+    }
 }
 
 Identity ProcessTable::enroll(int lock_fd, std::uint64_t* left_busy) {
     if (left_busy != nullptr) *left_busy = 0;
-    const auto pid = static_cast<std::uint64_t>(getpid());
-    const std::uint64_t pid_namespace = own_pid_namespace();
-    const auto stat = read_process_stat(0);
-    const std::uint64_t start_time = stat ? stat->start_time : 0;
-
-    const std::uint64_t last = head_->last_taken.load(std::memory_order_relaxed) % max_processes;
-    for (unsigned step = 0; step < max_processes; ++step) {
-        const auto number = static_cast<unsigned>((last + step) % max_processes) + 1;
+    const Self self;
+    bury_earlier_selves(lock_fd, self);
+    for (unsigned number = 1; number <= max_processes; ++number) {
         ProcessRecord& mine = records_[number - 1];
-        // Our own other handle: its lock may be held through this very description, so that
-        // taking it would succeed and giving it back would release it.
-        if (start_time != 0 && mine.start_time.load(std::memory_order_acquire) == start_time &&
-            mine.pid.load(std::memory_order_relaxed) == pid &&
-            mine.pid_namespace.load(std::memory_order_relaxed) == pid_namespace) {
-            continue;
-        }
         if (!try_lock(lock_fd, lock_byte_of(number), LockKind::exclusive)) continue;
         stop_point(StopPoint::number_locked);
         if (names_living_process(mine)) {
@@ -101,20 +142,31 @@ Identity ProcessTable::enroll(int lock_fd, std::uint64_t* left_busy) {
             continue;
         }
 
-        const Identity identity{number, mine.epoch.load(std::memory_order_relaxed) + 1};
+        // Past the epochs whose claims would pass for this one's.
+        std::uint64_t not_left = mine.epochs_not_left.load(std::memory_order_relaxed);
+        if (not_left == all_low_epochs) not_left = 0;
+        Identity identity{number, mine.epoch.load(std::memory_order_relaxed) + 1};
+        while ((not_left & low_epoch_bit(identity.epoch)) != 0) ++identity.epoch;
+        mine.epochs_not_left.store(not_left | low_epoch_bit(identity.epoch),
+                                   std::memory_order_relaxed);
         mine.epoch.store(identity.epoch, std::memory_order_release);
         stop_point(StopPoint::epoch_raised);
-        mine.start_time.store(0, std::memory_order_release);  // names nobody while half filled
-        mine.pid.store(pid, std::memory_order_relaxed);
-        mine.pid_namespace.store(pid_namespace, std::memory_order_relaxed);
+        mine.mapped_at.store(0, std::memory_order_release);  // names nobody while half filled
+        mine.pid.store(self.pid, std::memory_order_relaxed);
+        mine.start_time.store(self.start_time, std::memory_order_relaxed);
+        mine.pid_namespace.store(self.pid_namespace, std::memory_order_relaxed);
+        mine.time_namespace.store(self.time_namespace, std::memory_order_relaxed);
         mine.registered_at.store(now_in_nanoseconds(), std::memory_order_relaxed);
-        const auto copy = [](std::atomic<std::uint64_t>& to, std::atomic<std::uint64_t>& from) {
-            to.store(from.load(std::memory_order_relaxed), std::memory_order_relaxed);
-        };
-        copy(mine.rows_before, mine.ring[0].rows);
-        copy(mine.skips_before, mine.ring[0].skips);
-        copy(mine.steals_before, mine.ring[0].steals);
-        mine.start_time.store(start_time, std::memory_order_release);
+        for (RingState& ring : mine.ring) {
+            const auto copy = [](std::atomic<std::uint64_t>& to, std::atomic<std::uint64_t>& from) {
+                to.store(from.load(std::memory_order_relaxed), std::memory_order_relaxed);
+            };
+            copy(ring.rows_before, ring.rows);
+            copy(ring.skips_before, ring.skips);
+            copy(ring.steals_before, ring.steals);
+        }
+        // Release: pairs with the acquire in names_living_process(), for what is stored above.
+        mine.mapped_at.store(address(), std::memory_order_release);
         stop_point(StopPoint::process_described);
 
         for (unsigned ring = 0; left_busy != nullptr && ring < max_rings; ++ring) {
@@ -122,14 +174,13 @@ Identity ProcessTable::enroll(int lock_fd, std::uint64_t* left_busy) {
                 *left_busy |= std::uint64_t{1} << ring;
             }
         }
-        head_->last_taken.store(number, std::memory_order_relaxed);
         std::uint64_t highest = head_->high_water.load(std::memory_order_relaxed);
         while (highest < number && !head_->high_water.compare_exchange_weak(
                                        highest, number, std::memory_order_acq_rel)) {
         }
         return identity;
     }
-    throw ProcessTableFull("cannot register process " + std::to_string(pid) +
+    throw ProcessTableFull("cannot register process " + std::to_string(self.pid) +
                            ": all process numbers are taken by living processes, got " +
                            std::to_string(max_processes) + ", expected fewer");
 }
@@ -146,11 +197,14 @@ void ProcessTable::forget_busy(Identity identity, std::uint64_t left_busy) {
 void ProcessTable::leave(int lock_fd, Identity identity) {
     if (identity.number == 0) return;
     ProcessRecord& mine = record(identity.number);
-    const auto pid = static_cast<std::uint64_t>(getpid());
     if (mine.epoch.load(std::memory_order_acquire) == identity.epoch) {
-        if (mine.pid.load(std::memory_order_relaxed) != pid)
+        const std::uint64_t pid_namespace = mine.pid_namespace.load(std::memory_order_relaxed);
+        if (mine.pid.load(std::memory_order_relaxed) != static_cast<std::uint64_t>(getpid()) ||
+            (pid_namespace != 0 && pid_namespace != own_pid_namespace())) {
             return;  // a forked child: not its lock
-        mine.start_time.store(0, std::memory_order_release);
+        }
+        mine.epochs_not_left.fetch_and(~low_epoch_bit(identity.epoch), std::memory_order_relaxed);
+        mine.mapped_at.store(0, std::memory_order_release);
     }
     unlock(lock_fd, lock_byte_of(identity.number));
 }
@@ -166,8 +220,7 @@ bool ProcessTable::dead(unsigned number, std::uint64_t epoch_low_bits, unsigned 
 
 bool ProcessTable::dead(unsigned number, int lock_fd) const {
     if (number < 1 || number > max_processes) return true;
-    // The lock first: while it is held nothing else matters (a process whose first thread has
-    // ended looks like a zombie in /proc and lives all the same).
+    // The lock first: while it is held nothing else matters.
     if (held_elsewhere(lock_fd, lock_byte_of(number))) return false;
     return !names_living_process(records_[number - 1]);
 }
@@ -175,51 +228,12 @@ bool ProcessTable::dead(unsigned number, int lock_fd) const {
 char ProcessTable::state(unsigned number, int lock_fd) const {
     if (number < 1 || number > max_processes || dead(number, lock_fd)) return 'X';
     const ProcessRecord& theirs = records_[number - 1];
-    if (theirs.pid_namespace.load(std::memory_order_relaxed) != own_pid_namespace()) return '?';
-    const std::uint64_t start_time = theirs.start_time.load(std::memory_order_acquire);
+    if (!can_be_inspected(theirs) || !proc_is_of_own_namespace()) return '?';
     const auto stat =
         read_process_stat(static_cast<pid_t>(theirs.pid.load(std::memory_order_relaxed)));
-    return stat && start_time != 0 && stat->start_time == start_time ? stat->state : '?';
-}
-
-std::optional<ProcessStat> read_process_stat(pid_t pid) {
-    char path[48] = "/proc/self/stat";
-    if (pid != 0) std::snprintf(path, sizeof path, "/proc/%ld/stat", static_cast<long>(pid));
-    int fd;
-    do {
-        fd = open(path, O_RDONLY | O_CLOEXEC);
-    } while (fd == -1 && errno == EINTR);
-    if (fd == -1) return std::nullopt;
-    char text[1024];
-    std::size_t length = 0;
-    while (length < sizeof text - 1) {
-        const ssize_t got = read(fd, text + length, sizeof text - 1 - length);
-        if (got == -1 && errno == EINTR) continue;
-        if (got <= 0) break;
-        length += static_cast<std::size_t>(got);
-    }
-    ::close(fd);
-    text[length] = '\0';
-
-    // "pid (command) state ppid ...": the command may hold anything, parentheses included. The
-    // state is field 3, the number of threads field 20, the start time field 22.
-    const char* at = std::strrchr(text, ')');
-    if (at == nullptr || at[1] != ' ' || at[2] == '\0') return std::nullopt;
-    ProcessStat stat{at[2], 0, 0};
-    at += 2;
-    for (int field = 3; field < 22; ++field) {
-        at = std::strchr(at, ' ');
-        if (at == nullptr) return std::nullopt;
-        ++at;
-        if (field + 1 == 20) stat.threads = std::strtoull(at, nullptr, 10);
-    }
-    stat.start_time = std::strtoull(at, nullptr, 10);
-    return stat;
-}
-
-std::uint64_t own_pid_namespace() {
-    struct stat facts;
-    return ::stat("/proc/self/ns/pid", &facts) == 0 ? static_cast<std::uint64_t>(facts.st_ino) : 0;
+    return stat && stat->start_time == theirs.start_time.load(std::memory_order_relaxed)
+               ? stat->state
+               : '?';
 }
 
 }  // namespace mpbuffer

@@ -3,23 +3,25 @@
 // A process enrols once per handle: it takes the exclusive lock on a free byte of the lock map
 // (its number, 1..1022), raises that record's epoch and describes itself in the record. The lock
 // is the proof of life: the kernel drops it however the process ends, also while it is a zombie.
-// /proc is asked only when the byte is free, so that a program that closed the lock descriptor by
-// itself still passes for alive. No clock and no heartbeat decides anything.
+// /proc is asked only when the byte is free, for a byte is freed by other things than an end: a
+// program closes descriptors that are not its own, and an exec closes them all while pid and start
+// time stay. Then, and within the caller's own pid and time namespaces only, an owner is dead
+//   - if the process with its pid and start time has ended, or
+//   - if that process no longer has the segment mapped at the address where it enrolled: an exec
+//     drops a mapping, and closing descriptors leaves it.
+// What cannot be found out is alive. No clock and no heartbeat decides anything.
 //
-// Numbers are handed out round-robin, so that a number comes back as late as possible, and never
-// while the record names a living process.
+// The lowest number is taken that is provably free, so that whoever looks at all of them looks at
+// few.
 //
 // Everything here takes no lock of this process and allocates nothing unless it throws, so a child
 // may call it straight after fork. One thread at a time per lock_fd in enroll() and leave();
 // all the rest from any thread.
 #pragma once
 
-#include <sys/types.h>
-
 #include <atomic>
 #include <cstddef>
 #include <cstdint>
-#include <optional>
 
 namespace mpbuffer {
 
@@ -29,22 +31,27 @@ constexpr unsigned max_rings = 8;
 // Written by the record's owner alone (and by whoever enrols after its death). The counters count
 // all epochs of the record and are never reset.
 struct alignas(64) RingState {
-    std::atomic<std::uint64_t> rows;    // rows committed
-    std::atomic<std::uint64_t> skips;   // claims given up because a slot's owner lived
-    std::atomic<std::uint64_t> steals;  // claims of dead owners taken over
-    std::atomic<std::uint64_t> busy;    // not 0: inside a call that claims
-    std::atomic<std::uint64_t> reserved[4];
+    std::atomic<std::uint64_t> rows;         // rows committed
+    std::atomic<std::uint64_t> skips;        // claims given up because a slot's owner lived
+    std::atomic<std::uint64_t> steals;       // claims of dead owners taken over
+    std::atomic<std::uint64_t> busy;         // not 0: inside a call that claims
+    std::atomic<std::uint64_t> rows_before;  // the counters when this epoch began
+    std::atomic<std::uint64_t> skips_before;
+    std::atomic<std::uint64_t> steals_before;
+    std::atomic<std::uint64_t> reserved;
 };
 
 struct alignas(64) ProcessRecord {
-    std::atomic<std::uint64_t> epoch;  // how often the number was taken; 0: never
+    std::atomic<std::uint64_t> epoch;  // raised by each enrolment; 0: never taken
     std::atomic<std::uint64_t> pid;
-    std::atomic<std::uint64_t> start_time;     // clock ticks since boot; 0: names nobody (left)
-    std::atomic<std::uint64_t> pid_namespace;  // inode of /proc/self/ns/pid
-    std::atomic<std::uint64_t> registered_at;  // CLOCK_REALTIME, ns
-    std::atomic<std::uint64_t> rows_before;    // ring[0]'s counters when this epoch began
-    std::atomic<std::uint64_t> skips_before;
-    std::atomic<std::uint64_t> steals_before;
+    std::atomic<std::uint64_t> start_time;      // clock ticks since boot
+    std::atomic<std::uint64_t> pid_namespace;   // inodes; 0: not known
+    std::atomic<std::uint64_t> time_namespace;  // that start_time is of
+    std::atomic<std::uint64_t> mapped_at;       // its own address of the table; 0: has left
+    std::atomic<std::uint64_t> registered_at;   // CLOCK_REALTIME, ns
+    // Bit e: the owner of the last epoch with those low bits did not leave, and may have left
+    // claims. So many epochs are told apart by a slot's word.
+    std::atomic<std::uint64_t> epochs_not_left;
     RingState ring[max_rings];
 };
 
@@ -68,8 +75,10 @@ class ProcessTable {
     // memory: bytes_required() bytes, aligned to 64, zero when the segment is made.
     explicit ProcessTable(void* memory);
 
-    // Takes a number for the caller. lock_fd must be the caller's own description (opened by
-    // open_lock_descriptor, neither mapped nor inherited).
+    // Takes a number for the caller. lock_fd must be the handle's own description (opened by
+    // open_lock_descriptor, neither mapped nor inherited), and the mapping that the table lies in
+    // the handle's own too: what this process has enrolled at the same address before, and not
+    // left, is of before an exec, or of a mapping that is gone, and dead from here on.
     //
     // left_busy: bit r is set if the number's former owner died inside a claiming call on ring r.
     // The flags stay set in the record until forget_busy(), so that an enroller killed before it
@@ -92,9 +101,10 @@ class ProcessTable {
     ProcessRecord& record(unsigned number) const;
 
     // True only with proof that the process that was `number` in that epoch is gone: the number
-    // was taken again, or its lock byte is free and no living process matches the record. lock_fd
-    // is the asker's; about its own identity the answer means nothing. A number that nobody can
-    // have is dead. epoch_low_bits: the low epoch_bits (1..64) bits of the epoch.
+    // was taken again, or its lock byte is free and the record's process has left, has ended or has
+    // no longer mapped the segment where it enrolled. lock_fd is the asker's; about its own
+    // identity the answer means nothing. A number that nobody can have is dead. epoch_low_bits: the
+    // low epoch_bits (1..64) bits of the epoch.
     bool dead(unsigned number, std::uint64_t epoch_low_bits, unsigned epoch_bits,
               int lock_fd) const;
 
@@ -107,22 +117,14 @@ class ProcessTable {
 
   private:
     struct Head;
+    struct Self;
     bool names_living_process(const ProcessRecord& record) const;
+    bool can_be_inspected(const ProcessRecord& record) const;
+    void bury_earlier_selves(int lock_fd, const Self& self);
+    std::uint64_t address() const;
 
     Head* head_ = nullptr;
     ProcessRecord* records_ = nullptr;
 };
-
-struct ProcessStat {
-    char state;
-    std::uint64_t threads;  // a zombie of more than one: its first thread alone has ended
-    std::uint64_t start_time;
-};
-
-// From /proc/PID/stat, or /proc/self/stat if pid is 0; nothing if there is no such process.
-std::optional<ProcessStat> read_process_stat(pid_t pid);
-
-// The inode of the caller's pid namespace; 0 if /proc does not tell.
-std::uint64_t own_pid_namespace();
 
 }  // namespace mpbuffer

@@ -500,12 +500,13 @@ std::vector<ProcessStatus> ReplayBuffer::processes() const {
     for (unsigned number = 1; number <= processes_.high_water(); ++number) {
         const ProcessRecord& record = processes_.record(number);
         if (record.epoch.load(std::memory_order_acquire) == 0) continue;
+        const char state = number == identity_.number ? 'R' : processes_.state(number, lock_fd);
+        if (state == 'X') continue;
         const RingState& counts = record.ring[0];
-        all.push_back({number, record.pid.load(),
-                       number == identity_.number ? 'R' : processes_.state(number, lock_fd),
-                       counts.rows.load() - record.rows_before.load(),
-                       counts.skips.load() - record.skips_before.load(),
-                       counts.steals.load() - record.steals_before.load()});
+        all.push_back({number, record.pid.load(), state,
+                       counts.rows.load() - counts.rows_before.load(),
+                       counts.skips.load() - counts.skips_before.load(),
+                       counts.steals.load() - counts.steals_before.load()});
     }
     return all;
 }

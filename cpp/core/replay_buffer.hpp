@@ -39,7 +39,7 @@ struct BufferSettings {
 struct ProcessStatus {
     unsigned number;
     std::uint64_t pid;
-    char state;  // of /proc/PID/stat; 'X': gone
+    char state;  // of /proc/PID/stat; '?': alive, cannot be looked at
     std::uint64_t rows;
     std::uint64_t skips;
     std::uint64_t steals;
@@ -122,8 +122,8 @@ class ReplayBuffer final : public SegmentHandle {
 
     std::uint64_t next_slot() const;
     double max_priority() const;
-    std::uint64_t rows_added() const;  // by all processes, those that are gone included
-    std::vector<ProcessStatus> processes() const;
+    std::uint64_t rows_added() const;              // by all processes, those that are gone included
+    std::vector<ProcessStatus> processes() const;  // of the handles that are not provably gone
     std::vector<float> leaves() const;
 
     // The learner's: each takes the role, or throws LearnerBusy. As Learner's of these names.

@@ -23,6 +23,7 @@
 #include "file_locks.hpp"
 #include "inspection.hpp"
 #include "layout.hpp"
+#include "process_facts.hpp"
 #include "process_table.hpp"
 #include "replay_buffer.hpp"
 #include "shared_segment.hpp"
@@ -107,6 +108,8 @@ void pretend_process(std::byte* base, const SegmentHeader& header, unsigned numb
     record.pid = static_cast<std::uint64_t>(getpid());
     record.start_time = read_process_stat(0)->start_time - (living ? 0 : 1);
     record.pid_namespace = own_pid_namespace();
+    record.time_namespace = own_time_namespace();
+    record.mapped_at = reinterpret_cast<std::uintptr_t>(base + header.process_table_offset);
     auto* high_water =
         reinterpret_cast<std::atomic<std::uint64_t>*>(base + header.process_table_offset);
     *high_water = std::max<std::uint64_t>(*high_water, number);

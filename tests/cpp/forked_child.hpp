@@ -76,6 +76,9 @@ class Channel {
         return value;
     }
 
+    int in() const { return in_; }
+    int out() const { return out_; }
+
   private:
     int in_;
     int out_;

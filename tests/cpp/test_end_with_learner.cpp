@@ -11,7 +11,7 @@
 
 #include "end_with_learner.hpp"
 #include "forked_child.hpp"
-#include "process_table.hpp"
+#include "process_facts.hpp"
 
 using namespace mpbuffer;
 

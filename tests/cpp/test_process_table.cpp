@@ -2,19 +2,29 @@
 #include <fcntl.h>
 #include <sched.h>
 #include <sys/mman.h>
+#include <sys/mount.h>
+#include <sys/personality.h>
+#include <sys/resource.h>
 #include <unistd.h>
 
+#include <algorithm>
+#include <cstdlib>
 #include <cstring>
+#include <functional>
+#include <initializer_list>
 #include <list>
 #include <memory>
+#include <optional>
 #include <set>
 #include <string>
 #include <thread>
+#include <utility>
 #include <vector>
 
 #include "error.hpp"
 #include "file_locks.hpp"
 #include "forked_child.hpp"
+#include "process_facts.hpp"
 #include "process_table.hpp"
 
 using namespace mpbuffer;
@@ -45,11 +55,34 @@ struct SharedTable {
     bool dead(unsigned number) const { return table.dead(number, asker); }
 };
 
-struct LockDescriptor {
-    int fd;
-    explicit LockDescriptor(const SharedTable& shared) : fd(open_lock_descriptor(shared.data_fd)) {}
-    LockDescriptor(const LockDescriptor&) = delete;
-    ~LockDescriptor() { ::close(fd); }
+// What every handle has for itself: a mapping of the table and a lock descriptor.
+class Handle {
+  public:
+    explicit Handle(const SharedTable& shared) : Handle(shared.data_fd) {}
+    explicit Handle(int data_fd)
+        : memory_(mmap(nullptr, ProcessTable::bytes_required(), PROT_READ | PROT_WRITE, MAP_SHARED,
+                       data_fd, 0)),
+          table_(memory_),
+          lock_fd_(open_lock_descriptor(data_fd)) {}
+    Handle(const Handle&) = delete;
+    Handle& operator=(const Handle&) = delete;
+    ~Handle() {
+        munmap(memory_, ProcessTable::bytes_required());
+        ::close(lock_fd_);
+    }
+    const Identity& enroll(std::uint64_t* left_busy = nullptr) {
+        return identity_ = table_.enroll(lock_fd_, left_busy);
+    }
+    void leave() { table_.leave(lock_fd_, std::exchange(identity_, {})); }
+    int lock_fd() const { return lock_fd_; }
+    const Identity& identity() const { return identity_; }
+    std::uint64_t address() const { return reinterpret_cast<std::uintptr_t>(memory_); }
+
+  private:
+    void* memory_;
+    ProcessTable table_;
+    int lock_fd_;
+    Identity identity_;
 };
 
 int enrol_and_stay(SharedTable& shared, const Channel& parent) {
@@ -57,6 +90,51 @@ int enrol_and_stay(SharedTable& shared, const Channel& parent) {
     parent.tell(shared.table.enroll(lock_fd).number);
     return stay_until_killed();
 }
+
+void close_all_descriptors_but(std::initializer_list<int> kept) {
+    for (int fd = 3; fd < 1024; ++fd) {
+        if (std::find(kept.begin(), kept.end(), fd) == kept.end()) ::close(fd);
+    }
+}
+
+// Runs body in a child that is process 1 of a new pid namespace, or says that this is not allowed.
+class InAnotherPidNamespace {
+  public:
+    explicit InAnotherPidNamespace(const std::function<int(const Channel&)>& body)
+        : outer_([&body](const Channel& parent) {
+              const bool allowed = unshare(CLONE_NEWPID) == 0;
+              parent.tell(allowed ? 1 : 0);
+              if (!allowed) return 0;
+              const pid_t inner = fork();
+              if (inner == 0) {  // no alarm ends process 1, but its parent's end does
+                  prctl(PR_SET_PDEATHSIG, SIGKILL);
+                  _exit(body(parent));
+              }
+              parent.tell(static_cast<std::uint64_t>(inner));
+              int status = 0;
+              while (waitpid(inner, &status, 0) == -1 && errno == EINTR) {
+              }
+              return WIFEXITED(status) ? WEXITSTATUS(status) : 256;
+          }),
+          allowed_(outer_.hear() == 1) {
+        if (allowed_) {
+            pid_ = static_cast<pid_t>(outer_.hear());
+        } else {
+            MESSAGE("skipped: no right to make a pid namespace");
+        }
+    }
+    bool allowed() const { return allowed_; }
+    std::uint64_t hear() const { return outer_.hear(); }
+    void kill_and_reap() {
+        ::kill(pid_, SIGKILL);
+        outer_.wait();
+    }
+
+  private:
+    ForkedChild outer_;
+    bool allowed_;
+    pid_t pid_ = -1;
+};
 
 }  // namespace
 
@@ -70,9 +148,9 @@ TEST_CASE("the table's size is part of the format") {
 
 TEST_CASE("a process describes itself") {
     SharedTable shared;
-    const LockDescriptor lock(shared);
+    Handle handle(shared);
     CHECK(shared.table.high_water() == 0);
-    const Identity me = shared.table.enroll(lock.fd);
+    const Identity me = handle.enroll();
     CHECK(me.number == 1);
     CHECK(me.epoch == 1);
     CHECK(shared.table.high_water() == 1);
@@ -81,53 +159,67 @@ TEST_CASE("a process describes itself") {
     CHECK(record.pid == static_cast<std::uint64_t>(getpid()));
     CHECK(record.start_time == read_process_stat(getpid())->start_time);
     CHECK(record.pid_namespace == own_pid_namespace());
+    CHECK(record.time_namespace == own_time_namespace());
+    CHECK(record.mapped_at == handle.address());
     CHECK(record.registered_at > 1'500'000'000'000'000'000u);
     CHECK_FALSE(shared.dead(1));
     CHECK_FALSE(shared.table.dead(1, 1, 5, shared.asker));
     CHECK(shared.table.state(1, shared.asker) == 'R');
-    CHECK(shared.table.state(1, lock.fd) == 'R');
+    CHECK(shared.table.state(1, handle.lock_fd()) == 'R');
     CHECK(shared.table.state(2, shared.asker) == 'X');
 }
 
 TEST_CASE("two handles of one process are two numbers, and leave one by one") {
     SharedTable shared;
-    const LockDescriptor first(shared);
-    const LockDescriptor second(shared);
-    const Identity one = shared.table.enroll(first.fd);
-    const Identity two = shared.table.enroll(second.fd);
+    Handle first(shared);
+    Handle second(shared);
+    const Identity one = first.enroll();
+    const Identity two = second.enroll();
     CHECK(one.number != two.number);
-    shared.table.leave(first.fd, one);
+    first.leave();
     CHECK(shared.dead(one.number));
     CHECK(shared.table.state(one.number, shared.asker) == 'X');
     CHECK(shared.table.record(one.number).pid == static_cast<std::uint64_t>(getpid()));
     CHECK_FALSE(shared.dead(two.number));
-    shared.table.leave(first.fd, Identity{});  // nobody
+    first.leave();  // nobody
+    CHECK_FALSE(shared.dead(two.number));
 }
 
-TEST_CASE("numbers go round, so that each comes back as late as possible") {
+TEST_CASE("the lowest free number is taken") {
     SharedTable shared;
-    const LockDescriptor lock(shared);
-    for (unsigned round = 0; round < 2; ++round) {
-        for (unsigned number = 1; number <= max_processes; ++number) {
-            const Identity me = shared.table.enroll(lock.fd);
-            REQUIRE(me.number == number);
-            REQUIRE(me.epoch == round + 1);
-            shared.table.leave(lock.fd, me);
-        }
+    Handle stays(shared);
+    REQUIRE(stays.enroll().number == 1);
+    for (unsigned epoch = 1; epoch <= 1100; ++epoch) {
+        Handle handle(shared);
+        const Identity me = handle.enroll();
+        REQUIRE(me.number == 2);
+        REQUIRE(me.epoch == epoch);
+        handle.leave();
     }
-    CHECK(shared.table.high_water() == max_processes);
+    CHECK(shared.table.high_water() == 2);
+    Handle second(shared);
+    Handle third(shared);
+    CHECK(second.enroll().number == 2);
+    CHECK(third.enroll().number == 3);
+    stays.leave();
+    Handle first(shared);
+    CHECK(first.enroll().number == 1);
 }
 
 TEST_CASE("a full table says so, and takes the next as soon as one has left") {
     const Watchdog watchdog;
     SharedTable shared;
-    const LockDescriptor lock(shared);
-    std::vector<Identity> all;
-    for (unsigned n = 0; n < max_processes; ++n) all.push_back(shared.table.enroll(lock.fd));
-    CHECK_THROWS_AS(shared.table.enroll(lock.fd), ProcessTableFull);
-    for (const Identity& one : all) REQUIRE_FALSE(shared.dead(one.number));
+    rlimit limit;
+    REQUIRE(getrlimit(RLIMIT_NOFILE, &limit) == 0);
+    limit.rlim_cur = limit.rlim_max;
+    REQUIRE(setrlimit(RLIMIT_NOFILE, &limit) == 0);
+    std::list<Handle> all;
+    for (unsigned n = 0; n < max_processes; ++n) all.emplace_back(shared).enroll();
+    Handle more(shared);
+    CHECK_THROWS_AS(more.enroll(), ProcessTableFull);
+    for (const Handle& one : all) REQUIRE_FALSE(shared.dead(one.identity().number));
     ForkedChild child([&](const Channel& parent) {
-        ::close(lock.fd);
+        for (const Handle& one : all) ::close(one.lock_fd());
         const int mine = open_lock_descriptor(shared.data_fd);
         try {
             shared.table.enroll(mine);
@@ -139,7 +231,7 @@ TEST_CASE("a full table says so, and takes the next as soon as one has left") {
         return shared.table.enroll(mine).number == 500 ? 0 : 2;
     });
     child.hear();
-    shared.table.leave(lock.fd, all[499]);
+    std::next(all.begin(), 499)->leave();
     child.tell();
     CHECK(child.wait() == 0);
 }
@@ -170,34 +262,37 @@ TEST_CASE("a stopped process is not dead") {
     CHECK(comes_true([&] { return shared.dead(number); }));
 }
 
-TEST_CASE("a process whose first thread has ended is not dead, whatever /proc shows") {
+TEST_CASE("a process whose first thread has ended is not dead, with its lock or without") {
     const Watchdog watchdog;
-    SharedTable shared;
-    ForkedChild child([&](const Channel& parent) {
-        const int lock_fd = open_lock_descriptor(shared.data_fd);
-        const unsigned number = shared.table.enroll(lock_fd).number;
-        std::thread([&parent, number] {
-            while (read_process_stat(getpid())->state != 'Z') std::this_thread::yield();
-            parent.tell(number);
-            stay_until_killed();
-        }).detach();
-        syscall(SYS_exit, 0);  // this thread alone
-        return 0;
-    });
-    const auto number = static_cast<unsigned>(child.hear());
-    CHECK(read_process_stat(child.pid())->state == 'Z');
-    CHECK_FALSE(shared.dead(number));
-    child.signal(SIGKILL);
-    CHECK(comes_true([&] { return shared.dead(number); }));
+    for (const bool closes : {false, true}) {
+        CAPTURE(closes);
+        SharedTable shared;
+        ForkedChild child([&](const Channel& parent) {
+            const int lock_fd = open_lock_descriptor(shared.data_fd);
+            const unsigned number = shared.table.enroll(lock_fd).number;
+            if (closes) ::close(lock_fd);
+            std::thread([&parent, number] {
+                while (read_process_stat(getpid())->state != 'Z') std::this_thread::yield();
+                parent.tell(number);
+                stay_until_killed();
+            }).detach();
+            syscall(SYS_exit, 0);  // this thread alone
+            return 0;
+        });
+        const auto number = static_cast<unsigned>(child.hear());
+        CHECK(read_process_stat(child.pid())->state == 'Z');
+        CHECK_FALSE(shared.dead(number));
+        child.signal(SIGKILL);
+        CHECK(comes_true([&] { return shared.dead(number); }));
+    }
 }
 
-TEST_CASE("flaw 8: a number is not used again while its holder lives without its lock") {
+TEST_CASE("flaw 8: a number is not used again while its holder lives without its descriptors") {
     const Watchdog watchdog;
     SharedTable shared;
     ForkedChild child([&](const Channel& parent) {
-        const int lock_fd = open_lock_descriptor(shared.data_fd);
-        const unsigned number = shared.table.enroll(lock_fd).number;
-        ::close(lock_fd);  // the program did this, not the process's end
+        const unsigned number = shared.table.enroll(open_lock_descriptor(shared.data_fd)).number;
+        close_all_descriptors_but({parent.in(), parent.out()});  // as a program may do
         parent.tell(number);
         return stay_until_killed();
     });
@@ -206,22 +301,22 @@ TEST_CASE("flaw 8: a number is not used again while its holder lives without its
     CHECK_FALSE(held_elsewhere(shared.asker, lock_byte::first_process));
     CHECK_FALSE(shared.dead(number));
     CHECK(shared.table.state(number, shared.asker) != 'X');
-    const LockDescriptor lock(shared);
-    for (unsigned n = 1; n < max_processes; ++n) {
-        const Identity me = shared.table.enroll(lock.fd);
-        REQUIRE(me.number == n + 1);
-        shared.table.leave(lock.fd, me);
+    for (unsigned n = 1; n < 100; ++n) {
+        Handle handle(shared);
+        REQUIRE(handle.enroll().number == 2);
+        handle.leave();
     }
-    CHECK(shared.table.enroll(lock.fd).number == 2);  // round, and past the living
     child.kill_to_zombie();
     CHECK(comes_true([&] { return shared.dead(number); }));
+    Handle handle(shared);
+    CHECK(handle.enroll().number == number);
 }
 
 TEST_CASE("an epoch that moved on is death, compared in its low bits") {
     SharedTable shared;
-    const LockDescriptor lock(shared);
+    Handle handle(shared);
     shared.table.record(1).epoch = 32 + 6;  // as after so many enrolments
-    const Identity me = shared.table.enroll(lock.fd);
+    const Identity me = handle.enroll();
     REQUIRE(me.number == 1);
     CHECK(me.epoch == 39);
     CHECK_FALSE(shared.table.dead(1, 39 % 32, 5, shared.asker));
@@ -229,6 +324,124 @@ TEST_CASE("an epoch that moved on is death, compared in its low bits") {
     CHECK(shared.table.dead(1, 38 % 32, 5, shared.asker));
     CHECK(shared.table.dead(1, 39 % 32, 64, shared.asker));
     CHECK(shared.table.dead(1, 39 + 1, 1, shared.asker));
+}
+
+TEST_CASE("the low bits of an epoch whose owner was killed do not come again") {
+    const Watchdog watchdog;
+    SharedTable shared;
+    const auto one_is_killed = [&] {
+        ForkedChild child([&](const Channel& parent) { return enrol_and_stay(shared, parent); });
+        CHECK(child.hear() == 1);
+        child.signal(SIGKILL);
+        child.wait();
+        return shared.table.record(1).epoch.load();
+    };
+    const auto one_leaves = [&] {
+        Handle handle(shared);
+        handle.enroll();
+        CHECK_FALSE(shared.dead(1));
+        handle.leave();
+        return shared.table.record(1).epoch.load();
+    };
+    CHECK(one_leaves() == 1);
+    CHECK(one_is_killed() == 2);
+    CHECK(one_leaves() == 3);
+    CHECK(one_is_killed() == 4);
+    for (std::uint64_t epoch = 5; epoch <= 33; ++epoch) REQUIRE(one_leaves() == epoch);
+    CHECK(one_leaves() == 35);  // 34 and 36 would pass for 2 and 4
+    CHECK(one_leaves() == 37);
+    // With no others left, they all come again.
+    shared.table.record(1).epochs_not_left = 0xffffffff;
+    CHECK(one_leaves() == 38);
+    CHECK(one_leaves() == 39);
+}
+
+TEST_CASE("a process that has replaced itself by another program is dead") {
+    const Watchdog watchdog;
+    SharedTable shared;
+    ForkedChild child([&](const Channel& parent) {
+        parent.tell(shared.table.enroll(open_lock_descriptor(shared.data_fd)).number);
+        parent.hear();
+        execl("/bin/sleep", "sleep", "1000", nullptr);
+        return 1;
+    });
+    const auto number = static_cast<unsigned>(child.hear());
+    const std::uint64_t started = shared.table.record(number).start_time;
+    CHECK_FALSE(shared.dead(number));
+    child.tell();
+    CHECK(comes_true([&] { return shared.dead(number); }));
+    CHECK(read_process_stat(child.pid())->start_time == started);
+    CHECK(kill(child.pid(), 0) == 0);
+    CHECK(shared.table.state(number, shared.asker) == 'X');
+    Handle handle(shared);
+    CHECK(handle.enroll().number == number);
+}
+
+// The programs of the next test case: it runs this one by exec.
+TEST_CASE("a program that enrols and is replaced by the next one" * doctest::skip()) {
+    const Channel parent(std::atoi(std::getenv("MPBUFFER_IN")),
+                         std::atoi(std::getenv("MPBUFFER_OUT")));
+    const int data_fd = std::atoi(std::getenv("MPBUFFER_TABLE"));
+    const unsigned handles = parent.hear() & 0xff;
+    std::list<Handle> all;
+    for (unsigned n = 0; n < handles; ++n) {
+        const Handle& handle = all.emplace_back(data_fd);
+        parent.tell(all.back().enroll().number);
+        parent.tell(handle.address());
+    }
+    if (parent.hear() == 0) _exit(0);
+    execl("/proc/self/exe", "mpbuffer_tests", "--no-skip",
+          "--test-case=a program that enrols and is replaced by the next one", nullptr);
+    _exit(1);
+}
+
+TEST_CASE("a program that replaces itself and enrols again leaves no handles behind") {
+    const Watchdog watchdog;
+    for (const bool random_addresses : {true, false}) {
+        CAPTURE(random_addresses);
+        SharedTable shared;
+        ForkedChild child([&](const Channel& parent) {
+            if (!random_addresses) personality(ADDR_NO_RANDOMIZE);
+            setenv("MPBUFFER_IN", std::to_string(parent.in()).c_str(), 1);
+            setenv("MPBUFFER_OUT", std::to_string(parent.out()).c_str(), 1);
+            setenv("MPBUFFER_TABLE", std::to_string(dup(shared.data_fd)).c_str(), 1);
+            execl("/proc/self/exe", "mpbuffer_tests", "--no-skip",
+                  "--test-case=a program that enrols and is replaced by the next one", nullptr);
+            return 1;
+        });
+        std::set<std::uint64_t> addresses;
+        const auto runs = [&](unsigned handles) {
+            std::set<std::uint64_t> numbers;
+            child.tell(handles);
+            for (unsigned n = 0; n < handles; ++n) {
+                numbers.insert(child.hear());
+                addresses.insert(child.hear());
+            }
+            return numbers;
+        };
+        const auto living = [&] {
+            std::set<std::uint64_t> numbers;
+            for (unsigned number = 1; number <= shared.table.high_water(); ++number) {
+                if (!shared.dead(number)) numbers.insert(number);
+            }
+            return numbers;
+        };
+        for (int program = 0; program < 4; ++program) {
+            CAPTURE(program);
+            CHECK(runs(3) == std::set<std::uint64_t>{1, 2, 3});
+            CHECK(living() == std::set<std::uint64_t>{1, 2, 3});
+            child.tell(1);
+            CHECK(runs(1) == std::set<std::uint64_t>{1});
+            if (random_addresses) CHECK(living() == std::set<std::uint64_t>{1});
+            child.tell(1);
+        }
+        CHECK(shared.table.high_water() == 3);
+        runs(0);
+        child.tell(0);
+        CHECK(child.wait() == 0);
+        CHECK(living().empty());
+        if (!random_addresses) CHECK(addresses.size() == 3);
+    }
 }
 
 TEST_CASE("flaw 5 and 6: a forked child is not its parent and does not keep it alive") {
@@ -277,17 +490,17 @@ TEST_CASE("who enrols after a death in the middle of a call is told, until it ha
         ForkedChild child(enrol_and_end);
         CHECK(child.hear() == 0b1001);
         CHECK(child.wait() == 0);
-        std::memset(shared.memory, 0, 64);  // the hint, so that number 1 is taken again
     }
     std::uint64_t left_busy = 0;
-    const LockDescriptor lock(shared);
-    const Identity me = shared.table.enroll(lock.fd, &left_busy);
+    Handle handle(shared);
+    Handle another(shared);
+    const Identity me = handle.enroll(&left_busy);
     CHECK(me.epoch == 3);
-    CHECK(shared.table.record(1).rows_before == 70);
+    CHECK(shared.table.record(1).ring[0].rows_before == 70);
     shared.table.forget_busy(me, left_busy);
     CHECK(shared.table.record(1).ring[0].busy == 0);
     CHECK(shared.table.record(1).ring[3].busy == 0);
-    const Identity other = shared.table.enroll(lock.fd, &left_busy);
+    const Identity other = another.enroll(&left_busy);
     CHECK(other.number == 2);
     CHECK(left_busy == 0);
 }
@@ -320,50 +533,153 @@ TEST_CASE("numbers that nobody can have are dead, and have no record") {
     CHECK(shared.dead(7));  // never taken
 }
 
-TEST_CASE("a process of another pid namespace lives as long as its lock") {
+TEST_CASE("a process of another pid namespace is never proved dead from outside") {
+    const Watchdog watchdog;
+    SharedTable shared;
+    InAnotherPidNamespace child([&](const Channel& parent) {
+        const unsigned number = shared.table.enroll(open_lock_descriptor(shared.data_fd)).number;
+        close_all_descriptors_but({parent.out()});
+        parent.tell(number);
+        sleep(watchdog_seconds);
+        return 1;
+    });
+    if (!child.allowed()) return;
+    const auto number = static_cast<unsigned>(child.hear());
+    CHECK(shared.table.record(number).pid == 1);
+    CHECK_FALSE(held_elsewhere(shared.asker, lock_byte::first_process + number - 1));
+    CHECK_FALSE(shared.dead(number));
+    CHECK(shared.table.state(number, shared.asker) == '?');
+    Handle handle(shared);
+    CHECK(handle.enroll().number == number + 1);
+    child.kill_and_reap();
+    CHECK_FALSE(shared.dead(number));  // which cannot be told from here
+}
+
+TEST_CASE("from inside another pid namespace its own dead are told, with the /proc of outside") {
+    const Watchdog watchdog;
+    SharedTable shared;
+    InAnotherPidNamespace inside([&](const Channel& parent) {
+        CHECK_FALSE(proc_is_of_own_namespace());
+        const pid_t other = fork();
+        if (other == 0) {
+            shared.table.enroll(open_lock_descriptor(shared.data_fd));
+            close_all_descriptors_but({});
+            pause();
+        }
+        while (shared.table.record(1).mapped_at == 0) std::this_thread::yield();
+        while (held_elsewhere(shared.asker, lock_byte::first_process)) std::this_thread::yield();
+        bool right = !shared.dead(1) && shared.table.state(1, shared.asker) == '?';
+        kill(other, SIGKILL);
+        siginfo_t info;
+        waitid(P_PID, static_cast<id_t>(other), &info, WEXITED | WNOWAIT);
+        right = right && !shared.dead(1);  // a zombie cannot be told without /proc
+        waitpid(other, nullptr, 0);
+        parent.tell(right && shared.dead(1) ? 1 : 0);
+        return 0;
+    });
+    if (!inside.allowed()) return;
+    CHECK(inside.hear() == 1);
+    CHECK_FALSE(shared.dead(1));
+}
+
+TEST_CASE("without a /proc nobody is proved dead who may live") {
+    const Watchdog watchdog;
+    SharedTable shared;
+    ForkedChild ghost([&](const Channel& parent) {
+        parent.tell(shared.table.enroll(open_lock_descriptor(shared.data_fd)).number);
+        execl("/bin/sleep", "sleep", "1000", nullptr);
+        return 1;
+    });
+    CHECK(ghost.hear() == 1);
+    CHECK(comes_true([&] { return shared.dead(1); }));
+    ForkedChild asker([&](const Channel& parent) {
+        if (unshare(CLONE_NEWNS) != 0 ||
+            mount("none", "/", nullptr, MS_REC | MS_PRIVATE, nullptr) ||
+            mount("none", "/proc", "tmpfs", 0, nullptr) != 0) {
+            parent.tell(2);
+            return 0;
+        }
+        parent.tell(shared.dead(1) || shared.table.state(1, shared.asker) != '?' ? 1 : 0);
+        parent.hear();
+        parent.tell(shared.dead(1) ? 1 : 0);
+        return 0;
+    });
+    const std::uint64_t answer = asker.hear();
+    if (answer == 2) {
+        MESSAGE("skipped: no right to mount over /proc");
+        return;
+    }
+    CHECK(answer == 0);
+    ghost.signal(SIGKILL);
+    ghost.wait();
+    asker.tell();
+    CHECK(asker.hear() == 0);  // its own namespace is not known: its pid means nothing
+}
+
+TEST_CASE("who may not look into a process does not prove it dead") {
+    const Watchdog watchdog;
+    SharedTable shared;
+    ForkedChild ghost([&](const Channel& parent) {
+        parent.tell(shared.table.enroll(open_lock_descriptor(shared.data_fd)).number);
+        execl("/bin/sleep", "sleep", "1000", nullptr);
+        return 1;
+    });
+    CHECK(ghost.hear() == 1);
+    CHECK(comes_true([&] { return shared.dead(1); }));
+    ForkedChild asker([&](const Channel& parent) {
+        if (geteuid() != 0 || setresgid(65534, 65534, 65534) != 0 ||
+            setresuid(65534, 65534, 65534) != 0) {
+            parent.tell(2);
+            return 0;
+        }
+        parent.tell(shared.dead(1) ? 1 : 0);
+        parent.hear();
+        parent.tell(shared.dead(1) ? 1 : 0);
+        return 0;
+    });
+    const std::uint64_t answer = asker.hear();
+    if (answer == 2) {
+        MESSAGE("skipped: no right to become another user");
+        return;
+    }
+    CHECK(answer == 0);
+    ghost.signal(SIGKILL);
+    ghost.wait();
+    asker.tell();
+    CHECK(asker.hear() == 1);  // there is no such process any more, whoever asks
+}
+
+TEST_CASE("a start time of another time namespace proves nothing") {
     const Watchdog watchdog;
     SharedTable shared;
     ForkedChild outer([&](const Channel& parent) {
-        if (unshare(CLONE_NEWPID) != 0) {
+        if (unshare(CLONE_NEWTIME) != 0) {
             parent.tell(0);
             return 0;
         }
+        const int offsets = open("/proc/self/timens_offsets", O_WRONLY | O_CLOEXEC);
+        const bool moved = write(offsets, "boottime 1000 0", 15) == 15;
+        ::close(offsets);
         const pid_t inner = fork();
-        if (inner == 0) {  // process 1 of its namespace: no alarm ends it
+        if (inner == 0) {
             prctl(PR_SET_PDEATHSIG, SIGKILL);
-            parent.tell(shared.table.enroll(open_lock_descriptor(shared.data_fd)).number);
-            sleep(watchdog_seconds);
-            return 1;
+            alarm(watchdog_seconds);
+            const unsigned number =
+                shared.table.enroll(open_lock_descriptor(shared.data_fd)).number;
+            close_all_descriptors_but({parent.out()});
+            parent.tell(moved ? number : 0);
+            stay_until_killed();
         }
-        parent.hear();
-        kill(inner, SIGKILL);
-        parent.hear();
-        return 0;
+        return stay_until_killed();
     });
     const auto number = static_cast<unsigned>(outer.hear());
     if (number == 0) {
-        MESSAGE("skipped: no right to make a pid namespace");
+        MESSAGE("skipped: no right to make a time namespace");
         return;
     }
+    const ProcessRecord& record = shared.table.record(number);
+    CHECK(record.pid_namespace == own_pid_namespace());
+    CHECK(record.start_time !=
+          read_process_stat(static_cast<pid_t>(record.pid.load()))->start_time);
     CHECK_FALSE(shared.dead(number));
-    CHECK(shared.table.state(number, shared.asker) == '?');
-    outer.tell();
-    CHECK(comes_true([&] { return shared.dead(number); }));
-    outer.tell();
-}
-
-TEST_CASE("the state of a process with a hostile name is read past the last parenthesis") {
-    const Watchdog watchdog;
-    ForkedChild child([](const Channel& parent) {
-        prctl(PR_SET_NAME, ") Z 1 (2) X");
-        parent.tell();
-        return stay_until_killed();
-    });
-    child.hear();
-    CHECK(comes_true([&] { return read_process_stat(child.pid())->state == 'S'; }));
-    CHECK(read_process_stat(child.pid())->start_time >= read_process_stat(0)->start_time);
-    const pid_t pid = child.pid();
-    child.signal(SIGKILL);
-    child.wait();
-    CHECK_FALSE(read_process_stat(pid).has_value());
 }

@@ -85,18 +85,26 @@ SegmentView::SegmentView(const ReplayBuffer& buffer) {
                     base + shape.records_offset, shape.capacity, shape.stride);
     table = ProcessTable(base + header.process_table_offset);
     leaf_seq = reinterpret_cast<const std::atomic<std::uint64_t>*>(base + shape.leaf_seq_offset);
-    // The second word of the table's head: where the search for a free number begins.
-    last_taken = reinterpret_cast<std::atomic<std::uint64_t>*>(base + header.process_table_offset +
-                                                               sizeof(std::uint64_t));
 }
 
 SegmentView::~SegmentView() { munmap(base_, bytes_); }
 
-Board* new_board() {
-    void* const memory =
-        mmap(nullptr, sizeof(Board), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+Board* board_of_file(int fd) {
+    void* const memory = mmap(nullptr, sizeof(Board), PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
     if (memory == MAP_FAILED) throw std::bad_alloc();
-    return new (memory) Board{};
+    return static_cast<Board*>(memory);
+}
+
+Board* new_board(int* fd) {
+    const int file = memfd_create("board", fd == nullptr ? MFD_CLOEXEC : 0);
+    if (file < 0 || ftruncate(file, sizeof(Board)) != 0) throw std::bad_alloc();
+    Board* const board = new (board_of_file(file)) Board{};
+    if (fd != nullptr) {
+        *fd = file;
+    } else {
+        close(file);
+    }
+    return board;
 }
 
 Arena::Arena(const std::string& directory, Board& board, std::uint64_t capacity, std::size_t words,
@@ -130,8 +138,6 @@ SegmentOptions Arena::options() const {
     options.directory = directory_;
     return options;
 }
-
-void Arena::reuse_numbers(Random& random) { view_->last_taken->store(random.below(8)); }
 
 void Arena::work(bool may_learn) {
     switch (random_.below(may_learn ? 5 : 3)) {
@@ -167,12 +173,13 @@ void Arena::clear() {
     live_->stored_size();
 }
 
-std::uint64_t Arena::claims() const {
-    std::uint64_t count = 0;
+std::vector<std::uint64_t> Arena::claimed_words() const {
+    std::vector<std::uint64_t> words;
     for (std::uint64_t slot = 0; slot < capacity_; ++slot) {
-        count += !slot_word::is_committed(view_->ring.word(slot));
+        const std::uint64_t word = view_->ring.word(slot);
+        if (!slot_word::is_committed(word)) words.push_back(word);
     }
-    return count;
+    return words;
 }
 
 std::uint64_t Arena::claims_ever_left() const {

@@ -57,14 +57,15 @@ class SegmentView {
     mpbuffer::SlotRing ring;
     mpbuffer::ProcessTable table;
     const std::atomic<std::uint64_t>* leaf_seq = nullptr;
-    std::atomic<std::uint64_t>* last_taken = nullptr;
 
   private:
     void* base_ = nullptr;
     std::size_t bytes_ = 0;
 };
 
-Board* new_board();
+// Shared with forked children; with programs that replace them too, if `fd` is to be its file.
+Board* new_board(int* fd = nullptr);
+Board* board_of_file(int fd);
 
 // Runs a call of the live process that has `bound` seconds, beside the slack.
 template <class Call>
@@ -113,13 +114,12 @@ class Arena {
     // Everything there is to compare, while nobody else runs. `stopped`: how many stand still.
     void verify(Others others, std::size_t stopped, bool role_is_free);
     // Abandoned or held claims in the slot words now.
-    std::uint64_t claims() const;
+    std::uint64_t claims() const { return claimed_words().size(); }
+    std::vector<std::uint64_t> claimed_words() const;
     // How many claims the dead have left so far: each is still there or was taken over by somebody.
     std::uint64_t claims_ever_left() const;
     // All calls, with nobody else running. Each in its time.
     void each_call(bool all_slots_held, bool role_is_free);
-    // So that numbers are taken again soon.
-    void reuse_numbers(Random& random);
     // What a seat's process complained of, then the seat is free again.
     void collect(Seat& seat);
     void close_live();

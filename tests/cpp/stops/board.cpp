@@ -33,7 +33,11 @@ void at_stop_point(StopPoint point, std::uint64_t detail) {
     if (armed.on && point == armed.point && --armed.countdown == 0) {
         armed.on = false;
         armed.seat->hit.store(1);
-        kill(getpid(), armed.signal);
+        if (armed.act != nullptr) {
+            armed.act();
+        } else {
+            kill(getpid(), armed.signal);
+        }
     }
 }
 

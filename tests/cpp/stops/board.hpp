@@ -119,6 +119,8 @@ struct Board {
     std::atomic<std::uint32_t> go;
     std::atomic<std::uint32_t> quit;
     std::atomic<std::uint64_t> next_explorer;
+    std::atomic<std::uint32_t> next_seat;  // where processes take their seats by themselves
+    std::atomic<std::uint32_t> execs;
     UpdateLog updates[max_capacity];
     Seat seats[max_seats];
 };
@@ -130,6 +132,7 @@ struct Armed {
     std::uint64_t countdown = 0;
     int signal = 0;
     Seat* seat = nullptr;
+    void (*act)() = nullptr;  // called instead of the signal, if given
 };
 extern Armed armed;
 

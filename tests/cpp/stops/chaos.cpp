@@ -17,6 +17,7 @@ ChaosResult& ChaosResult::operator+=(const ChaosResult& other) {
     kills_with_claim_left += other.kills_with_claim_left;
     stops += other.stops;
     forks += other.forks;
+    execs += other.execs;
     verifications += other.verifications;
     rows_acknowledged += other.rows_acknowledged;
     rows_sampled += other.rows_sampled;
@@ -33,6 +34,7 @@ void print(const ChaosResult& result) {
     line("  that left a claim behind", result.kills_with_claim_left);
     line("stops", result.stops);
     line("forks beside adds", result.forks);
+    line("execs", result.execs);
     line("verifications", result.verifications);
     line("rows acknowledged", result.rows_acknowledged);
     line("rows sampled and found whole", result.rows_sampled);
@@ -144,7 +146,6 @@ class Campaign {
             const std::uint64_t wait = random_.below(4);
             if (wait != 0) pause_microseconds(static_cast<long>(random_.below(300 * wait)));
             if (random_.one_in(4)) arena.work(false);
-            if (random_.one_in(8)) arena.reuse_numbers(random_);
             act(arena, children, random_.below(actors_.size()));
             if (result_.kills >= kills_ && result_.stops >= stops_) break;
         }

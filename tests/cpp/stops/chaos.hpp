@@ -14,6 +14,7 @@ struct ChaosResult {
     std::uint64_t kills_with_claim_left = 0;
     std::uint64_t stops = 0;
     std::uint64_t forks = 0;
+    std::uint64_t execs = 0;
     std::uint64_t verifications = 0;
     std::uint64_t rows_acknowledged = 0;
     std::uint64_t rows_sampled = 0;

@@ -7,8 +7,11 @@
 //       SIGKILL, SIGSTOP and SIGCONT at random moments
 //   mpbuffer_stops --forks [--hits N]
 //       forks while other threads are inside add
+//   mpbuffer_stops --namespaces [--kills N] | --execs [--kills N]
+//       explorers in pid namespaces of their own; explorers that become other programs
 //
-// Ends with status 0 if there was no violation and every step was reached as often as asked for.
+// Ends with status 0 if there was no violation and every step was reached as often as asked for;
+// with 77 if what it needs is not allowed here.
 #include <sys/mman.h>
 #include <sys/wait.h>
 
@@ -19,6 +22,7 @@
 
 #include "chaos.hpp"
 #include "children.hpp"
+#include "outsiders.hpp"
 #include "steps.hpp"
 
 using namespace stops;
@@ -26,6 +30,9 @@ using mpbuffer::stop_point_count;
 using mpbuffer::stop_point_names;
 
 namespace {
+
+enum class Campaign { steps, chaos, forks, namespaces, execs };
+constexpr int exit_skipped = 77;
 
 struct Arguments {
     std::uint64_t hits = 1000;
@@ -36,8 +43,7 @@ struct Arguments {
     double slack = 1;
     std::string only;
     bool is_short = false;
-    bool chaos = false;
-    bool forks = false;
+    Campaign campaign = Campaign::steps;
 };
 
 struct Report {
@@ -186,10 +192,19 @@ int run_chaos_campaign(const Arguments& arguments) {
         const auto share = [&](std::uint64_t all) {
             return (all + arguments.jobs - 1) / arguments.jobs;
         };
-        reports[i].chaos =
-            arguments.forks
-                ? run_forks_beside_adds(share(arguments.hits), findings, random)
-                : run_chaos(share(arguments.kills), share(arguments.stops), findings, random);
+        const auto run = [&] {
+            switch (arguments.campaign) {
+                case Campaign::forks:
+                    return run_forks_beside_adds(share(arguments.hits), findings, random);
+                case Campaign::namespaces:
+                    return run_namespaces(share(arguments.kills), findings, random);
+                case Campaign::execs: return run_execs(share(arguments.kills), findings, random);
+                default:
+                    return run_chaos(share(arguments.kills), share(arguments.stops), findings,
+                                     random);
+            }
+        };
+        reports[i].chaos = run();
         fill(reports[i], findings);
     });
     ChaosResult sum;
@@ -201,6 +216,10 @@ int run_chaos_campaign(const Arguments& arguments) {
 }  // namespace
 
 int main(int count, char** values) {
+    if (count == 6 && std::string(values[1]) == "--exec-explorer") {
+        install_hook();
+        return explore_after_exec(values + 2);
+    }
     Arguments arguments;
     for (int i = 1; i < count; ++i) {
         const std::string name = values[i];
@@ -229,20 +248,28 @@ int main(int count, char** values) {
         } else if (name == "--short") {
             arguments.is_short = true;
         } else if (name == "--chaos") {
-            arguments.chaos = true;
+            arguments.campaign = Campaign::chaos;
         } else if (name == "--forks") {
-            arguments.forks = true;
+            arguments.campaign = Campaign::forks;
+        } else if (name == "--namespaces") {
+            arguments.campaign = Campaign::namespaces;
+        } else if (name == "--execs") {
+            arguments.campaign = Campaign::execs;
         } else {
             std::fprintf(stderr, "unknown argument %s\n", name.c_str());
             return 2;
         }
     }
     if (arguments.is_short) {
-        arguments.hits = arguments.forks ? 50 : 12;
-        arguments.kills = 300;
+        arguments.hits = arguments.campaign == Campaign::forks ? 50 : 12;
+        arguments.kills = arguments.campaign == Campaign::chaos ? 300 : 100;
         arguments.stops = 100;
     }
+    if (arguments.campaign == Campaign::namespaces && !may_make_pid_namespaces()) {
+        std::printf("skipped: no right to make pid namespaces\n");
+        return exit_skipped;
+    }
     install_hook();
-    return arguments.chaos || arguments.forks ? run_chaos_campaign(arguments)
-                                              : run_steps(arguments);
+    return arguments.campaign == Campaign::steps ? run_steps(arguments)
+                                                 : run_chaos_campaign(arguments);
 }

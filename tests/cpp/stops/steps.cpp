@@ -135,11 +135,6 @@ class RingCell {
         const bool numbers_go_on = fate_ == Fate::kill && random_.one_in(4);
         // Else it has filled every slot before a victim gets to its first.
         live_waits_ = numbers_go_on;
-        if (numbers_go_on) {
-            arena.view().last_taken->store(0);
-        } else if (random_.one_in(2)) {
-            arena.reuse_numbers(random_);
-        }
         Children children;
         // A second clear would have the count mended that the first one left.
         const bool alone = numbers_go_on && scene_ == Scene::clearing;
@@ -157,8 +152,6 @@ class RingCell {
         std::size_t stopped = 0;
         bool role_is_free = scene_ != Scene::reading;
         for (std::size_t generation = 0; generation < generations; ++generation) {
-            if (generation != 0 && !numbers_go_on && random_.one_in(2))
-                arena.reuse_numbers(random_);
             std::vector<std::size_t> mine;
             for (std::size_t i = 0; i < victims; ++i, ++seat) {
                 Seat& its = board_->seats[seat];
@@ -196,7 +189,6 @@ class RingCell {
 
     // Before anybody has asked what they were doing.
     void take_numbers_of_the_dead(Arena& arena) {
-        arena.view().last_taken->store(0);
         std::vector<std::unique_ptr<ReplayBuffer>> handles;
         for (int i = 0; i < 12; ++i) {
             handles.push_back(ReplayBuffer::attach(Arena::name, arena.options()));
