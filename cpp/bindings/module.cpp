@@ -10,6 +10,7 @@
 #include <cstring>
 
 #include "batch_gatherer.hpp"
+#include "deferred_signals.hpp"
 #include "end_with_learner.hpp"
 #include "error.hpp"
 #include "errors.hpp"
@@ -438,6 +439,7 @@ PYBIND11_MODULE(_core, module) {
         },
         py::arg("pid"), py::arg("start_time"), py::arg("grace"), py::arg("status"));
     add_batch_gatherer_type(module);
+    add_deferred_signals_type(module);
     add_inspection_calls(module);
     add_staging_type(module);
     add_weights_type(module);
