@@ -135,7 +135,9 @@ class Place:
 
     def how_it_ended(self) -> str:
         """In words, by the exit code."""
-        if self.exit_code is None or self.exit_code >= 0:
+        if self.exit_code is None:
+            return "ended with an unknown exit code"
+        if self.exit_code >= 0:
             return f"ended with exit code {self.exit_code}"
         try:
             return f"was killed by {signal.Signals(-self.exit_code).name}"

@@ -338,6 +338,18 @@ def test_a_handler_may_have_sections_of_its_own(handled):
     assert signal.getsignal(signal.SIGUSR1) is handler is signal.getsignal(signal.SIGUSR2)
 
 
+def test_what_a_handler_sets_at_the_end_of_a_section_stays(handled):
+    handled(signal.SIGUSR2, lambda *_: None)
+    handled(signal.SIGUSR1, lambda number, _: signal.signal(number, signal.SIG_IGN))
+    with _core.SignalsDeferred():
+        signal.raise_signal(signal.SIGUSR1)
+    assert signal.getsignal(signal.SIGUSR1) is signal.SIG_IGN
+    with _core.SignalsDeferred():
+        signal.raise_signal(signal.SIGUSR1)
+        signal.signal(signal.SIGUSR2, signal.SIG_IGN)
+    assert signal.getsignal(signal.SIGUSR2) is signal.SIG_IGN
+
+
 def test_asyncio_hears_of_a_deferred_signal_once():
     async def count():
         calls = []

@@ -48,6 +48,8 @@ const py::object* take_note = nullptr;
 
 bool in_main_thread() { return syscall(SYS_gettid) == getpid(); }
 
+bool is_callable(const py::object& handler) { return PyCallable_Check(handler.ptr()) != 0; }
+
 py::object handler_of(std::size_t number) {
     auto handler = py::reinterpret_steal<py::object>(
         PyObject_CallFunction(getsignal->ptr(), "i", static_cast<int>(number)));
@@ -55,23 +57,25 @@ py::object handler_of(std::size_t number) {
     return handler;
 }
 
-// Setting fails outside of what Python takes for the main thread, and after a handler that was due
-// and raised: then it is repeated.
-bool set_handler(std::size_t signal, const py::object& handler, Raised& raised) {
+// Returns the handler that was replaced; none outside of what Python takes for the main thread.
+// Handlers that are due run first, may set others, and make it fail if they raise: it is repeated.
+py::object set_handler(std::size_t signal, const py::object& handler, Raised& raised) {
     constexpr int attempts = 100;
     const int number = static_cast<int>(signal);
-    struct sigaction before{};
-    const bool known = sigaction(number, nullptr, &before) == 0;
     for (int i = 0; i < attempts; ++i) {
-        const auto replaced = py::reinterpret_steal<py::object>(
+        struct sigaction before{};
+        sigaction(number, nullptr, &before);
+        auto replaced = py::reinterpret_steal<py::object>(
             PyObject_CallFunction(set_signal->ptr(), "iO", number, handler.ptr()));
         if (replaced) {
-            if (known) sigaction(number, &before, nullptr);  // with its SA_RESTART
-            return true;
+            if (is_callable(replaced) && is_callable(handler)) {
+                sigaction(number, &before, nullptr);  // with its SA_RESTART
+            }
+            return replaced;
         }
         raised.take();
     }
-    return false;
+    return {};
 }
 
 void note(std::size_t number) {
@@ -87,9 +91,9 @@ void note(std::size_t number) {
 void restore(Section& section) {
     for (std::size_t number = 1; number < NSIG; ++number) {
         const py::object& handler = section.handlers[number];
-        if (handler && handler_of(number).is(*take_note)) {
-            set_handler(number, handler, section.raised);
-        }
+        if (!handler || !handler_of(number).is(*take_note)) continue;
+        const py::object replaced = set_handler(number, handler, section.raised);
+        if (replaced && !replaced.is(*take_note)) set_handler(number, replaced, section.raised);
     }
 }
 
@@ -98,11 +102,13 @@ void enter() {
     innermost = new Section{innermost, {}, {}, {}};
     Section& section = *innermost;
     for (std::size_t number = 1; number < NSIG; ++number) {
-        py::object handler = handler_of(number);
-        if (!handler || PyCallable_Check(handler.ptr()) == 0 || handler.is(*take_note)) continue;
-        section.handlers[number] = handler;
-        if (!set_handler(number, *take_note, section.raised)) {
-            section.handlers[number] = py::object();
+        const py::object handler = handler_of(number);
+        if (!handler || !is_callable(handler) || handler.is(*take_note)) continue;
+        py::object replaced = set_handler(number, *take_note, section.raised);
+        if (replaced && is_callable(replaced)) {
+            section.handlers[number] = std::move(replaced);
+        } else if (replaced) {
+            set_handler(number, replaced, section.raised);
         }
     }
 }
@@ -144,7 +150,9 @@ void add_deferred_signals_type(py::module_& module) {
     set_signal = new py::object(signals.attr("signal"));
     take_note = new py::object(
         py::cpp_function([](std::size_t number, const py::object&) { note(number); }));
-    py::class_<SignalsDeferred>(module, "SignalsDeferred")
+    py::class_<SignalsDeferred>(
+        module, "SignalsDeferred",
+        py::metaclass(reinterpret_cast<PyObject*>(&PyType_Type)))  // as the stub says it
         .def(py::init<>())
         .def("__enter__", [](const SignalsDeferred&) { enter(); })
         .def("__exit__", [](const SignalsDeferred&, const py::args&) { leave(); });
