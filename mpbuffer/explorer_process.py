@@ -322,7 +322,7 @@ def _leave_signals_to_learner() -> None:
     """Ignore Ctrl-C, which reaches the learner too; end at once on SIGTERM."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT, signal.SIGTERM})
 
 
 def _traceback_text(error: BaseException) -> str:

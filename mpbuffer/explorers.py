@@ -2,111 +2,36 @@
 
 from __future__ import annotations
 
-import contextlib
-import dataclasses
 import logging
 import math
 import operator
 import os
 import select
-import signal
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from types import FrameType, TracebackType
+from types import TracebackType
 from typing import Any
 
 import numpy as np
 
+from mpbuffer import _core
 from mpbuffer.buffer import ReplayBuffer
 from mpbuffer.errors import ExplorerFailed
-from mpbuffer.explorer_process import (
-    FAILED,
-    FINISHED,
-    STARTED,
-    STOP,
-    Explorer,
-    Orders,
-    Task,
-    WatchedName,
-    run_explorer,
-    thread_variables_set,
-)
-from mpbuffer.process_identity import ProcessIdentity, pidfd_of
+from mpbuffer.explorer_launch import START_METHODS, start_process
+from mpbuffer.explorer_place import ExplorerStatus, Place
+from mpbuffer.explorer_process import STOP, Explorer, Orders, Task
+from mpbuffer.process_identity import ProcessIdentity
 
 __all__ = ["Explorer", "ExplorerStatus", "Explorers"]
 
-_START_METHODS = ("fork", "spawn", "forkserver")
 _SECONDS_TO_TERMINATE = 1.0
 _SECONDS_TO_KILL = 5.0
-_LONGEST_WAIT = 1e6  # seconds: what poll() takes
-_MOST_DOUBLINGS = 100  # of the back-off: a float holds that many
+_SECONDS_BETWEEN_LOOKS = 0.05  # at what a handler, or a thread, may have changed meanwhile
+_SECONDS_OF_A_LAUNCH = 0.001  # between looks whether it is done
 
 _log = logging.getLogger("mpbuffer")
-_environment_lock = threading.Lock()  # held by whoever changes os.environ for a child
-
-
-@dataclasses.dataclass(frozen=True)
-class ExplorerStatus:
-    """One explorer, as the learner last knew it.
-
-    Attributes
-    ----------
-    index : int
-        0 to n - 1.
-    pid : int
-        Its last process; 0 if there was none yet.
-    epsilon : float
-        Its share of random actions.
-    restarts : int
-        How often its process was started again.
-    state : str
-        ``"new"``; ``"starting"`` until its function is called, ``"running"`` then; ``"waiting"`` to
-        be restarted; ``"finished"`` if the function returned; ``"failed"``; ``"stopped"``.
-    exit_code : int or None
-        Of its last process: minus the signal's number if one killed it; None while it runs.
-    """
-
-    index: int
-    pid: int
-    epsilon: float
-    restarts: int
-    state: str
-    exit_code: int | None
-
-
-class _Place:
-    """An explorer as the learner sees it: one process after another."""
-
-    def __init__(self, index: int, epsilon: float, cores: frozenset[int] | None) -> None:
-        self.index, self.epsilon, self.cores = index, epsilon, cores
-        self.state, self.pid, self.restarts = "new", 0, 0
-        self.exit_code: int | None = None
-        self.process: Any = None
-        self.pidfd: int | None = None
-        self.connection: Any = None
-        self.started_at = 0.0
-        self.restart_at = math.inf
-        self.deaths = 0  # in succession
-        self.has_returned = False
-        self.remote_traceback: str | None = None  # once its function has raised
-
-    def seconds_to_restart(self, lived: float, first: float, most: float) -> float:
-        """Note a death after `lived` seconds; return how long to wait after it."""
-        self.deaths = 1 if lived > most else self.deaths + 1
-        return min(most, first * 2.0 ** min(self.deaths - 1, _MOST_DOUBLINGS))
-
-    @property
-    def descriptors(self) -> tuple[int, int]:
-        """What tells of its end, and what it says."""
-        end = self.process.sentinel if self.pidfd is None else self.pidfd
-        return end, self.connection.fileno()
-
-    @property
-    def status(self) -> ExplorerStatus:
-        return ExplorerStatus(
-            self.index, self.pid, self.epsilon, self.restarts, self.state, self.exit_code
-        )
+_signals_deferred = _core.SignalsDeferred()
 
 
 class Explorers:
@@ -126,8 +51,10 @@ class Explorers:
     Ctrl-C is the learner's alone: explorers ignore it. One that is killed may have left rows of its
     own unsent; rows it added are whole. Processes that an explorer starts are its own to end.
 
-    Nothing here but `explorer` methods may be called in another process than the learner's, nor by
-    two threads at a time.
+    Nothing here but `explorer` methods may be called in another process than the learner's. A
+    signal's handler may call any method, and raise, whatever the program is at: inside the methods
+    here handlers run while those wait, or at their end, and what they raise leaves everything known
+    and in order. stop() ends what runs then.
 
     Parameters
     ----------
@@ -203,7 +130,7 @@ class Explorers:
         if not isinstance(buffer, ReplayBuffer):
             raise TypeError(f"buffer must be a replay buffer, got {buffer!r}")
         self._n = _whole("n", n, 1)
-        _one_of("start_method", start_method, _START_METHODS)
+        _one_of("start_method", start_method, START_METHODS)
         _one_of("on_death", on_death, ("restart", "raise"))
         self._max_restarts = (
             math.inf if max_restarts is None else _whole("max_restarts", max_restarts, 0)
@@ -214,22 +141,22 @@ class Explorers:
         self._stop_timeout = _seconds("stop_timeout", stop_timeout)
         self._nice = _whole("nice", nice, 0, 19)
         self._threads = None if threads is None else _whole("threads", threads, 1)
-        with _SignalsPutOff():  # else numpy.random, if imported here, swallows KeyboardInterrupt
+        with _signals_deferred:  # else numpy.random, if imported here, swallows KeyboardInterrupt
             entropy = np.random.SeedSequence(seed).entropy
         assert entropy is not None
         self._seed = entropy
         self._task = Task(function, buffer, tuple(args), dict(kwargs or {}))
         cores = _cores(pin, self._n)
         self._places = [
-            _Place(index, _epsilon_of(index, self._n, epsilon, alpha), cores[index])
+            Place(index, _epsilon_of(index, self._n, epsilon, alpha), cores[index])
             for index in range(self._n)
         ]
         self._start_method = start_method
-        self._failures: list[ExplorerFailed] = []
-        self._poll = select.poll()
-        self._place_of: dict[int, _Place] = {}  # by descriptor: a sentinel or a connection
-        self._launch: threading.Thread | None = None
         self._owner: ProcessIdentity | None = None
+        # All that follows, and what the places know, changes with signals deferred and this held.
+        self._lock = threading.RLock()
+        self._failures: list[BaseException] = []
+        self._descriptors: list[int] = []  # of all living processes
         self._stopping = False
 
     def start(self) -> None:
@@ -245,15 +172,7 @@ class Explorers:
         Exception
             What the pickling of the function or of an argument raises.
         """
-        if self._owner is not None:
-            raise RuntimeError("cannot start explorers: they were started before")
-        self._owner = ProcessIdentity.of(os.getpid())
-        try:
-            for place in self._places:
-                self._start(place)
-        except BaseException:
-            self.stop()
-            raise
+        self.__enter__()
 
     def check(self) -> None:
         """Look after the explorers; to be called at every step of the learner.
@@ -269,13 +188,12 @@ class Explorers:
             died and is not to be restarted. Once for each; the others go on meanwhile.
         """
         now = time.monotonic()  # before the deaths heard of here: their restarts come later
-        self._take_note(0)
-        if not self._stopping:
-            for place in self._places:
-                if place.restart_at <= now:
-                    self._restart(place)
+        self._take_note()
+        for place in self._places:
+            if place.restart_at <= now:
+                self._launch(place)
         if self._failures:
-            raise self._failures.pop(0)
+            self._raise_failure()
 
     def join(self, timeout: float | None = None) -> bool:
         """Wait until all have ended by themselves, looking after them as check() does.
@@ -298,38 +216,31 @@ class Explorers:
         deadline = math.inf if timeout is None else time.monotonic() + timeout
         while True:
             self.check()
-            if not any(place.state in ("starting", "running", "waiting") for place in self._places):
+            if all(place.is_over for place in self._places):
                 return True
             now = time.monotonic()
             if now >= deadline:
                 return False
-            next_event = min([deadline, *(place.restart_at for place in self._places)])
-            self._take_note(max(0.0, next_event - now))
+            self._wait(min([deadline, *(place.restart_at for place in self._places)]) - now)
 
     def stop(self) -> None:
         """End all explorers and wait for their processes; leaving the block does it.
 
-        Blocks for `stop_timeout` and a second or two at most. Failures that it finds are raised by
-        the next check(), or on leaving the block. Without effect in a forked child.
+        Blocks for `stop_timeout` and a second or two at most; an exception of a signal's handler
+        ends the waiting, and kills. Failures that it finds are raised by the next check(), or on
+        leaving the block. Without effect in a forked child.
         """
         if self._owner is None or self._owner.pid != os.getpid():
             return
-        self._stopping = True
         try:
             self._ask_to_stop()
             self._wait_for_end(self._stop_timeout)
-            for place in self._living():
-                if not place.has_returned:
-                    _log.warning(
-                        "explorer %d did not return within %g s of being asked to; terminating it",
-                        place.index,
-                        self._stop_timeout,
-                    )
-                place.process.terminate()
+            self._terminate()
             self._wait_for_end(_SECONDS_TO_TERMINATE)
         finally:
-            for place in self._living():
-                place.process.kill()
+            with _signals_deferred, self._lock:
+                for place in self._living():
+                    place.process.kill()
             self._wait_for_end(_SECONDS_TO_KILL)
 
     @property
@@ -340,7 +251,8 @@ class Explorers:
     @property
     def alive(self) -> int:
         """How many explorers have a running process now."""
-        return sum(place.process.is_alive() for place in self._living())
+        with _signals_deferred, self._lock:
+            return sum(place.process.is_alive() for place in self._living())
 
     def status(self) -> list[ExplorerStatus]:
         """Tell about each explorer, by index, as of the last check().
@@ -352,8 +264,17 @@ class Explorers:
         return [place.status for place in self._places]
 
     def __enter__(self) -> Explorers:
-        self.start()
-        return self
+        if self._owner is not None:
+            raise RuntimeError("cannot start explorers: they were started before")
+        self._owner = ProcessIdentity.of(os.getpid())
+        try:
+            for place in self._places:
+                self._launch(place)
+                self._raise_failure()
+            return self
+        except BaseException:
+            self.stop()
+            raise
 
     def __exit__(
         self,
@@ -362,8 +283,8 @@ class Explorers:
         where: TracebackType | None,
     ) -> None:
         self.stop()
-        if error is None and self._failures:
-            raise self._failures.pop(0)
+        if error is None:
+            self._raise_failure()
 
     def __len__(self) -> int:
         return self._n
@@ -373,65 +294,39 @@ class Explorers:
         counts = ", ".join(f"{states.count(each)} {each}" for each in dict.fromkeys(states))
         return f"<Explorers: {counts}>"
 
-    def _living(self) -> list[_Place]:
+    def _living(self) -> list[Place]:
         return [place for place in self._places if place.process is not None]
+
+    def _raise_failure(self) -> None:
+        with _signals_deferred, self._lock:
+            if self._failures:
+                raise self._failures.pop(0)
 
     # Starting
 
-    def _start(self, place: _Place) -> None:
-        """Start a process where no KeyboardInterrupt can come between it and our taking note.
+    def _launch(self, place: Place) -> None:
+        """Start a process, unless one was started or stop() called meanwhile.
 
-        A fork is made by the calling thread, which then is in no library's code, while Ctrl-C is
-        put off. The other methods may have to wait for the new interpreter, too long for Ctrl-C to
-        be put off, and do so in a thread, where there is none.
+        A fork is made by the calling thread, which then is in no library's code. The other methods
+        may have to wait for the new interpreter, too long for signals to be deferred, and do so in
+        a thread, where no handler runs. If one raises here, the thread goes on.
         """
-        if self._start_method == "fork":
-            with _SignalsPutOff():
-                self._launch_process(place)
-            return
-        errors: list[BaseException] = []
-        launch = threading.Thread(target=self._launch_in_thread, args=(place, errors), daemon=True)
-        with _SignalsPutOff():
-            launch.start()
-            self._launch = launch
-        launch.join()
-        if errors:
-            raise errors[0]
+        with _signals_deferred, self._lock:
+            if self._stopping or place.state not in ("new", "waiting"):
+                return
+            place.launch()
+            if self._start_method == "fork":
+                self._start_process(place)
+            else:
+                try:
+                    threading.Thread(target=self._start_process, args=(place,), daemon=True).start()
+                except RuntimeError as error:  # there can be no more threads
+                    self._not_started(place, error)
+        while place.is_launching:
+            time.sleep(_SECONDS_OF_A_LAUNCH)
 
-    def _restart(self, place: _Place) -> None:
-        place.restart_at = math.inf
-        place.restarts += 1
-        try:
-            self._start(place)
-        except (OSError, RuntimeError) as error:  # the latter if there can be no more threads
-            self._restart_later(place, f"could not be restarted ({error})", 0.0)
-        except Exception:
-            place.state = "failed"
-            raise
-
-    def _launch_in_thread(self, place: _Place, errors: list[BaseException]) -> None:
-        try:
-            self._prepare_start_method()
-            signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # inherited until ignored
-            self._launch_process(place)
-        except BaseException as error:
-            errors.append(error)
-
-    def _prepare_start_method(self) -> None:
-        """Start the package's servers first: that unblocks the signals of the calling thread."""
-        from multiprocess import forkserver, resource_tracker
-
-        resource_tracker.ensure_running()
-        if self._start_method == "forkserver":
-            signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-            with _environment_lock, thread_variables_set(self._threads):
-                forkserver.ensure_running()
-
-    def _launch_process(self, place: _Place) -> None:
-        import multiprocess
-
+    def _start_process(self, place: Place) -> None:
         assert self._owner is not None
-        context = multiprocess.get_context(self._start_method)
         orders = Orders(
             index=place.index,
             n=self._n,
@@ -443,98 +338,64 @@ class Explorers:
             nice=self._nice,
             threads=self._threads,
         )
-        ours, theirs = context.Pipe()
-        name = WatchedName(f"explorer-{place.index}")
-        name.learner = self._owner
-        process = context.Process(
-            target=run_explorer,
-            args=(orders, self._task, theirs),
-            name=name,
-            daemon=True,
-        )
         try:
-            with _environment_lock, thread_variables_set(self._threads):
-                process.start()
-        except BaseException:
-            ours.close()
-            raise
-        finally:
-            theirs.close()
-        place.connection, place.process, place.pid = ours, process, process.pid
-        place.state, place.exit_code = "starting", None
-        place.has_returned, place.remote_traceback = False, None
-        place.started_at = time.monotonic()
-        if self._start_method != "forkserver":  # whose children are not ours to wait for
-            place.pidfd = pidfd_of(place.pid)
-        for descriptor in place.descriptors:
-            self._place_of[descriptor] = place
-            self._poll.register(descriptor, select.POLLIN)
-        if self._stopping:  # it took so long to start that stop() has given it up
-            process.terminate()
+            process, connection = start_process(self._start_method, orders, self._task)
+        except BaseException as error:
+            with _signals_deferred, self._lock:
+                self._not_started(place, error)
+            return
+        with _signals_deferred, self._lock:
+            place.take(process, connection, is_child=self._start_method != "forkserver")
+            self._descriptors = [*self._descriptors, *place.descriptors]
+            if self._stopping:  # it took so long to start that stop() has given it up
+                process.terminate()
+
+    def _not_started(self, place: Place, error: BaseException) -> None:
+        place.is_launching = False
+        if place.restarts > 0 and isinstance(error, (OSError, RuntimeError)):
+            self._restart_later(place, f"could not be restarted ({error})", 0.0)
+        else:
+            place.state = "failed"
+            self._failures.append(error)
 
     # Taking note of what happened
 
-    def _take_note(self, timeout: float) -> None:
-        """Hear the explorers' messages and ends, waiting for the first at most so many seconds."""
-        milliseconds = math.ceil(1000 * min(timeout, _LONGEST_WAIT))
-        ready = [descriptor for descriptor, _ in self._poll.poll(milliseconds)]
-        if not ready:
+    def _wait(self, seconds: float) -> None:
+        """Wait until an explorer has something to say, but look up now and then."""
+        _readable(self._descriptors, min(max(seconds, 0.0), _SECONDS_BETWEEN_LOOKS))
+
+    def _take_note(self) -> None:
+        """Hear the explorers' messages and ends."""
+        if not _readable(self._descriptors, 0.0):
             return
-        with _SignalsPutOff():  # half a message read, or a process half buried, would be lost
-            for descriptor in ready:
-                place = self._place_of.get(descriptor)
-                if place is None or place.process is None:
-                    continue
-                self._hear(place)
-                if descriptor == place.descriptors[0]:
+        with _signals_deferred, self._lock:
+            ready = set(_readable(self._descriptors, 0.0))  # of what there is now
+            for place in self._living():
+                end, *connection = place.descriptors
+                if end in ready or ready.intersection(connection):
+                    place.hear()
+                if end in ready:
                     self._bury(place)
+            self._descriptors = [each for place in self._living() for each in place.descriptors]
 
-    def _hear(self, place: _Place) -> None:
-        """Read the messages there are, none of which is longer than a socket holds."""
-        try:
-            while place.connection.poll():
-                message = place.connection.recv_bytes()
-                if message == STARTED:
-                    place.state = "running"
-                elif message == FINISHED:
-                    place.has_returned = True
-                elif message.startswith(FAILED):
-                    place.remote_traceback = message[len(FAILED) :].decode(errors="replace")
-        except (EOFError, OSError):
-            self._forget(place.connection.fileno())
-
-    def _forget(self, descriptor: int) -> None:
-        if self._place_of.pop(descriptor, None):
-            self._poll.unregister(descriptor)
-
-    def _bury(self, place: _Place) -> None:
+    def _bury(self, place: Place) -> None:
         """Reap the process, and decide what becomes of its explorer."""
-        for descriptor in place.descriptors:
-            self._forget(descriptor)
-        process, place.process = place.process, None
-        pidfd, place.pidfd = place.pidfd, None
-        process.join()
-        place.exit_code = process.exitcode
-        place.connection.close()
-        process.close()
-        if pidfd is not None:
-            os.close(pidfd)
-        lived = time.monotonic() - place.started_at
-        how = _how_it_ended(place.exit_code)
+        lived = place.bury()
+        how = place.how_it_ended()
         if place.remote_traceback is not None:
             self._fail(place, "raised an exception")
         elif place.has_returned:
             place.state = "finished"
         elif self._stopping:
             place.state = "stopped"
-        elif place.state == "starting" and place.exit_code >= 0:
+        elif place.state == "starting" and (place.exit_code or 0) >= 0:
             self._fail(place, f"{how} before its function was called; its standard error tells why")
         elif not self._restarts_wanted:
             self._fail(place, how)
         else:
             self._restart_later(place, how, lived)
 
-    def _restart_later(self, place: _Place, why: str, lived: float) -> None:
+    def _restart_later(self, place: Place, why: str, lived: float) -> None:
         if place.restarts >= self._max_restarts:
             self._fail(place, f"{why} after {place.restarts} restarts")
             return
@@ -542,7 +403,7 @@ class Explorers:
         place.state, place.restart_at = "waiting", time.monotonic() + delay
         _log.warning("explorer %d %s; restarting it in %g s", place.index, why, delay)
 
-    def _fail(self, place: _Place, why: str) -> None:
+    def _fail(self, place: Place, why: str) -> None:
         place.state = "failed"
         self._failures.append(
             ExplorerFailed(
@@ -556,53 +417,48 @@ class Explorers:
     # Ending
 
     def _ask_to_stop(self) -> None:
-        for place in self._places:
-            place.restart_at = math.inf
-            if place.state in ("new", "waiting"):
-                place.state = "stopped"
-        if self._launch is not None:
-            self._launch.join(self._stop_timeout)
-        self._take_note(0)
-        for place in self._living():
-            if place.state == "starting" and self._start_method != "fork":
-                place.process.terminate()  # it may have a long import before it, and no rows yet
-            with contextlib.suppress(OSError):  # it has ended, as its sentinel will tell
-                place.connection.send_bytes(STOP)
+        with _signals_deferred, self._lock:
+            self._stopping = True
+            for place in self._places:
+                place.restart_at = math.inf
+                if place.state in ("new", "waiting"):
+                    place.state = "stopped"
+            self._take_note()
+            for place in self._living():
+                if place.state == "starting" and self._start_method != "fork":
+                    place.process.terminate()  # it may have a long import before it, and no rows
+                place.tell(STOP)
 
     def _wait_for_end(self, seconds: float) -> None:
         deadline = time.monotonic() + seconds
-        while self._living() and (left := deadline - time.monotonic()) > 0:
-            self._take_note(left)
+        while True:
+            self._take_note()
+            left = deadline - time.monotonic()
+            if left <= 0 or not any(place.is_launching or place.process for place in self._places):
+                return
+            self._wait(left)
+
+    def _terminate(self) -> None:
+        with _signals_deferred, self._lock:
+            for place in self._living():
+                if not place.has_returned:
+                    _log.warning(
+                        "explorer %d did not return within %g s of being asked to; terminating it",
+                        place.index,
+                        self._stop_timeout,
+                    )
+                place.process.terminate()
 
 
-class _SignalsPutOff:
-    """While this block runs, what answers Ctrl-C and SIGTERM waits, so that no exception comes.
+def _readable(descriptors: Iterable[int], seconds: float) -> list[int]:
+    """Wait for one of them to be; also tells of those that were closed meanwhile.
 
-    In a child that is forked there Ctrl-C waits, too.
+    Each wait is an object of its own: a handler of a signal may wait inside of another wait.
     """
-
-    def __init__(self) -> None:
-        self._noted: list[int] = []
-        self._restore = contextlib.ExitStack()
-
-    def __enter__(self) -> None:
-        with contextlib.ExitStack() as restore:
-            if threading.current_thread() is threading.main_thread():
-                for number in (signal.SIGINT, signal.SIGTERM):
-                    if callable(answer := signal.getsignal(number)):
-                        restore.callback(signal.signal, number, answer)
-                        signal.signal(number, self._note)
-            mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-            restore.callback(signal.pthread_sigmask, signal.SIG_SETMASK, mask)
-            self._restore = restore.pop_all()
-
-    def _note(self, number: int, _: FrameType | None) -> None:
-        self._noted.append(number)
-
-    def __exit__(self, *_: object) -> None:
-        self._restore.close()
-        for number in dict.fromkeys(self._noted):
-            signal.raise_signal(number)
+    poll = select.poll()
+    for descriptor in descriptors:
+        poll.register(descriptor, select.POLLIN)
+    return [descriptor for descriptor, _ in poll.poll(math.ceil(1000 * seconds))]
 
 
 def _epsilon_of(index: int, n: int, epsilon: float, alpha: float) -> float:
@@ -647,12 +503,3 @@ def _seconds(name: str, value: float) -> float:
 def _one_of(name: str, value: str, choices: Sequence[str]) -> None:
     if value not in choices:
         raise ValueError(f"{name} must be one of {', '.join(choices)}, got {value!r}")
-
-
-def _how_it_ended(exit_code: int | None) -> str:
-    if exit_code is None or exit_code >= 0:
-        return f"ended with exit code {exit_code}"
-    try:
-        return f"was killed by {signal.Signals(-exit_code).name}"
-    except ValueError:
-        return f"was killed by signal {-exit_code}"

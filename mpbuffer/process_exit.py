@@ -1,17 +1,24 @@
 """Closing what is open when a process ends, however Python ends it.
 
-Children of multiprocessing and multiprocess leave by ``os._exit`` after they have run those
-packages' own finalizers, so the buffers are closed there: after a parent has waited for its
-children, and in every child too. A process that leaves by a bare ``os._exit`` closes nothing, as
-one that is killed; the next creation removes what it left.
+There is one way for all: finalizers of multiprocessing and of multiprocess. They run when the
+interpreter exits, and in those packages' own children, which leave by ``os._exit`` afterwards. A
+finalizer counts only in the process that registered it, so every forked child registers its own. A
+child that a thread forked ends with that thread, without the interpreter's exit: there the thread's
+variables are what is finalized.
+
+Stagings close first. Buffers close after the process has waited for its children, which may be
+about to attach. A process that leaves by a bare ``os._exit`` closes nothing, as one that is killed;
+the next creation removes what it left.
 """
 
 from __future__ import annotations
 
+import collections
 import os
 import sys
-import traceback
+import threading
 import weakref
+from collections.abc import Callable, Iterable
 from multiprocessing import util as _multiprocessing_util
 from typing import Any, Protocol
 
@@ -26,36 +33,57 @@ class _Watch:
     """Stands for this module in the packages' registries, which hold their keys weakly."""
 
 
+_BEFORE_WAITING_FOR_CHILDREN = 0
 _AFTER_WAITING_FOR_CHILDREN = -100
 
 _open: weakref.WeakSet[Any] = weakref.WeakSet()
 _open_on_others: weakref.WeakSet[Any] = weakref.WeakSet()
 _watches: dict[str, _Watch] = {}
+_thread_variables = threading.local()
+_wait_for_threads: Callable[[], None] = getattr(threading, "_shutdown", lambda: None)
 
 
 def close_at_exit(buffer: _Closable, *, uses_others: bool = False) -> None:
     """Have `buffer` closed when this process ends, or a child that is forked from it.
 
-    With `uses_others`, before those without; an exception is told on stderr and keeps nothing open.
+    With `uses_others`, before those without; an exception goes to ``sys.unraisablehook`` and keeps
+    nothing open.
     """
     (_open_on_others if uses_others else _open).add(buffer)
     _watch_packages()
-
-
-def _close_all() -> None:
-    """Close what is open now, as at the end of the process."""
-    for user in list(_open_on_others):
-        try:
-            user.close()
-        except Exception:
-            traceback.print_exc()
-    close_buffers()
 
 
 def close_buffers() -> None:
     """Close the buffers and no more: that any thread may do, whatever the others are at."""
     for buffer in list(_open):
         buffer.close()
+
+
+def _close_users() -> None:
+    """Close what uses buffers, once all threads have ended that the process waits for.
+
+    The interpreter waits for them before its exit, the packages' children only after finalizers.
+    """
+    try:
+        _wait_for_threads()
+    finally:
+        _close_each(list(_open_on_others))
+
+
+def _close_all() -> None:
+    _close_each([*_open_on_others, *_open])
+
+
+class _Closing(tuple[_Closable]):
+    """Closes on destruction: what is raised there goes to ``sys.unraisablehook`` and no further."""
+
+    def __del__(self) -> None:
+        self[0].close()
+
+
+def _close_each(closables: Iterable[_Closable]) -> None:
+    """Close all, in one call of the interpreter's, in which no signal's handler comes between."""
+    collections.deque(map(_Closing, zip(closables)), maxlen=0)
 
 
 def _watch_packages() -> None:
@@ -68,7 +96,25 @@ def _watch_packages() -> None:
 
 
 def _finalize_in(util: Any) -> None:
+    util.Finalize(None, _close_users, exitpriority=_BEFORE_WAITING_FOR_CHILDREN)
     util.Finalize(None, _close_all, exitpriority=_AFTER_WAITING_FOR_CHILDREN)
 
 
-os.register_at_fork(before=_watch_packages)
+class _ThreadEnd:
+    """A variable of the thread that forked, in the child."""
+
+    def __del__(self, is_finalizing: Callable[[], bool] = sys.is_finalizing) -> None:
+        if not is_finalizing():
+            _close_users()
+            _close_all()
+
+
+def _finalize_in_child() -> None:
+    """Register in a forked child; the packages clear this in their own, and ask again."""
+    for name in _watches:
+        _finalize_in(sys.modules[name])
+    if not hasattr(_thread_variables, "end"):
+        _thread_variables.end = _ThreadEnd()
+
+
+os.register_at_fork(before=_watch_packages, after_in_child=_finalize_in_child)

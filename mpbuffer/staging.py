@@ -31,8 +31,10 @@ class Staging(_core.Staging):
     a record in this process's memory, folds n-step rows, for each environment by itself, and writes
     to the buffer when `flush_every` rows are finished, when an episode ends, by flush(), by
     close(), by leaving a ``with`` block, when this object is garbage collected, and when the
-    process ends (by returning, by an exception, by ``sys.exit``; not by ``os._exit``). A process
-    that is killed loses the rows that it had staged, and no others.
+    process ends (by returning, by an exception, by ``sys.exit``; not by ``os._exit``, nor when
+    ``os.exec*`` replaces it), a forked child too. A process that is killed loses the rows that it
+    had staged, and no others. Functions that were registered with ``atexit`` before mpbuffer was
+    imported run after that end, and find everything closed.
 
     An episode ends by a row in which a field ``done``, ``terminated`` or ``truncated`` is not 0,
     and by on_episode_end().

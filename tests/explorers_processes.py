@@ -38,6 +38,16 @@ def play(explorer):
         explorer.stopping.wait(0.01)
 
 
+def play_staged(explorer):
+    """Add a row, then stage one, whose draw is 1, until told to stop."""
+    tell(explorer)
+    with explorer.buffer.explorer(flush_every=1000) as stage:
+        stage.add(
+            index=explorer.index, pid=os.getpid(), restart=explorer.restart, epsilon=0.0, draw=1.0
+        )
+        explorer.stopping.wait()
+
+
 def play_deaf(explorer):
     """Play, and never look at what the learner wants."""
     while True:

@@ -160,7 +160,17 @@ PACKAGE_MAY_IMPORT = {
     "commands": {"errors", "inspection"},
     "cli": {"commands"},
     "explorer_process": {"_core", "buffer", "process_exit", "process_identity"},
-    "explorers": {"buffer", "errors", "explorer_process", "process_identity"},
+    "explorer_launch": {"explorer_process"},
+    "explorer_place": {"explorer_process", "process_identity"},
+    "explorers": {
+        "_core",
+        "buffer",
+        "errors",
+        "explorer_launch",
+        "explorer_place",
+        "explorer_process",
+        "process_identity",
+    },
     "weights": {"_core", "buffer", "errors", "process_exit", "schema"},
     "spaces": set(),
     "vector": {"spaces"},
@@ -180,7 +190,7 @@ PACKAGE_MAY_NEED = {
     "batches": {"numpy", "torch"},
     "commands": {"click", "rich"},
     "explorer_process": {"multiprocess", "numpy"},
-    "explorers": {"multiprocess", "numpy"},
+    "explorer_launch": {"multiprocess"},
 }
 CAPABILITY_MAY_IMPORT = {"buffer", "errors", "schema"}  # every module that comes later
 

@@ -22,8 +22,8 @@ from watched_processes import DEADLINE, TESTS, python_started, run_python
 
 import mpbuffer
 from mpbuffer import ExplorerFailed, Explorers
+from mpbuffer.explorer_place import Place
 from mpbuffer.explorer_process import THREAD_VARIABLES, WatchedName
-from mpbuffer.explorers import _Place, _SignalsPutOff
 from mpbuffer.process_identity import ProcessIdentity
 
 pytestmark = pytest.mark.timeout(90)
@@ -382,7 +382,7 @@ def test_a_death_ends_the_run_if_asked(buffer, start_method):
 
 
 def test_a_restart_waits_twice_as_long_after_each_death_in_succession():
-    place = _Place(0, 0.4, None)
+    place = Place(0, 0.4, None)
     waits = [place.seconds_to_restart(lived, 0.25, 1.5) for lived in (0, 1.5, 0, 0, 1.6, 0, 0)]
     assert waits == [0.25, 0.5, 1.0, 1.5, 0.25, 0.5, 1.0]
     assert {place.seconds_to_restart(0, 0.25, 10) for _ in range(5_000)} == {2.0, 4.0, 8.0, 10.0}
@@ -731,27 +731,6 @@ def test_ctrl_c_ends_everything_once_and_quietly(cases):
             assert out.decode().splitlines()[-1] == "interrupted 1"
             assert err == b"" and learner.process.returncode == 0
             learner.wait_until_gone(2)
-
-
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_signals_can_be_put_off(number):
-    before = signal.signal(number, signal.default_int_handler)
-    done = []
-
-    def work():
-        with _SignalsPutOff():
-            os.kill(os.getpid(), number)
-            time.sleep(0.01)
-            done.append(True)
-
-    try:
-        with pytest.raises(KeyboardInterrupt):
-            work()
-        assert done
-        assert signal.getsignal(number) is signal.default_int_handler
-        assert number not in signal.pthread_sigmask(signal.SIG_BLOCK, ())
-    finally:
-        signal.signal(number, before)
 
 
 def test_a_second_ctrl_c_ends_the_waiting():

@@ -3,17 +3,21 @@
 SIGINT comes from another process: a call that holds the interpreter's lock has to see it as well.
 """
 
+import _thread
+import asyncio
 import contextlib
+import ctypes
 import os
 import signal
 import struct
+import threading
 import time
 
 import pytest
-from watched_processes import DEADLINE, python_started, run_python
+from watched_processes import DEADLINE, python_started, run_python, wait_for_child
 
 import mpbuffer
-from mpbuffer import PrioritizedReplayBuffer, ReplayBuffer, SegmentNotFound
+from mpbuffer import PrioritizedReplayBuffer, ReplayBuffer, SegmentNotFound, _core
 
 both_classes = pytest.mark.parametrize("cls", [ReplayBuffer, PrioritizedReplayBuffer])
 
@@ -256,3 +260,196 @@ def test_handlers_run_while_an_add_waits(cls, segment_file):
         assert outcome == "BufferClosed"
         buffer.add(a=[1, 2])
         assert len(buffer) == 2
+
+
+# Sections with signals deferred
+
+
+@pytest.fixture
+def handled():
+    """Set handlers of signals by signal.signal() until the test ends."""
+    with contextlib.ExitStack() as stack:
+
+        def set_handler(number, handler):
+            stack.callback(signal.signal, number, signal.signal(number, handler))
+            return handler
+
+        yield set_handler
+
+
+@pytest.mark.parametrize(
+    "send",
+    [lambda number: os.kill(os.getpid(), number), signal.raise_signal, _thread.interrupt_main],
+    ids=["kill", "raise", "interrupt_main"],
+)
+def test_a_handler_runs_once_at_the_end_of_a_section(handled, send):
+    calls, steps = [], []
+
+    def raising(number, frame):
+        calls.append((number, frame.f_code.co_name))
+        raise TimeoutError
+
+    def work():
+        with _core.SignalsDeferred():
+            for step in range(3):
+                send(signal.SIGUSR1)
+                steps.append(step)
+            assert not calls
+
+    handled(signal.SIGUSR1, raising)
+    with pytest.raises(TimeoutError):
+        work()
+    assert steps == [0, 1, 2]
+    assert calls == [(signal.SIGUSR1, "work")]
+    assert signal.getsignal(signal.SIGUSR1) is raising
+
+
+def test_every_handler_that_is_due_runs_whatever_the_others_raise(handled):
+    errors = {number: TimeoutError(number) for number in (signal.SIGUSR1, signal.SIGUSR2)}
+
+    def raising(number, _):
+        raise errors[number]
+
+    for number in errors:
+        handled(number, raising)
+    with pytest.raises(TimeoutError) as caught, _core.SignalsDeferred():
+        for number in errors:
+            signal.raise_signal(number)
+        raise KeyError
+    first, last = errors.values()
+    assert caught.value is last and last.__context__ is first
+    assert isinstance(first.__context__, KeyError)
+
+
+def test_a_handler_may_have_sections_of_its_own(handled):
+    calls = []
+
+    def handler(number, _):
+        with _core.SignalsDeferred():
+            if number == signal.SIGUSR1:
+                signal.raise_signal(signal.SIGUSR2)
+            calls.append(number)
+
+    for number in (signal.SIGUSR1, signal.SIGUSR2):
+        handled(number, handler)
+    with _core.SignalsDeferred(), _core.SignalsDeferred():
+        signal.raise_signal(signal.SIGUSR1)
+    assert calls == [signal.SIGUSR1, signal.SIGUSR2]
+    assert signal.getsignal(signal.SIGUSR1) is handler is signal.getsignal(signal.SIGUSR2)
+
+
+def test_what_a_handler_sets_at_the_end_of_a_section_stays(handled):
+    handled(signal.SIGUSR2, lambda *_: None)
+    handled(signal.SIGUSR1, lambda number, _: signal.signal(number, signal.SIG_IGN))
+    with _core.SignalsDeferred():
+        signal.raise_signal(signal.SIGUSR1)
+    assert signal.getsignal(signal.SIGUSR1) is signal.SIG_IGN
+    with _core.SignalsDeferred():
+        signal.raise_signal(signal.SIGUSR1)
+        signal.signal(signal.SIGUSR2, signal.SIG_IGN)
+    assert signal.getsignal(signal.SIGUSR2) is signal.SIG_IGN
+
+
+def test_asyncio_hears_of_a_deferred_signal_once():
+    async def count():
+        calls = []
+        loop = asyncio.get_running_loop()
+        loop.add_signal_handler(signal.SIGUSR1, calls.append, 1)
+        try:
+            with _core.SignalsDeferred():
+                os.kill(os.getpid(), signal.SIGUSR1)
+            await asyncio.sleep(0.05)
+            return len(calls)
+        finally:
+            loop.remove_signal_handler(signal.SIGUSR1)
+
+    assert asyncio.run(count()) == 1
+
+
+def test_system_calls_are_restarted_after_a_section_as_before(handled):
+    def flags():
+        sigaction = ctypes.create_string_buffer(256)
+        assert ctypes.CDLL(None).sigaction(signal.SIGUSR1, None, sigaction) == 0
+        return struct.unpack_from("i", sigaction, 8 + 128)  # behind sa_handler and sa_mask
+
+    handled(signal.SIGUSR1, lambda *_: None)
+    interrupting = flags()
+    signal.siginterrupt(signal.SIGUSR1, False)
+    restarting = flags()
+    with _core.SignalsDeferred():
+        assert flags() == restarting
+    assert flags() == restarting != interrupting
+
+
+def test_a_section_in_another_thread_changes_nothing(handled):
+    calls = []
+    handler = handled(signal.SIGUSR1, lambda *_: calls.append(1))
+
+    def work():
+        with _core.SignalsDeferred():
+            assert signal.getsignal(signal.SIGUSR1) is handler
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join(DEADLINE)
+    signal.raise_signal(signal.SIGUSR1)
+    assert calls == [1]
+
+
+@pytest.mark.parametrize("in_thread", [False, True], ids=["main", "thread"])
+def test_a_child_that_is_forked_in_a_section_has_its_handlers(handled, in_thread):
+    calls = []
+    handler = handled(signal.SIGUSR1, lambda *_: calls.append(1))
+    codes = []
+
+    def fork():
+        pid = os.fork()
+        if pid == 0:
+            has_it = signal.getsignal(signal.SIGUSR1) is handler
+            signal.raise_signal(signal.SIGUSR1)
+            os._exit(0 if has_it and calls == [1] else 1)
+        codes.append(wait_for_child(pid))
+
+    with _core.SignalsDeferred():
+        signal.raise_signal(signal.SIGUSR1)  # the parent's alone
+        if in_thread:
+            thread = threading.Thread(target=fork)
+            thread.start()
+            thread.join(DEADLINE)
+        else:
+            fork()
+    assert (codes, calls) == ([0], [1])
+
+
+def test_sections_run_whole_under_a_storm_of_signals(handled):
+    """A handler that raises whenever it may, every 50 us."""
+    begun, ended, armed = 0, 0, False
+
+    def raising(*_):
+        if armed:
+            raise TimeoutError
+
+    def work():
+        nonlocal begun, ended, armed
+        with section:
+            armed = True
+            begun += 1
+            sum(range(200))
+            ended += 1
+
+    section, interrupted = _core.SignalsDeferred(), 0
+    handled(signal.SIGALRM, raising)
+    signal.setitimer(signal.ITIMER_REAL, 5e-5, 5e-5)
+    try:
+        deadline = time.monotonic() + DEADLINE
+        while interrupted < 500 and time.monotonic() < deadline:
+            try:
+                work()
+            except TimeoutError:
+                armed = False
+                interrupted += 1
+            armed = False
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+    assert interrupted == 500
+    assert begun == ended >= 500

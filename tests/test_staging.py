@@ -814,20 +814,112 @@ for i, stage in enumerate(stages):
         assert sorted(column(buffer, "t")) == [0, 1, 2, 3, 4]
 
 
-def test_at_exit_what_cannot_be_written_is_told():
-    with PrioritizedReplayBuffer(10, SMALL, name="staging.exit") as buffer:
-        script = """
-import mpbuffer
+CHILDREN = """
+import multiprocessing, os, sys, threading, time, mpbuffer
+
 buffer = mpbuffer.attach("staging.exit")
-def priorities(rows):
-    raise ArithmeticError("no priority today")
-failing, working = buffer.explorer(priorities=priorities), buffer.explorer()
-for stage in (failing, working):
-    stage.add(t=1, rew=1, next_obs=2, done=0)
+stage = buffer.explorer()
+
+def add(t):
+    stage.add(t=t, rew=1, next_obs=2, done=0)
+
+def fork(t, leave):
+    pid = os.fork()
+    if pid == 0:
+        add(t)
+        leave()
+    else:
+        os.waitpid(pid, 0)
+
+def fork_and_exit(t):
+    fork(t, sys.exit)
+    sys.exit()
+
+def in_child(package, function):
+    process = package.get_context("fork").Process(target=function)
+    process.start()
+    process.join()
+
+def in_thread(function):
+    thread = threading.Thread(target=function)
+    thread.start()
+    thread.join()
+
+def add_later():
+    time.sleep(0.1)
+    add(8)
+
+add(0)  # which no child writes
+fork(1, sys.exit)
+fork(2, lambda: fork_and_exit(3))
+in_thread(lambda: fork(4, lambda: None))
+in_thread(lambda: fork(5, sys.exit))
+in_child(multiprocessing, lambda: fork(6, sys.exit))
+with buffer.explorer() as stage_of_a_block:
+    stage, stage_of_main = stage_of_a_block, stage
+    fork(7, sys.exit)
+    stage = stage_of_main
+in_child(multiprocessing, threading.Thread(target=add_later).start)
+living = multiprocessing.get_context("fork").Process(target=time.sleep, args=(60,))
+living.start()
+fork(9, sys.exit)  # multiprocessing refuses to wait there for a child of its parent, and says so
+living.kill()
+living.join()
+fork(10, lambda: None)
+"""
+
+
+def test_forked_children_write_their_rows_however_they_end():
+    with ReplayBuffer(40, SMALL, Nstep=SMALL_NSTEP, name="staging.exit") as buffer:
+        ended = run_python(script=CHILDREN)
+        assert ended.returncode == 0, ended.stderr
+        assert sorted(column(buffer, "t")) == list(range(11))
+
+
+@pytest.mark.parametrize("way", ["main", "process", "fork"])
+def test_an_exception_in_a_close_at_exit_is_reported_and_the_others_are_closed(way):
+    """Whatever is raised, by the function that is asked for priorities or by a handler."""
+    with PrioritizedReplayBuffer(10, SMALL, name="staging.exit") as buffer:
+        script = f"""
+import multiprocessing, os, signal, sys, mpbuffer
+
+buffer = mpbuffer.attach("staging.exit")
+signal.signal(signal.SIGUSR1, lambda *_: 1 / 0)
+
+def failing_with(error):
+    def priorities(rows):
+        raise error
+    return priorities
+
+def interrupted(rows):
+    signal.raise_signal(signal.SIGUSR1)
+
+def stage_rows():
+    global stages
+    stages = []
+    for error in (ArithmeticError("no priority today"), SystemExit(3), KeyboardInterrupt()):
+        stages += [buffer.explorer(), buffer.explorer(priorities=failing_with(error))]
+    stages += [buffer.explorer(), buffer.explorer(priorities=interrupted)]
+    for t, stage in enumerate(stages):
+        stage.add(t=t, rew=1, next_obs=2, done=0)
+
+if {way!r} == "main":
+    stage_rows()
+elif {way!r} == "process":
+    process = multiprocessing.get_context("fork").Process(target=stage_rows)
+    process.start()
+    process.join()
+elif (pid := os.fork()) == 0:
+    stage_rows()
+else:
+    os.waitpid(pid, 0)
 """
         ended = run_python(script=script)
-        assert b"no priority today" in ended.stderr
-        assert len(buffer) == 1
+        assert ended.returncode == 0
+        for error in (b"no priority today", b"SystemExit: 3", b"KeyboardInterrupt", b"ZeroDivi"):
+            assert ended.stderr.count(error) == 1
+        assert ended.stderr.count(b"Exception ignored in") == 4
+        assert sorted(column(buffer, "t")) == [0, 2, 4, 6]
 
 
 @pytest.mark.parametrize("package", ["multiprocessing", "multiprocess"])

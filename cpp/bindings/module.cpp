@@ -11,6 +11,7 @@
 #include <optional>
 
 #include "batch_gatherer.hpp"
+#include "deferred_signals.hpp"
 #include "end_with_learner.hpp"
 #include "error.hpp"
 #include "errors.hpp"
@@ -391,6 +392,7 @@ PYBIND11_MODULE(_core, module) {
         },
         py::arg("pid"), py::arg("start_time"), py::arg("grace"), py::arg("status"));
     add_batch_gatherer_type(module);
+    add_deferred_signals_type(module);
     add_inspection_calls(module);
     add_staging_type(module);
     add_weights_type(module);
