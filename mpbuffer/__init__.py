@@ -2,6 +2,7 @@
 
 from importlib.metadata import version as _version
 
+from mpbuffer import _core as _core  # before NumPy: it tells why subinterpreters are refused
 from mpbuffer.batches import Batches
 from mpbuffer.buffer import (
     LearnerStatus,

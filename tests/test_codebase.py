@@ -175,6 +175,7 @@ PACKAGE_MAY_IMPORT = {
     "spaces": set(),
     "vector": {"spaces"},
     "__init__": {
+        "_core",
         "batches",
         "buffer",
         "errors",

@@ -293,9 +293,18 @@ py::dict shape(const py::object& self) {
     return all;
 }
 
+// Handles, locks and the learner's role are one process's, whatever its interpreters.
+int refuse_subinterpreters(PyObject*) {
+    if (PyInterpreterState_Get() == PyInterpreterState_Main()) return 0;
+    PyErr_SetString(PyExc_ImportError,
+                    "cannot import mpbuffer in a subinterpreter: it works in the main interpreter "
+                    "only; use a process instead");
+    return -1;
+}
+
 }  // namespace
 
-PYBIND11_MODULE(_core, module) {
+PYBIND11_MODULE_EXEC(_core, module) {
     if (_import_array() < 0) throw py::error_already_set();
     install_program_lock();
     py::register_local_exception_translator([](std::exception_ptr error) {
@@ -396,6 +405,22 @@ PYBIND11_MODULE(_core, module) {
     add_inspection_calls(module);
     add_staging_type(module);
     add_weights_type(module);
+}
+
+// In place of pybind11's own, which hangs in a subinterpreter before Python 3.12. Subinterpreters
+// are said to be supported, or some would be refused without a reason. Free-threaded builds are
+// not: they turn the GIL on.
+PYBIND11_PLUGIN_IMPL(_core) {
+    static PyModuleDef_Slot slots[] = {
+        {Py_mod_exec, reinterpret_cast<void*>(refuse_subinterpreters)},
+        {Py_mod_exec, reinterpret_cast<void*>(pybind11_exec__core)},
+#ifdef Py_mod_multiple_interpreters
+        {Py_mod_multiple_interpreters, Py_MOD_PER_INTERPRETER_GIL_SUPPORTED},
+#endif
+        {0, nullptr}};
+    static PyModuleDef definition{
+        PyModuleDef_HEAD_INIT, "_core", nullptr, 0, nullptr, slots, nullptr, nullptr, nullptr};
+    return PyModuleDef_Init(&definition);
 }
 
 }  // namespace mpbuffer::bindings
