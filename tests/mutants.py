@@ -29,7 +29,7 @@ NOT_PLAIN = (
     "*same time*,*among*,*successor*,*hole*,*writ*,*stand*,*child*,*under the copy*,*straddles*,"
     "*error ends*,*middle*,*nobody claims*,*taken over*,*every slot*,*each step*,*at once*,*meets*,"
     "*when its name is gone*,*other's name*,*first calls*,*sandbox*,*/dev/shm*,*refused*,"
-    "*random operations*"
+    "*random operations*,*between a clear*"
 )
 
 
@@ -122,6 +122,23 @@ MUTANTS = [
         "if (doubts != local_->doubts_seen || cleared != local_->cleared_seen) return",
         "if (doubts != local_->doubts_seen) return",
         "mpbuffer_stops --only clear_before_raised --hits 200",
+    ),
+    Mutant(
+        "a clear is two stores: it moves the cursor itself",
+        "clear",
+        "slot_ring.hpp",
+        "        stop_point(StopPoint::clear_position_seen);\n",
+        "        raise_to(counters_->cursor, next);\n"
+        "        stop_point(StopPoint::clear_position_seen);\n",
+        "test_slot_ring a clear is one store*",
+    ),
+    Mutant(
+        "nobody moves the cursor after a clear",
+        "clear",
+        "slot_ring.hpp",
+        "        raise_to(counters_->cursor, cleared);  // C1\n",
+        "",
+        "test_slot_ring the first claim after a clear*",
     ),
     Mutant(
         "a raise that straddles a recount counts twice",

@@ -14,7 +14,9 @@ import contextlib
 import mmap
 import multiprocessing
 import os
+import select
 import signal
+import struct
 import sys
 import threading
 import time
@@ -528,3 +530,55 @@ def test_fork_while_another_thread_is_inside_add():
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_fork_while_another_thread_is_inside_add_many_times():
     fork_beside_adds(numbers_asked_for("MPBUFFER_FORKS", 1000))
+
+
+def touched_kilobytes(path):
+    """How much of the file this process has touched, through all its mappings."""
+    touched, ours = 0, False
+    with open("/proc/self/smaps") as maps:
+        for line in maps:
+            if line.startswith("Rss:"):
+                touched += ours * int(line.split()[1])
+            elif "-" in line.split()[0]:  # a range of addresses begins the next mapping
+                ours = line.rstrip().endswith(str(path))
+    return touched
+
+
+def test_a_clear_that_died_after_its_store_costs_no_scan(segment_file):
+    capacity = 200_000  # 3 MB of slot words
+    with mpbuffer.PrioritizedReplayBuffer(capacity, {"a": {}}, name="crash.cleared") as learner:
+        learner.add(a=np.arange(10))
+        learner.sample(4)
+        folded = learner.learner_status().rows_folded
+        path = segment_file("crash.cleared")
+        with open(path, "r+b") as file:
+            file.seek(128 + 48)  # the offset of the ring's counters, in its entry of the header
+            (counters,) = struct.unpack("<Q", file.read(8))
+            file.seek(counters + 64)  # clear_before: the only store of a clear
+            file.write(struct.pack("<Q", 2 * capacity))
+        with mpbuffer.attach("crash.cleared") as explorer:
+            assert explorer.get_next_index() == 0
+            with pytest.raises(mpbuffer.EmptyBuffer):
+                explorer.sample_uniform(1)
+            with pytest.raises(mpbuffer.EmptyBuffer):
+                learner.sample(1)
+            assert explorer.add(a=77) == 0
+        read, write = os.pipe()
+        child = os.fork()
+        if child == 0:
+            with mpbuffer.attach("crash.cleared") as reader:
+                before = touched_kilobytes(path)
+                right = all((reader.sample_uniform(8)["a"] == 77).all() for _ in range(100))
+                touched = touched_kilobytes(path) - before
+                os.write(write, b"%d %d" % (right, touched))
+            os._exit(0)
+        os.close(write)
+        assert select.select([read], [], [], DEADLINE)[0]
+        right, touched = map(int, os.read(read, 100).split())
+        os.close(read)
+        os.waitpid(child, 0)
+        assert right
+        assert touched < 1000
+        assert (learner.sample(8)["a"] == 77).all()
+        assert learner.learner_status().rows_folded == folded + 1
+        assert learner.get_stored_size() == 1

@@ -140,8 +140,9 @@ class Inspector {
     }
 
     void take_figures() {
-        report_.clear_before = counters_.clear_before.load(std::memory_order_acquire);
-        report_.position = counters_.cursor.load(std::memory_order_acquire);
+        const auto [cleared, position] = counters_.bounds();
+        report_.clear_before = cleared;
+        report_.position = position;
         report_.counted_rows = filled_word::count(counters_.filled.load(std::memory_order_acquire));
         report_.max_priority = counters_.max_priority.load(std::memory_order_relaxed);
         for (unsigned number = 1; number <= processes_.high_water(); ++number) {
@@ -160,12 +161,13 @@ class Inspector {
     }
 
     void scan() {
-        const auto quiet = [this]() -> std::optional<std::array<std::uint64_t, 3>> {
+        const auto quiet = [this]() -> std::optional<std::array<std::uint64_t, 4>> {
             for (unsigned number = 1; number <= processes_.high_water(); ++number) {
                 const RingState& state = processes_.record(number).ring[0];
                 if (state.busy.load(std::memory_order_acquire) != 0) return std::nullopt;
             }
             return std::array{counters_.cursor.load(std::memory_order_acquire),
+                              counters_.clear_before.load(std::memory_order_acquire),
                               counters_.filled.load(std::memory_order_acquire),
                               counters_.doubts.load(std::memory_order_acquire)};
         };
@@ -176,7 +178,7 @@ class Inspector {
             count_slots();
             const auto after = quiet();
             comparable = before && before == after;
-            if (comparable) report_.counted_rows = filled_word::count((*before)[1]);
+            if (comparable) report_.counted_rows = filled_word::count((*before)[2]);
             if (comparable && report_.rows == report_.counted_rows) break;
         }
         if (!doubtful() && report_.rows != report_.counted_rows) compare_counts(comparable);
@@ -269,14 +271,16 @@ class Inspector {
             if (!right) all.push_back({about, details});
         };
         const std::uint64_t clear_before = counters_.clear_before.load(std::memory_order_acquire);
-        const std::uint64_t position = counters_.cursor.load(std::memory_order_acquire);
-        expect(position >= capacity_ && position <= slot_word::max_seq, "the position",
-               " is " + text_of(position) + ", expected " + text_of(capacity_) + " to 2^48");
+        const std::uint64_t cursor = counters_.cursor.load(std::memory_order_acquire);
+        expect(cursor >= capacity_ && cursor <= slot_word::max_seq, "the position",
+               " is " + text_of(cursor) + ", expected " + text_of(capacity_) + " to 2^48");
         expect(clear_before % capacity_ == 0 && clear_before >= capacity_, "the last clear",
                " is at position " + text_of(clear_before) + ", expected a multiple of " +
                    text_of(capacity_));
-        expect(clear_before <= position, "the last clear and the position",
-               ": " + text_of(clear_before) + " comes after " + text_of(position));
+        // A clear goes on to the next multiple of capacity; the next claim follows it there.
+        expect(clear_before <= cursor || clear_before - cursor < capacity_,
+               "the last clear and the position",
+               ": " + text_of(clear_before) + " comes after " + text_of(cursor));
         const std::uint64_t counted =
             filled_word::count(counters_.filled.load(std::memory_order_acquire));
         expect(counted <= capacity_ || doubtful(), "the count of rows",
@@ -319,7 +323,7 @@ class Inspector {
         };
         expect(learner.process <= max_processes, "the learner's process number",
                " is " + text_of(learner.process));
-        const std::uint64_t position = counters_.cursor.load(std::memory_order_acquire);
+        const std::uint64_t position = counters_.bounds().position;
         expect(learner.folded <= position, "the learner",
                " has taken rows up to position " + text_of(learner.folded) + " of " +
                    text_of(position));
@@ -366,7 +370,12 @@ class Inspector {
     }
 
     // After a clear or a death the count means nothing until somebody has counted again.
-    bool doubtful() const { return counters_.doubts.load(std::memory_order_acquire) != 0; }
+    // Each handle recounts for itself after a doubt or a clear; from outside both look for ever
+    // new.
+    bool doubtful() const {
+        return counters_.doubts.load(std::memory_order_acquire) != 0 ||
+               counters_.clear_before.load(std::memory_order_acquire) != capacity_;
+    }
 
     void judge_slots() {
         std::vector<std::uint64_t> suspects;

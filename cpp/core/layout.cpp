@@ -62,7 +62,8 @@ std::uint64_t layout_signature() {
                                       std::uint64_t{sizeof(VersionSlot)},
                                       std::uint64_t{sizeof(ReaderLine)},
                                       std::uint64_t{reader_mark::epoch_bits},
-                                      std::uint64_t{header_bytes}}) {
+                                      std::uint64_t{header_bytes},
+                                      protocol_revision}) {
         hash.add(value);
     }
     return hash.value();

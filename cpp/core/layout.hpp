@@ -28,6 +28,8 @@
 namespace mpbuffer {
 
 constexpr std::uint32_t segment_format = 1;
+// Raised by a build that uses the same layout in a way that earlier ones do not understand.
+constexpr std::uint64_t protocol_revision = 2;
 constexpr std::size_t header_bytes = 4096;
 constexpr unsigned max_ring_entries = 8;
 

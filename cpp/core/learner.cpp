@@ -49,9 +49,9 @@ Learner::Learner(SlotRing ring, std::atomic<std::uint64_t>* leaf_seq, float* lea
 void Learner::take_over() {
     const std::uint64_t capacity = ring_.capacity();
     let_others_scan(capacity);
-    // The position first: whatever is claimed after this load is left to the next fold.
-    const std::uint64_t position = ring_.position();
-    cleared_ = ring_.clear_before();
+    // First: whatever is claimed after this look is left to the next fold.
+    const auto [cleared, position] = ring_.bounds();
+    cleared_ = cleared;
     folded_ = position;
     sampleable_ = 0;
     const std::uint64_t lap = position - position % capacity;
@@ -108,9 +108,8 @@ void Learner::expect(std::uint64_t slot, std::uint64_t seq) {
 }
 
 void Learner::fold() {
-    const std::uint64_t cleared = ring_.clear_before();
+    const auto [cleared, position] = ring_.bounds();
     if (cleared != cleared_) fold_clear(cleared);
-    const std::uint64_t position = ring_.position();
     const std::uint64_t capacity = ring_.capacity();
     const std::uint64_t oldest = position - std::min(position, capacity);
     const std::uint64_t first = std::max({folded_, oldest, cleared_});
@@ -202,7 +201,8 @@ void Learner::require_rows() {
         const auto now = std::chrono::steady_clock::now();
         if (attempt == 0) deadline = now + patience;
         if (hopeless || attempt == max_refolds || now >= deadline) {
-            throw EmptyBuffer(hopeless && ring_.position() == ring_.clear_before()
+            const auto [cleared, position] = ring_.bounds();
+            throw EmptyBuffer(hopeless && position == cleared
                                   ? ring_.why_empty()
                                   : "no row is complete: every slot is empty or being written");
         }

@@ -228,7 +228,7 @@ void ReplayBuffer::throw_empty(const char* why) const {
 void ReplayBuffer::clear() {
     const Guard guard(add_mutex_);
     ready();
-    ring_.clear(writer());
+    ring_.clear();
 }
 
 Generator& ReplayBuffer::generator() {
@@ -291,9 +291,9 @@ void ReplayBuffer::copy_drawn_rows(Draws& draws, const SampleTarget& target) {
 void ReplayBuffer::draw_uniform(std::size_t count, Draws& draws) {
     ready();
     draws.any_row = true;
-    draws.cleared = ring_.clear_before();
-    const std::uint64_t position = ring_.position();
-    const std::uint64_t oldest = std::max(draws.cleared, position - std::min(position, capacity()));
+    const auto [cleared, position] = ring_.bounds();
+    draws.cleared = cleared;
+    const std::uint64_t oldest = std::max(cleared, position - std::min(position, capacity()));
     if (position <= oldest) throw_empty(ring_.why_empty());
     draws.first_slot = oldest % capacity();
     draws.slots_claimed = position - oldest;

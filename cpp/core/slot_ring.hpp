@@ -8,12 +8,16 @@
 //   `is_dead(owner, epoch)` says that its owner is gone for good.
 // - A read counts only if the word is committed, not older than the last clear, and the same before
 //   and after the copy. So no reader ever returns a row that is partly one write, partly another.
+// - A clear is one store, of `clear_before`. The first claim that finds the cursor behind it moves
+//   it there and claims anew, so nothing is left to do for a clearer that dies or stops.
 // - Every loop is bounded.
 //
 // Memory orderings. Writer: the claim's compare-exchange (acq_rel) and the release fence after it
 // keep the record's stores behind the claim [W1]; the commit's release store keeps them before the
 // commit [W2]. Reader: the acquire load of the word pairs with W2 [R1]; the acquire fence after the
-// copy keeps the second look behind the copy and pairs with W1 [R2].
+// copy keeps the second look behind the copy and pairs with W1 [R2]. Clear: the cursor is moved by
+// a release [C1] and loaded by an acquire [C2] ahead of `clear_before`, so that nobody looks for
+// the positions that a clear passed over.
 #pragma once
 
 #include <algorithm>
@@ -29,12 +33,19 @@
 
 namespace mpbuffer {
 
+// Rows have seqs from `cleared` to below `position`, which is the next one's.
+struct SeqBounds {
+    std::uint64_t cleared;
+    std::uint64_t position;
+};
+
 // The ring's shared counters, each on its own cache line: `cursor` is written by every claim, the
 // others hardly ever.
 struct RingCounters {
-    // The position: all rows ever claimed, plus capacity. Never wrapped, never decreased.
+    // All rows ever claimed, plus capacity. Never wrapped, never decreased. Behind `clear_before`
+    // from a clear to the next claim.
     alignas(64) std::atomic<std::uint64_t> cursor;
-    // Rows of a smaller seq are gone. A multiple of capacity.
+    // Rows of a smaller seq are gone. A multiple of capacity. Never decreased.
     alignas(64) std::atomic<std::uint64_t> clear_before;
     // {recount: 16 | count: 48}: slots that hold a row, as far as commits have told since the last
     // recount. Whoever recounts changes `recount`, which makes a raise that straddled it raise
@@ -44,6 +55,16 @@ struct RingCounters {
     std::atomic<std::uint64_t> doubts;
     // The largest priority ever supplied since creation or clear, as it was given.
     alignas(64) std::atomic<double> max_priority;
+
+    SeqBounds bounds() const {
+        std::uint64_t position = cursor.load(std::memory_order_acquire);  // C2, ahead of the clear
+        const std::uint64_t cleared = clear_before.load(std::memory_order_acquire);
+        // Rows may have been claimed past the clear since the first look.
+        if (position < cleared) [[unlikely]] {
+            position = std::max(cleared, cursor.load(std::memory_order_acquire));
+        }
+        return {cleared, position};
+    }
 };
 static_assert(sizeof(RingCounters) == 256);
 static_assert(std::atomic<double>::is_always_lock_free);
@@ -119,10 +140,11 @@ class SlotRing {
         }
     }
 
-    std::uint64_t position() const { return counters_->cursor.load(std::memory_order_acquire); }
     std::uint64_t clear_before() const {
         return counters_->clear_before.load(std::memory_order_acquire);
     }
+    SeqBounds bounds() const { return counters_->bounds(); }
+    std::uint64_t position() const { return bounds().position; }
 
     // What to tell whoever finds no row at all.
     const char* why_empty() const {
@@ -170,12 +192,10 @@ class SlotRing {
             // Acquire: pairs with the release of a recount, so that a commit below comes after it.
             const std::uint64_t filled = counters_->filled.load(std::memory_order_acquire);
             const std::uint64_t cleared = clear_before();
-            const std::uint64_t first =
-                counters_->cursor.fetch_add(wanted, std::memory_order_relaxed);
-            stop_point(StopPoint::position_taken);
+            const auto [first, end] = take_positions(wanted, cleared);
             std::uint64_t raise = 0;
             std::uint64_t slot = first % capacity_;
-            for (std::uint64_t seq = first; seq != first + wanted; ++seq) {
+            for (std::uint64_t seq = first; seq != end; ++seq) {
                 bool fresh = false;
                 if (claim(slot, seq, cleared, writer, is_dead, fresh)) {
                     const float leaf = copy_row(outcome.rows_added, record(slot));
@@ -236,23 +256,15 @@ class SlotRing {
 
     // Empties the ring: what was claimed before is gone, the next row goes to slot 0. `filled` is
     // left as it was: whoever asks for it sees that clear_before has moved, and recounts.
-    void clear(const RingWriter& writer) {
-        writer.busy->store(writer.epoch, std::memory_order_relaxed);
-        std::atomic_signal_fence(std::memory_order_seq_cst);
-        stop_point(StopPoint::clear_busy);
-        std::uint64_t position = counters_->cursor.load(std::memory_order_relaxed);
-        std::uint64_t next = 0;
-        do {
-            next = (position + capacity_ - 1) / capacity_ * capacity_;
-        } while (!counters_->cursor.compare_exchange_weak(position, next, std::memory_order_acq_rel,
-                                                          std::memory_order_relaxed));
-        stop_point(StopPoint::clear_cursor_moved);
+    void clear() {
+        // Ahead of the clear: reset behind it, a clearer that was stopped in between would undo the
+        // priorities of rows that were added since.
+        counters_->max_priority.store(1.0, std::memory_order_relaxed);
+        stop_point(StopPoint::clear_priority_reset);
+        const std::uint64_t next = (position() + capacity_ - 1) / capacity_ * capacity_;
+        stop_point(StopPoint::clear_position_seen);
         raise_to(counters_->clear_before, next);
         stop_point(StopPoint::clear_before_raised);
-        counters_->max_priority.store(1.0, std::memory_order_relaxed);
-        doubt();
-        stop_point(StopPoint::clear_doubted);
-        writer.busy->store(0, std::memory_order_release);
     }
 
     double max_priority() const { return counters_->max_priority.load(std::memory_order_relaxed); }
@@ -261,6 +273,23 @@ class SlotRing {
 
     // `filled` may be wrong: it has to be recounted.
     void doubt() const { counters_->doubts.fetch_add(1, std::memory_order_acq_rel); }
+
+    struct Positions {
+        std::uint64_t first;
+        std::uint64_t end;
+    };
+
+    // Takes the next `wanted` positions and returns those that are not before `cleared`: fewer, or
+    // none, at the first claim after a clear, which moves the cursor there.
+    Positions take_positions(std::uint64_t wanted, std::uint64_t cleared) {
+        const std::uint64_t first = counters_->cursor.fetch_add(wanted, std::memory_order_relaxed);
+        stop_point(StopPoint::position_taken);
+        if (first >= cleared) [[likely]]
+            return {first, first + wanted};
+        stop_point(StopPoint::cursor_behind_clear);
+        raise_to(counters_->cursor, cleared);  // C1
+        return {std::min(cleared, first + wanted), first + wanted};
+    }
 
     // Makes the claim of `slot` for `seq`; false if the seq must be given up: a later claim was
     // faster, or an owner who is not proved dead is still writing the slot.

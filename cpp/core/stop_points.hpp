@@ -22,11 +22,11 @@ enum class StopPoint : unsigned {
     row_committed,  // detail: the row's seq
     filled_to_raise,
     filled_raised,
-    // SlotRing::clear
-    clear_busy,
-    clear_cursor_moved,
+    // SlotRing::clear, and the first claim after it
+    clear_priority_reset,
+    clear_position_seen,
     clear_before_raised,
-    clear_doubted,
+    cursor_behind_clear,
     // SlotRing::read...
     row_copied,
     // Learner
@@ -68,10 +68,10 @@ constexpr const char* stop_point_names[] = {
     "row_committed",
     "filled_to_raise",
     "filled_raised",
-    "clear_busy",
-    "clear_cursor_moved",
+    "clear_priority_reset",
+    "clear_position_seen",
     "clear_before_raised",
-    "clear_doubted",
+    "cursor_behind_clear",
     "row_copied",
     "role_taken",
     "take_over_slot",

@@ -59,13 +59,8 @@
 #ifndef STALLS
 #define STALLS 0             /* writers that stop for good in the middle of a call and stay alive */
 #endif
-#ifndef CLEARER_STALLS
-#define CLEARER_STALLS 0     /* the same for who clears */
-#endif
 
-#define CLEARER (WRITERS + 1)
-#define OBSERVER (WRITERS + 2)
-#define NUMBERS (WRITERS + 3)                     /* process numbers; 0 is nobody */
+#define NUMBERS (WRITERS + 1)                     /* process numbers; 0 is nobody */
 #define COUNTING (OBSERVERS && ASKS)              /* else the count is left out: nobody reads it */
 #define EPOCHS (RESTARTS || defined(FLAW_NUMBER_TAKEN_WHILE_HELD))
 
@@ -83,6 +78,10 @@ hidden byte no_leaf_without_a_row;
 hidden byte sampleable_is_exact;
 hidden byte stored_size_is_exact;
 hidden byte no_row_is_dropped;
+hidden byte no_row_is_added_behind_a_clear;
+hidden byte the_row_after_a_clear_goes_to_slot_0;
+hidden byte a_clear_costs_an_add_one_claim;
+hidden byte nobody_awaits_a_position_that_nobody_took;
 hidden byte given_up_only_to_the_living;
 
 #define MUST(name, holds)    if :: (holds) :: else -> assert(name) fi
@@ -94,6 +93,15 @@ hidden byte given_up_only_to_the_living;
 
 /* Shared memory. A word is {seq, own, inc, fresh}; own 0: committed. */
 byte cursor = CAP, clear_before = CAP;
+#if CLEARS
+int taken;                                        /* ghost: a bit for each position of a fetch_add */
+#define TAKE(s) taken = taken | (1 << (s))
+#define TAKEN_EVER(s) (taken & (1 << (s)))
+#else
+#define TAKE(s) skip
+#define TAKEN_EVER(s) true
+#endif
+#define MAX(a, b) ((a) > (b) -> (a) : (b))
 byte word_seq[CAP], word_own[CAP];
 bit word_fresh[CAP];
 #if EPOCHS
@@ -132,7 +140,7 @@ bit enrolling[NUMBERS];                           /* byte locked, epoch not move
 #define DEAD(number, inc) (epoch[number] != (inc) || !alive[number])
 
 /* Budgets. */
-byte deaths_left = DEATHS, restarts_left = RESTARTS, stalls_left = STALLS, clearer_stalls_left = CLEARER_STALLS;
+byte deaths_left = DEATHS, restarts_left = RESTARTS, stalls_left = STALLS;
 byte learner_deaths_left = LEARNERS - (LEARNERS > 0), learner_ops_left = LEARNER_OPS;
 byte running = WRITERS + (CLEARS > 0);            /* writers and clearer that are not done */
 
@@ -150,6 +158,22 @@ bit started;
     :: stalls_left > 0 -> stalls_left--; goto done                                                \
     :: true                                                                                       \
     fi
+
+/* What a reader takes for the position and the clear: the cursor first. */
+inline look_at_bounds(position_seen, clear_seen)
+{
+#ifdef FLAW_CURSOR_READ_AFTER_CLEAR
+    clear_seen = clear_before;
+    position_seen = cursor
+#else
+    position_seen = cursor;
+    clear_seen = clear_before;
+    if
+    :: position_seen < clear_seen -> position_seen = MAX(clear_seen, cursor)
+    :: else
+    fi
+#endif
+}
 
 /* ------------------------------------------------------------------------------- a writer */
 
@@ -205,6 +229,10 @@ proctype Writer(byte me; byte my_inc)
     byte calls, rows, claims, k, seq, slot, cleared, stamp, raise, verdict;
     byte seen_seq, seen_own, seen_inc;
     bit seen_fresh, fresh, doubt;
+#if CLEARS
+    byte behind;                                  /* claims of this call that lay before a clear */
+    bit move;
+#endif
 
 #ifdef FLAW_NUMBER_TAKEN_WHILE_HELD
     epoch[me] = my_inc;
@@ -212,7 +240,12 @@ proctype Writer(byte me; byte my_inc)
 next_call:
     do
     :: calls < CALLS + EXTRA_CALLS * (me == 1) ->
-        atomic { calls++; rows = 0; claims = 0 }
+        atomic {
+            calls++; rows = 0; claims = 0;
+#if CLEARS
+            behind = 0
+#endif
+        }
 #if COUNTING && !defined(FLAW_NO_BUSY_FLAG)
         atomic { MAY_DIE; busy[me] = 1; busy_inc[me] = my_inc }
 #endif
@@ -236,10 +269,43 @@ next_call:
 #endif
                 k = (BATCH < ROWS - rows -> BATCH : ROWS - rows);
                 seq = cursor;
-                cursor = cursor + k;
+                do
+                :: k > 0 -> TAKE(cursor); cursor++; k--
+                :: else -> break
+                od;
+                k = cursor - seq;
                 claims = claims + k;
-                raise = 0
+                raise = 0;
+#if CLEARS && !defined(FLAW_CLEAR_OVERLOOKED_BY_ADD)
+                if
+                :: seq < cleared ->
+                    move = 1; behind++;
+                    MUST(a_clear_costs_an_add_one_claim, behind <= CLEARS);
+                    if
+                    :: seq + k < cleared -> seq = seq + k; k = 0
+                    :: else -> k = seq + k - cleared; seq = cleared
+                    fi
+                :: else
+                fi;
+#endif
+#if CLEARS
+                MUST(the_row_after_a_clear_goes_to_slot_0,
+                     k == 0 || seq % CAP == 0 || TAKEN_EVER(seq - 1));
+#endif
             }
+#if CLEARS
+            if
+            :: move ->
+                atomic {
+                    MAY_DIE;
+#ifndef FLAW_NOBODY_MOVES_THE_CURSOR
+                    cursor = MAX(cursor, cleared);
+#endif
+                    move = 0
+                }
+            :: else
+            fi;
+#endif
             do
             :: k > 0 ->
                 /* claim */
@@ -303,6 +369,7 @@ next_call:
                         MAY_DIE;
                         INSIDE(I2_one_live_writer_of_a_slot, STILL_MINE);
                         INSIDE(I1_seq_of_a_slot_only_grows, word_seq[slot] <= seq);
+                        MUST(no_row_is_added_behind_a_clear, seq >= cleared);
                         publish_word();
                         rows++;
                         raise = raise + fresh
@@ -363,7 +430,10 @@ died:
         atomic { MAY_DIE; epoch[me]++; my_inc = epoch[me]; enrolling[me] = 0 }
         atomic {
             k = 0; seq = 0; slot = 0; cleared = 0; stamp = 0; raise = 0; verdict = 0; doubt = 0;
-            seen_seq = 0; seen_own = 0; seen_inc = 0; seen_fresh = 0; fresh = 0; rows = 0
+            seen_seq = 0; seen_own = 0; seen_inc = 0; seen_fresh = 0; fresh = 0; rows = 0;
+#if CLEARS
+            move = 0; behind = 0
+#endif
         }
 #if COUNTING
         doubt = busy[me];
@@ -381,7 +451,10 @@ done:
         running--; enrolling[me] = 0;
         calls = 0; rows = 0; claims = 0; k = 0; seq = 0; slot = 0; cleared = 0; stamp = 0;
         raise = 0; verdict = 0; doubt = 0; fresh = 0;
-        seen_seq = 0; seen_own = 0; seen_inc = 0; seen_fresh = 0
+        seen_seq = 0; seen_own = 0; seen_inc = 0; seen_fresh = 0;
+#if CLEARS
+        move = 0; behind = 0
+#endif
     }
 }
 
@@ -389,23 +462,24 @@ done:
 
 #if CLEARS
 
+/* Who stops for good here has died for all others: nobody asks whether it lives. */
 #define CLEARER_MAY_DIE                                                                           \
     if                                                                                            \
-    :: deaths_left > 0 -> deaths_left--; alive[me] = 0; goto died                                 \
-    :: clearer_stalls_left > 0 -> clearer_stalls_left--; goto done                                \
+    :: deaths_left > 0 -> deaths_left--; goto died                                                \
     :: true                                                                                       \
     fi
 
-proctype Clearer(byte me)
+proctype Clearer()
 {
-    byte calls, position, next;
+    byte calls, next;
+#ifdef FLAW_CLEAR_IN_TWO_STORES
+    byte position;
     bit again;
+#endif
     do
     :: calls < CLEARS ->
         calls++;
-#if COUNTING && !defined(FLAW_NO_BUSY_FLAG)
-        atomic { CLEARER_MAY_DIE; busy[me] = 1 }
-#endif
+#ifdef FLAW_CLEAR_IN_TWO_STORES
         atomic { position = cursor; again = 1 }
         do
         :: again ->
@@ -419,18 +493,14 @@ proctype Clearer(byte me)
             }
         :: else -> break
         od;
-        atomic { CLEARER_MAY_DIE; if :: clear_before < next -> clear_before = next :: else fi }
-#if COUNTING
-#ifndef SPARE_CLEAR_WITHOUT_DOUBT
-        atomic { CLEARER_MAY_DIE; DOUBT }
+#else
+        next = (cursor + CAP - 1) / CAP * CAP;
 #endif
-        atomic { CLEARER_MAY_DIE; busy[me] = 0 }
-#endif
+        atomic { CLEARER_MAY_DIE; clear_before = MAX(clear_before, next) }
     :: else -> break
     od;
 died:
-done:
-    atomic { running--; calls = 0; position = 0; next = 0; again = 0 }
+    atomic { running--; calls = 0; next = 0 }
 }
 #endif
 
@@ -498,7 +568,7 @@ inline settle(s)
 
 inline fold()
 {
-    seen = clear_before;
+    look_at_bounds(position, seen);
     if
     :: seen != cleared ->
         /* fold_clear */
@@ -527,7 +597,6 @@ inline fold()
     :: else
     fi;
     atomic {
-        position = cursor;
         s = folded;
         if :: s + CAP < position -> s = position - CAP :: else fi;
         if :: s < cleared -> s = cleared :: else fi
@@ -536,6 +605,7 @@ inline fold()
     do
     :: s < position ->
         slot = s % CAP;
+        MUST(nobody_awaits_a_position_that_nobody_took, TAKEN_EVER(s));
         if
 #ifndef FLAW_FOLD_TAKES_SETTLED_ROWS_AGAIN
         :: SETTLED(slot, s)
@@ -632,8 +702,8 @@ proctype Learner()
     bit ok, before, need;
 
 take_over:
-    position = cursor;
-    atomic { cleared = clear_before; folded = position }
+    look_at_bounds(position, cleared);
+    folded = position;
     do
     :: slot < CAP ->
         atomic {
@@ -659,7 +729,9 @@ take_over:
             if :: s >= position -> s = s - CAP :: else fi;
 #ifndef FLAW_TAKE_OVER_EXPECTS_NOTHING
             if
-            :: s >= cleared && !(ok && seen >= s) -> expect(slot, s)
+            :: s >= cleared && !(ok && seen >= s) ->
+                MUST(nobody_awaits_a_position_that_nobody_took, TAKEN_EVER(s));
+                expect(slot, s)
             :: else
             fi;
 #endif
@@ -812,7 +884,7 @@ inline stored_size()
 {
     number = 1;
     do
-    :: number <= CLEARER ->
+    :: number <= WRITERS ->
         atomic { ok = busy[number]; inc = busy_inc[number] }
         if
         :: ok ->
@@ -929,18 +1001,33 @@ proctype Observer(byte me)
 #endif
 #if READS
     :: reads < READS ->
-        /* read_any */
-        atomic { reads++; cleared = clear_before }
-        if
-        :: slot = 0
-#if CAP > 1
-        :: slot = 1
-#endif
-        fi;
+        /* draw_uniform */
+        reads++;
+        look_at_bounds(seq, cleared);
         atomic {
-            seq = word_seq[slot];
-            ok = (word_own[slot] == 0 && seq >= cleared)
+            if
+            :: seq == cleared
+            :: seq > cleared -> seq = seq - 1; ok = 1
+#if CAP > 1
+            :: seq > cleared + 1 -> seq = seq - 2; ok = 1
+#endif
+            fi
+            if
+            :: ok ->
+                MUST(nobody_awaits_a_position_that_nobody_took, TAKEN_EVER(seq));
+                slot = seq % CAP
+            :: else
+            fi
         }
+        /* read_any */
+        if
+        :: ok ->
+            atomic {
+                seq = word_seq[slot];
+                ok = (word_own[slot] == 0 && seq >= cleared)
+            }
+        :: else
+        fi;
         if
         :: ok ->
             if
@@ -1000,7 +1087,7 @@ init {
         od;
 #endif
 #if CLEARS
-        run Clearer(CLEARER);
+        run Clearer();
 #endif
 #if LEARNERS
         run Learner();

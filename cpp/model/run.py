@@ -56,7 +56,7 @@ CONFIGURATIONS = [
     # The count: `filled`, its stamp, doubts, busy flags, recount.
     Case("count, capacity 1", COUNT + "CAP=1 DEATHS=2", short=True),
     Case("count, capacity 1, clear", COUNT + "CAP=1 DEATHS=2 CLEARS=1"),
-    Case("count, capacity 1, clear stopped", COUNT + "CAP=1 CLEARS=1 CLEARER_STALLS=1"),
+    Case("count, capacity 1, clear, two who ask", "LEARNERS=0 OBSERVERS=2 CAP=1 CLEARS=1"),
     Case(
         "count, capacity 1, number taken again", COUNT + "CAP=1 DEATHS=1 RESTARTS=1 EXTRA_CALLS=1"
     ),
@@ -65,10 +65,13 @@ CONFIGURATIONS = [
     Case("count, capacity 2, clear", COUNT + "CAP=2 DEATHS=2 CLEARS=1"),
     # Uniform reads.
     Case("read, capacity 1, clear", READ + "READS=1 CAP=1 DEATHS=2 CLEARS=1", short=True),
+    Case("read, capacity 3, clear", READ + "READS=1 CAP=3 DEATHS=1 CLEARS=1"),
     Case(
         "read, capacity 2, clear, batches",
         READ + "READS=1 CAP=2 ROWS=2 BATCH=2 DEATHS=2 CLEARS=1",
     ),
+    # Claims after clears: the cursor may be several claims behind.
+    Case("claims, capacity 3, clears", "LEARNERS=0 CAP=3 CLEARS=2 DEATHS=1 EXTRA_CALLS=1 CLAIMS=4"),
     # No endless loop, with writers dead and stopped.
     Case("cycles, capacity 1", "CAP=1 LEARNERS=2 LEARNER_OPS=1 STALLS=1 DEATHS=1", cycles=True),
     Case("cycles, capacity 2", "CAP=2 LEARNERS=1 LEARNER_OPS=1 STALLS=1 DEATHS=1", cycles=True),
@@ -163,16 +166,32 @@ FLAWS = [
         short=False,
     ),
     flaw("FLAW_CLEAR_SEEN_WITHOUT_DOUBT", COUNTER + "CLEARS=1", "stored_size_is_exact"),
+    flaw("FLAW_CLEAR_NOT_SEEN_BY_COUNT", COUNTER + "CLEARS=1", "stored_size_is_exact"),
+    # A clear.
     flaw(
-        "FLAW_CLEAR_NOT_SEEN_BY_COUNT",
-        COUNTER + "CLEARS=1 CLEARER_STALLS=1",
-        "stored_size_is_exact",
-        short=False,
+        "FLAW_CLEAR_IN_TWO_STORES",
+        SEEN + "CAP=2 CLEARS=1 LEARNER_OPS=1",
+        "nobody_awaits_a_position_that_nobody_took",
     ),
     flaw(
-        "FLAW_CLEAR_NOT_SEEN_BY_COUNT",
-        COUNTER + "CLEARS=1 SPARE_CLEAR_WITHOUT_DOUBT",
-        "stored_size_is_exact",
+        "FLAW_CLEAR_IN_TWO_STORES",
+        READER + "CAP=2 CLEARS=1",
+        "nobody_awaits_a_position_that_nobody_took",
+    ),
+    flaw(
+        "FLAW_CURSOR_READ_AFTER_CLEAR",
+        READER + "CAP=3 CLEARS=1",
+        "nobody_awaits_a_position_that_nobody_took",
+    ),
+    flaw(
+        "FLAW_NOBODY_MOVES_THE_CURSOR",
+        "LEARNERS=0 CAP=3 CLEARS=1",
+        "a_clear_costs_an_add_one_claim",
+    ),
+    flaw(
+        "FLAW_CLEAR_OVERLOOKED_BY_ADD",
+        "LEARNERS=0 CAP=2 CLEARS=1",
+        "no_row_is_added_behind_a_clear",
     ),
     # The learner.
     flaw("FLAW_CLEAR_LEAVES_THE_LEAVES", SEEN + "CLEARS=1 LEARNER_OPS=1", "no_leaf_without_a_row"),
@@ -200,12 +219,6 @@ FLAWS = [
         short=False,
     ),
     # Not flaws: what the code does twice over. Each of these alone may go, and nothing fails.
-    flaw(
-        "SPARE_CLEAR_WITHOUT_DOUBT",
-        "CAP=1 LEARNERS=0 OBSERVERS=1 CLEARS=1 DEATHS=1",
-        "",
-        short=False,
-    ),
     flaw("SPARE_UPDATE_TRUSTS_WORD", "CAP=1 LEARNERS=2", "", short=False),
     flaw("SPARE_UPDATE_TRUSTS_LEAF_SEQ", "CAP=1 LEARNERS=2", "", short=False),
     flaw("SPARE_FAILED_DRAW_EXPECTS_NOTHING", "CAP=1 LEARNERS=2", "", short=False),

@@ -71,6 +71,17 @@ struct HeapWriter {
 };
 
 inline bool nobody_is_dead(unsigned, std::uint64_t) { return false; }
+// The position that add() takes next, for one row.
+inline std::uint64_t take_position(HeapRing& heap, std::uint64_t cleared) {
+    for (;;) {
+        const auto [first, end] = heap.ring.take_positions(1, cleared);
+        if (first != end) return first;
+    }
+}
+inline std::uint64_t take_position(HeapRing& heap) {
+    return take_position(heap, heap.ring.clear_before());
+}
+
 inline bool everybody_is_dead(unsigned, std::uint64_t) { return true; }
 
 // A row of `words` 64-bit words: its number, words mixed from it, and the sum of them all.

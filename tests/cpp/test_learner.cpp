@@ -101,7 +101,7 @@ AddOutcome add_rows(HeapRing& heap, HeapWriter& writer, std::uint64_t count,
 
 std::uint64_t claim_next(HeapRing& heap, HeapWriter& writer) {
     bool fresh = false;
-    const std::uint64_t seq = heap.counters->cursor.fetch_add(1);
+    const std::uint64_t seq = take_position(heap);
     REQUIRE(heap.ring.claim(seq % heap.ring.capacity(), seq, heap.ring.clear_before(),
                             writer.writer(), nobody_is_dead, fresh));
     return seq;
@@ -418,7 +418,7 @@ TEST_CASE("a clear by another process: old rows are neither drawn nor updated") 
     Generator generator;
     Batch batch(32);
     all.learner->sample(32, 0.4, generator, batch.target());
-    all.heap.ring.clear(other.writer());
+    all.heap.ring.clear();
     CHECK(update_one(*all.learner, 1, 0, 5.0F) == 1);
     CHECK_THROWS_WITH_AS(all.learner->sample(1, 0.4, generator, batch.target()),
                          "no rows have been added since it was cleared", EmptyBuffer);
@@ -428,7 +428,7 @@ TEST_CASE("a clear by another process: old rows are neither drawn nor updated") 
     for (const std::uint64_t row : batch.ids) CHECK(row > 11);
     require_rows_folded(all);
     CHECK(all.line->sampleable == 3);
-    all.heap.ring.clear(other.writer());
+    all.heap.ring.clear();
     add_rows(all.heap, writer, 20, id);  // more than a lap between clear and fold
     all.learner->fold();
     require_rows_folded(all);
@@ -443,7 +443,7 @@ TEST_CASE("a hole from before a clear does not come back") {
     add_rows(all.heap, writer, 3, id);
     const std::uint64_t held = claim_next(all.heap, sleeper);
     all.learner->fold();
-    all.heap.ring.clear(writer.writer());
+    all.heap.ring.clear();
     commit_claim(all.heap, held, 5);
     all.learner->fold();
     CHECK(all.learner->total() == 0);
@@ -593,7 +593,7 @@ TEST_CASE("random operations against a plain model") {
                     }
                     break;
                 case 4: {  // a claim that stays open
-                    const std::uint64_t seq = all.heap.counters->cursor.fetch_add(1);
+                    const std::uint64_t seq = take_position(all.heap);
                     HeapWriter& sleeper = sleepers.emplace_back(next_number);
                     next_number = 3 + (next_number - 2) % 1000;
                     bool fresh = false;
@@ -612,7 +612,7 @@ TEST_CASE("random operations against a plain model") {
                     }
                     break;
                 case 7:
-                    if (random() % 4 == 0) all.heap.ring.clear(other.writer());
+                    if (random() % 4 == 0) all.heap.ring.clear();
                     break;
                 case 8:
                     if (random() % 4 == 0) all.take_over();
@@ -760,9 +760,9 @@ TEST_CASE("clears and deaths among explorers and one learner: the leaves settle"
                                                       sizeof row);
                                       return leaf_of_row(row);
                                   });
-                if (life % 40 == 39) all.heap.ring.clear(writer.writer());
+                if (life % 40 == 39) all.heap.ring.clear();
                 // Dies with a claim, or with a position that it never claims.
-                const std::uint64_t seq = all.heap.counters->cursor.fetch_add(1);
+                const std::uint64_t seq = take_position(all.heap);
                 bool fresh = false;
                 if (life % 3 != 0) {
                     all.heap.ring.claim(seq % capacity, seq, all.heap.ring.clear_before(),

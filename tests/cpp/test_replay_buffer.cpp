@@ -182,27 +182,23 @@ class RawView {
     std::size_t bytes_ = 0;
 };
 
-enum class Step { busy, position, claim, half_a_copy, commit, raise, cleared_position, cleared };
-constexpr Step all_steps[] = {
-    Step::busy,  Step::position,         Step::claim,  Step::half_a_copy, Step::commit,
-    Step::raise, Step::cleared_position, Step::cleared};
+enum class Step { busy, position, claim, half_a_copy, commit, raise, cleared };
+constexpr Step all_steps[] = {Step::busy,   Step::position, Step::claim,  Step::half_a_copy,
+                              Step::commit, Step::raise,    Step::cleared};
 
 // The steps of add(), or of clear(), by hand, up to `last`.
 void work_until(const RawView& raw, unsigned number, Step last, std::uint64_t id) {
     SlotRing ring = raw.ring;
     const RingWriter writer = raw.writer(number);
-    writer.busy->store(writer.epoch);
-    if (last == Step::busy) return;
-    if (last >= Step::cleared_position) {
-        const std::uint64_t capacity = ring.capacity();
-        const std::uint64_t next = (ring.position() + capacity - 1) / capacity * capacity;
-        raw.counters->cursor = next;
-        if (last == Step::cleared) raw.counters->clear_before = next;
+    if (last == Step::cleared) {
+        ring.clear();
         return;
     }
+    writer.busy->store(writer.epoch);
+    if (last == Step::busy) return;
     const std::uint64_t filled = raw.counters->filled;
-    const std::uint64_t seq = raw.counters->cursor.fetch_add(1);
-    if (last == Step::position) return;
+    const auto [seq, end] = ring.take_positions(1, ring.clear_before());
+    if (last == Step::position || seq == end) return;
     bool fresh = false;
     const std::uint64_t slot = seq % ring.capacity();
     const bool claimed =
@@ -1004,7 +1000,37 @@ TEST_CASE("stored size when the killed process's number is taken again before an
     }
 }
 
-TEST_CASE("stored size does not fall below 0 while somebody stands still in a clear") {
+TEST_CASE("between a clear and the next add every call finds the buffer empty") {
+    const Watchdog watchdog;
+    const ScratchDirectory scratch;
+    const auto buffer = create(scratch, 100);
+    const auto other = attach(scratch);
+    const RawView raw(*buffer);
+    Batch batch(8);
+    for (std::uint64_t rows = 1; rows < 250; rows += 31) {
+        CAPTURE(rows);
+        for (std::uint64_t id = 1; id <= rows; ++id) add(*buffer, id);
+        CHECK(sample(*buffer, batch));
+        const std::uint64_t cursor = raw.counters->cursor;
+        const std::uint64_t folded = buffer->learner_status().rows_folded;
+        clear(*other);
+        CHECK(raw.counters->cursor == cursor);
+        CHECK(buffer->next_slot() == 0);
+        CHECK(size(*buffer) == 0);
+        CHECK(ids(*buffer).empty());
+        CHECK_THROWS_AS(sample_uniform(*other, batch), EmptyBuffer);
+        CHECK_THROWS_AS(sample(*buffer, batch), EmptyBuffer);
+        CHECK(add(*other, 1000) == 0);
+        CHECK(size(*buffer) == 1);
+        CHECK(ids(*buffer) == std::set<std::uint64_t>{1000});
+        CHECK(sample_uniform(*other, batch));
+        CHECK(sample(*buffer, batch));
+        // The new row, and none of the positions that the clear passed over.
+        CHECK(buffer->learner_status().rows_folded == folded + 1);
+    }
+}
+
+TEST_CASE("stored size does not fall below 0 after a clear") {
     const Watchdog watchdog;
     const ScratchDirectory scratch;
     const auto buffer = create(scratch, 4);
@@ -1014,10 +1040,7 @@ TEST_CASE("stored size does not fall below 0 while somebody stands still in a cl
     child->hear();
     child->kill_to_zombie();
     CHECK(size(*buffer) == 3);  // it remembers the claim
-    // The steps of clear() up to, and without, its doubt.
-    const std::uint64_t next = (raw.ring.position() + 3) / 4 * 4;
-    raw.counters->cursor = next;
-    raw.counters->clear_before = next;
+    SlotRing(raw.ring).clear();
     raw.counters->filled = filled_word::next(raw.counters->filled, 0);
     CHECK(size(*buffer) == 0);
 }

@@ -21,7 +21,7 @@ Scene scene_of(StopPoint point) {
     if (point <= StopPoint::filled_raised || point >= StopPoint::number_locked) {
         return Scene::writing;
     }
-    if (point <= StopPoint::clear_doubted) return Scene::clearing;
+    if (point <= StopPoint::cursor_behind_clear) return Scene::clearing;
     if (point == StopPoint::row_copied) return Scene::reading;
     return point <= StopPoint::line_odd ? Scene::learning : Scene::segment;
 }
