@@ -10,6 +10,7 @@ import signal
 import stat
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -810,6 +811,66 @@ def test_use_after_fork_in_the_child():
     assert (myself.pid, myself.rows) == (os.getpid(), 3)
     assert buffer.rows_added() == 5
     assert buffer.sample(5)["a"].shape == (5, 1)
+
+
+def test_a_child_forked_while_a_thread_creates_a_buffer_does_not_keep_its_name(
+    monkeypatch, segment_file
+):
+    halfway, forked = threading.Event(), threading.Event()
+
+    def progress(_, done):
+        halfway.set()
+        assert forked.wait(30)
+
+    def create_and_close(name):
+        with ReplayBuffer(1000, {"a": {"shape": 1000}}, name=name) as buffer:
+            buffer.add(a=np.ones(1000))
+
+    monkeypatch.setattr("mpbuffer.buffer._CreationLog.__call__", progress)
+    children = []
+    try:
+        for name in ("halfway.0", "halfway.1", "halfway.2"):
+            halfway.clear()
+            forked.clear()
+            creating = threading.Thread(target=create_and_close, args=(name,))
+            creating.start()
+            assert halfway.wait(30)
+            child = os.fork()
+            if child == 0:
+                time.sleep(60)
+                os._exit(0)
+            children.append(child)
+            forked.set()
+            creating.join(30)
+            assert not creating.is_alive()
+            assert not segment_file(name).exists()
+            create_and_close(name)
+            assert not segment_file(name).exists()
+    finally:
+        for child in children:
+            os.kill(child, signal.SIGKILL)
+            os.waitpid(child, 0)
+
+
+def test_a_child_forked_by_the_progress_of_a_creation_gets_an_error(monkeypatch):
+    parent, children = os.getpid(), []
+
+    def progress(_, done):
+        if not children:
+            children.append(os.fork())
+
+    monkeypatch.setattr("mpbuffer.buffer._CreationLog.__call__", progress)
+    said = None
+    try:
+        buffer = ReplayBuffer(1000, {"a": {"shape": 1000}})
+    except mpbuffer.BufferClosed as error:
+        said = str(error)
+    finally:
+        if os.getpid() != parent:
+            os._exit(0 if said and "forked in the middle of it" in said else 1)
+    assert wait_for_child(children[0]) == 0
+    assert buffer.add(a=np.ones(1000)) == 0
+    buffer.close()
 
 
 def test_a_child_that_never_used_the_buffer_changes_nothing():

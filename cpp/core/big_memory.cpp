@@ -19,6 +19,7 @@
 #include <vector>
 
 #include "error.hpp"
+#include "fork_watch.hpp"
 #include "guard.hpp"
 #include "shared_work.hpp"
 
@@ -86,6 +87,11 @@ class Suppliers {
     }
     ~Suppliers() {
         pieces_.give_up();
+        // In a child that progress has forked these threads are not there to be joined.
+        if (fork_generation() != made_in_) {
+            (void)new std::vector<std::thread>(std::move(threads_));
+            return;
+        }
         for (std::thread& thread : threads_) thread.join();
     }
     Suppliers(const Suppliers&) = delete;
@@ -105,6 +111,7 @@ class Suppliers {
     }
 
     Pieces& pieces_;
+    const std::uint64_t made_in_ = fork_generation();
     std::mutex mutex_;
     std::condition_variable ended_;
     std::size_t busy_;

@@ -10,6 +10,7 @@
 #include <string>
 
 #include "error.hpp"
+#include "passing_descriptor.hpp"
 
 namespace mpbuffer {
 
@@ -69,11 +70,6 @@ std::string file_system_of(int fd) {
     return type;
 }
 
-struct ClosedAtEnd {
-    int fd;
-    ~ClosedAtEnd() { ::close(fd); }
-};
-
 }  // namespace
 
 std::string descriptor_path(int fd) {
@@ -131,16 +127,16 @@ int move_above_standard_streams(int fd) {
 }
 
 void require_ofd_locks(int data_fd) {
-    const ClosedAtEnd mine{open_lock_descriptor(data_fd)};
-    const ClosedAtEnd other{open_lock_descriptor(data_fd)};
+    const PassingDescriptor mine([&] { return open_lock_descriptor(data_fd); });
+    const PassingDescriptor other([&] { return open_lock_descriptor(data_fd); });
     const std::string refused = "cannot use " + descriptor_path(data_fd) + " on " +
                                 file_system_of(data_fd) + ": open-file-description locks ";
     bool granted_twice;
     try {
-        const bool granted = try_lock(mine.fd, lock_byte::guard, LockKind::exclusive);
-        granted_twice = granted && try_lock(other.fd, lock_byte::guard, LockKind::exclusive);
-        unlock(other.fd, lock_byte::guard);
-        unlock(mine.fd, lock_byte::guard);
+        const bool granted = try_lock(mine.number(), lock_byte::guard, LockKind::exclusive);
+        granted_twice = granted && try_lock(other.number(), lock_byte::guard, LockKind::exclusive);
+        unlock(other.number(), lock_byte::guard);
+        unlock(mine.number(), lock_byte::guard);
     } catch (const SystemFailure& failure) {
         throw SystemFailure(refused + "are refused: " + errno_sentence(failure.code) +
                                 "; expected a file system that has them, such as tmpfs",

@@ -12,16 +12,18 @@ namespace {
 
 // Made at load time and never destroyed: a function's static could be in the making, its guard
 // held, when another thread forks; and handles may outlive static destructors.
-constinit Mutex list_mutex;
-static_assert(std::is_trivially_destructible_v<Mutex>);
+constinit RecursiveMutex list_mutex;
+static_assert(std::is_trivially_destructible_v<RecursiveMutex>);
 
 ForkWatched* first_watched = nullptr;
 
 }  // namespace
 
 void notify_fork_watched() noexcept {
-    for (ForkWatched* each = first_watched; each != nullptr; each = each->next_) {
+    for (ForkWatched* each = first_watched; each != nullptr;) {
+        ForkWatched* const next = each->next_;
         each->after_fork_in_child();
+        each = next;
     }
 }
 
@@ -32,7 +34,8 @@ void after_fork_in_parent() { list_mutex.unlock_around_fork(); }
 void after_fork_in_child_process() {
     fork_generation_counter.fetch_add(1, std::memory_order_relaxed);
     notify_fork_watched();
-    list_mutex.unlock_around_fork();
+    // Not unlocked: the mutex knows its owner by a thread id that the child does not have.
+    list_mutex.renew_in_child();
 }
 
 [[maybe_unused]] const int installed =
@@ -43,7 +46,8 @@ void after_fork_in_child_process() {
 ForkPause::ForkPause() : guard_(list_mutex) {}
 
 void ForkWatched::watch() {
-    const Guard guard(list_mutex);
+    const RecursiveGuard guard(list_mutex);
+    if (watched_) return;
     next_ = first_watched;
     if (next_ != nullptr) next_->previous_ = this;
     first_watched = this;
@@ -51,7 +55,11 @@ void ForkWatched::watch() {
 }
 
 void ForkWatched::unwatch() {
-    const Guard guard(list_mutex);
+    const RecursiveGuard guard(list_mutex);
+    take_out();
+}
+
+void ForkWatched::take_out() noexcept {
     if (!watched_) return;
     if (previous_ != nullptr) {
         previous_->next_ = next_;

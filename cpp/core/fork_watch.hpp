@@ -28,22 +28,28 @@ class ForkWatched {
     // time between the two.
     void watch();
     void unwatch();
+    bool is_watched() const { return watched_; }
+    // unwatch() for after_fork_in_child() alone. An object that may be on another thread's stack
+    // has to: the child uses that memory again.
+    void unwatch_in_child() noexcept { take_out(); }
 
   private:
     friend void notify_fork_watched() noexcept;
+    void take_out() noexcept;
     ForkWatched* previous_ = nullptr;
     ForkWatched* next_ = nullptr;
     bool watched_ = false;
 };
 
-// While one lives no thread of this process forks: for opening a descriptor that a child must
-// close. Not to be held while watch() or unwatch() is called.
+// While one lives no other thread of this process forks: for opening a descriptor or a mapping and
+// having it watched. Pauses nest. Never held while a callback runs, nor while something is waited
+// for: os.fork() waits for the end of the pause and keeps the GIL meanwhile.
 class ForkPause {
   public:
     ForkPause();
 
   private:
-    const Guard guard_;
+    const RecursiveGuard guard_;
 };
 
 extern std::atomic<std::uint64_t> fork_generation_counter;

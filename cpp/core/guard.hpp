@@ -142,6 +142,11 @@ class BasicGuard {
 using Mutex = GuardedMutex<std::mutex>;
 using Guard = BasicGuard<std::mutex, &std::mutex::try_lock, &std::mutex::lock, &std::mutex::unlock>;
 
+// Taken again by a thread that holds it.
+using RecursiveMutex = GuardedMutex<std::recursive_mutex>;
+using RecursiveGuard = BasicGuard<std::recursive_mutex, &std::recursive_mutex::try_lock,
+                                  &std::recursive_mutex::lock, &std::recursive_mutex::unlock>;
+
 // Held by many at once, or by one alone.
 using SharedMutex = GuardedMutex<std::shared_mutex>;
 using GuardOfMany = BasicGuard<std::shared_mutex, &std::shared_mutex::try_lock_shared,

@@ -19,6 +19,8 @@
 
 #include "error.hpp"
 #include "file_locks.hpp"
+#include "fork_watch.hpp"
+#include "passing_descriptor.hpp"
 #include "process_table.hpp"
 #include "shared_segment.hpp"
 #include "slot_ring.hpp"
@@ -40,13 +42,18 @@ void acquire_fence() {
 // Only what is wrong at each of so many looks, with a pause before each, is damage.
 constexpr int looks = 5;
 
-class ReadOnlyFile {
+// Of this process alone: a child that is forked meanwhile does not keep the file.
+class ReadOnlyFile final : private ForkWatched {
   public:
-    ReadOnlyFile(const std::string& path, const std::string& verb) {
-        do {
-            fd_ = open(path.c_str(), O_RDONLY | O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC);
-        } while (fd_ == -1 && errno == EINTR);
-        if (fd_ == -1) {
+    ReadOnlyFile(const std::string& path, const std::string& verb)
+        : file_([&path] {
+              int fd;
+              do {
+                  fd = open(path.c_str(), O_RDONLY | O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC);
+              } while (fd == -1 && errno == EINTR);
+              return fd;
+          }) {
+        if (file_.number() == -1) {
             switch (errno) {
                 case ENOENT:
                 case ENOTDIR: throw SegmentNotFound(verb + ": there is no " + path);
@@ -58,21 +65,15 @@ class ReadOnlyFile {
                 default: throw_system_failure(verb + ": " + path, errno);
             }
         }
-        try {
-            check_and_map(path, verb);
-        } catch (...) {
-            ::close(fd_);
-            throw;
-        }
+        check_and_map(path, verb);
     }
-    ReadOnlyFile(const ReadOnlyFile&) = delete;
-    ReadOnlyFile& operator=(const ReadOnlyFile&) = delete;
-    ~ReadOnlyFile() {
+    ~ReadOnlyFile() override {
+        const ForkPause pause;
+        unwatch();
         if (data_ != nullptr) munmap(data_, size_);
-        ::close(fd_);
     }
 
-    int descriptor() const { return fd_; }
+    int descriptor() const { return file_.number(); }
     std::byte* data() const { return static_cast<std::byte*>(data_); }
     std::size_t size() const { return size_; }
     unsigned mode() const { return mode_; }
@@ -80,7 +81,7 @@ class ReadOnlyFile {
   private:
     void check_and_map(const std::string& path, const std::string& verb) {
         struct stat facts;
-        if (fstat(fd_, &facts) == -1) throw_system_failure(verb + ": " + path, errno);
+        if (fstat(file_.number(), &facts) == -1) throw_system_failure(verb + ": " + path, errno);
         if (!S_ISREG(facts.st_mode)) {
             throw SegmentMismatch(verb + ": " + path + " is not a regular file");
         }
@@ -92,12 +93,18 @@ class ReadOnlyFile {
         mode_ = facts.st_mode & 07777;
         size_ = static_cast<std::size_t>(facts.st_size);
         if (size_ < header_bytes) return;  // read_header() tells
-        void* const memory = mmap(nullptr, size_, PROT_READ, MAP_SHARED, fd_, 0);
+        const ForkPause pause;
+        void* const memory = mmap(nullptr, size_, PROT_READ, MAP_SHARED, file_.number(), 0);
         if (memory == MAP_FAILED) throw_system_failure(verb + ": " + path + " (mmap)", errno);
         data_ = memory;
+        watch();
+    }
+    void after_fork_in_child() noexcept override {
+        munmap(std::exchange(data_, nullptr), size_);
+        unwatch_in_child();
     }
 
-    int fd_ = -1;
+    PassingDescriptor file_;
     void* data_ = nullptr;
     std::size_t size_ = 0;
     unsigned mode_ = 0;

@@ -46,6 +46,7 @@ std::unique_ptr<ReplayBuffer> ReplayBuffer::create(const BufferSettings& setting
     buffer->start();
     stop_point(StopPoint::segment_written);
     buffer->segment_.publish();
+    buffer->keep_in_children();
     return buffer;
 }
 
@@ -56,6 +57,7 @@ std::unique_ptr<ReplayBuffer> ReplayBuffer::open(SharedSegment segment) {
     std::unique_ptr<ReplayBuffer> buffer(
         new ReplayBuffer(std::move(segment), header, std::move(description)));
     buffer->start();
+    buffer->keep_in_children();
     return buffer;
 }
 

@@ -34,6 +34,8 @@ class SegmentHandle : private ForkWatched {
 
     // The second half of construction: what needs the object to be whole.
     void start();
+    // The end of construction: from here on a forked child has the handle too.
+    void keep_in_children() { segment_.keep_in_children(); }
     // Gives up the role, leaves the process table, unmaps; removes the segment's name if nobody
     // else is left. Twice is once.
     void leave() noexcept;

@@ -14,6 +14,7 @@
 #include <cstring>
 #include <ctime>
 #include <filesystem>
+#include <optional>
 #include <utility>
 
 #include "error.hpp"
@@ -30,23 +31,8 @@ constexpr std::size_t largest_piece = std::size_t{64} << 20;
 constexpr std::size_t smallest_piece = std::size_t{256} << 10;
 constexpr int patience_in_milliseconds = 100;  // with whoever is removing a file
 
-class Descriptor {
-  public:
-    explicit Descriptor(int fd) : fd_(fd) {}
-    Descriptor(const Descriptor&) = delete;
-    Descriptor& operator=(const Descriptor&) = delete;
-    ~Descriptor() {
-        if (fd_ >= 0) ::close(fd_);
-    }
-    int get() const { return fd_; }
-    int release() { return std::exchange(fd_, -1); }
-
-  private:
-    int fd_;
-};
-
-// A lock for a moment. Released by hand, because a child forked meanwhile shares the description
-// and would keep the lock after our close.
+// A lock for a moment. Released by hand, because a child forked meanwhile shares the description,
+// and with it the lock, until it gets to close its copy.
 class PassingLock {
   public:
     PassingLock(int fd, std::uint64_t byte, LockKind kind)
@@ -121,21 +107,23 @@ Removal remove_if_dead(const std::string& path, bool temporary, bool look_only =
         return errno == ENOENT ? Removal::absent : Removal::not_ours;
     }
     if (!S_ISREG(facts.st_mode) || facts.st_uid != geteuid()) return Removal::not_ours;
-    const Descriptor file(open_retrying(path.c_str(), O_RDWR | O_NOFOLLOW | O_NONBLOCK));
-    if (file.get() < 0) return errno == ENOENT ? Removal::absent : Removal::not_ours;
-    if (fstat(file.get(), &facts) == -1 || !S_ISREG(facts.st_mode) || facts.st_uid != geteuid()) {
+    const PassingDescriptor file(
+        [&] { return open_retrying(path.c_str(), O_RDWR | O_NOFOLLOW | O_NONBLOCK); });
+    if (file.number() < 0) return errno == ENOENT ? Removal::absent : Removal::not_ours;
+    if (fstat(file.number(), &facts) == -1 || !S_ISREG(facts.st_mode) ||
+        facts.st_uid != geteuid()) {
         return Removal::not_ours;
     }
-    const PassingLock nobody_left(file.get(), lock_byte::presence, LockKind::exclusive);
+    const PassingLock nobody_left(file.number(), lock_byte::presence, LockKind::exclusive);
     if (!nobody_left.held()) {
         // One question: whoever held the lock a moment ago may have removed the file since.
-        return held_shared_elsewhere(file.get(), lock_byte::presence) &&
-                       resolves_to(path, file.get())
+        return held_shared_elsewhere(file.number(), lock_byte::presence) &&
+                       resolves_to(path, file.number())
                    ? Removal::in_use
                    : Removal::being_removed;
     }
-    if (!resolves_to(path, file.get())) return Removal::being_removed;
-    if (!looks_like_segment(file.get(), temporary)) return Removal::not_ours;
+    if (!resolves_to(path, file.number())) return Removal::being_removed;
+    if (!looks_like_segment(file.number(), temporary)) return Removal::not_ours;
     if (!look_only && unlink(path.c_str()) == -1 && errno != ENOENT) return Removal::not_ours;
     return Removal::removed;
 }
@@ -181,13 +169,13 @@ std::vector<std::string> names_in(const std::string& directory) {
 }
 
 // Some kernels and sandboxes make a file without a name but refuse to give it one later; found
-// out with an empty file, as giving a name works only once.
+// out with an empty file, as giving a name works only once. Under a ForkPause.
 int open_nameless(const std::string& directory) {
     const int flags = O_TMPFILE | O_RDWR;
-    const Descriptor trial(open_retrying(directory.c_str(), flags, 0600));
-    if (trial.get() < 0) return -1;
+    const PassingDescriptor trial([&] { return open_retrying(directory.c_str(), flags, 0600); });
+    if (trial.number() < 0) return -1;
     const std::string path = path_of(directory, temporary_prefix + default_name());
-    const std::string link = "/proc/self/fd/" + std::to_string(trial.get());
+    const std::string link = "/proc/self/fd/" + std::to_string(trial.number());
     if (linkat(AT_FDCWD, link.c_str(), AT_FDCWD, path.c_str(), AT_SYMLINK_FOLLOW) == -1) return -1;
     unlink(path.c_str());
     return open_retrying(directory.c_str(), flags, 0600);
@@ -277,6 +265,9 @@ SharedSegment::SharedSegment(SharedSegment&& other) noexcept { *this = std::move
 SharedSegment& SharedSegment::operator=(SharedSegment&& other) noexcept {
     if (this == &other) return *this;
     close();
+    const ForkPause pause;
+    if (other.is_watched()) watch();
+    other.unwatch();
     data_ = std::exchange(other.data_, nullptr);
     size_ = std::exchange(other.size_, 0);
     data_fd_ = std::move(other.data_fd_);
@@ -288,6 +279,24 @@ SharedSegment& SharedSegment::operator=(SharedSegment&& other) noexcept {
 }
 
 SharedSegment::~SharedSegment() { close(); }
+
+void SharedSegment::take(PassingDescriptor& file) {
+    const ForkPause pause;
+    data_fd_ = OwnedDescriptor(file.release(pause));
+    watch();
+}
+
+void SharedSegment::let_go() noexcept {
+    if (data_ != nullptr) munmap(data_, size_);
+    data_fd_.close();
+    data_ = nullptr;
+    size_ = 0;
+}
+
+void SharedSegment::after_fork_in_child() noexcept {
+    let_go();
+    unwatch_in_child();
+}
 
 SharedSegment SharedSegment::create(const std::string& name, std::size_t bytes,
                                     const SegmentOptions& options) {
@@ -305,9 +314,9 @@ SharedSegment SharedSegment::create(const std::string& name, std::size_t bytes,
     require_room(bytes, "create '" + name + "'", options.directory, options.memory_roots);
 
     if (!options.force_named_creation) {
-        segment.data_fd_ = OwnedDescriptor(open_nameless(segment.directory_));
-        if (segment.is_open()) {
-            const int fd = segment.data_fd_.number();
+        PassingDescriptor file([&] { return open_nameless(segment.directory_); });
+        if (const int fd = file.number(); fd >= 0) {
+            segment.take(file);
             stop_point(StopPoint::segment_made);
             fchmod(fd, 0600);  // whatever the umask took away
             require_ofd_locks(fd);
@@ -319,31 +328,42 @@ SharedSegment SharedSegment::create(const std::string& name, std::size_t bytes,
     for (int attempt = 0; !segment.is_open(); ++attempt) {
         const std::string path = path_of(segment.directory_, temporary_prefix + default_name());
         const int flags = O_RDWR | O_CREAT | O_EXCL | O_NOFOLLOW;
-        Descriptor file(open_retrying(path.c_str(), flags, 0600));
-        if (file.get() < 0) throw_creation_failure(verb, options.directory, errno);
+        PassingDescriptor file([&] { return open_retrying(path.c_str(), flags, 0600); });
+        if (file.number() < 0) throw_creation_failure(verb, options.directory, errno);
         stop_point(StopPoint::segment_made);
-        fchmod(file.get(), 0600);
+        fchmod(file.number(), 0600);
         bool present = false;
         try {
-            present = take_presence(file.get());  // at once, before a sweep comes
-        } catch (const SystemFailure&) {          // the question below tells why
+            present = take_presence(file.number());  // at once, before a sweep comes
+        } catch (const SystemFailure&) {             // the question below tells why
         }
         try {
-            require_ofd_locks(file.get());
+            require_ofd_locks(file.number());
         } catch (const Error&) {
             unlink(path.c_str());
             throw;
         }
         struct stat facts;
-        if (present && fstat(file.get(), &facts) == 0 && facts.st_nlink > 0) {
-            segment.data_fd_ = OwnedDescriptor(file.release());
+        if (present && fstat(file.number(), &facts) == 0 && facts.st_nlink > 0) {
+            segment.take(file);
             segment.path_ = path;
             stop_point(StopPoint::segment_present);
         } else if (attempt == 100) {
             throw_creation_failure(verb, options.directory, EBUSY);
         }
     }
-    segment.make_pages(bytes, verb, options);
+    // A child that progress has forked goes on in here, and has nothing to go on with.
+    SegmentOptions in_this_process = options;
+    if (options.progress) {
+        in_this_process.progress = [&, maker = fork_generation()](std::size_t done) {
+            options.progress(done);
+            if (fork_generation() == maker) return;
+            throw BufferClosed(verb +
+                               ": this process was forked in the middle of it, and its parent has "
+                               "the segment; create or attach in the child after the fork");
+        };
+    }
+    segment.make_pages(bytes, verb, in_this_process);
     stop_point(StopPoint::segment_allocated);
     return segment;
 }
@@ -389,8 +409,9 @@ SharedSegment SharedSegment::attach(const std::string& name, const SegmentOption
     const std::string& path = segment.path_;
     const std::string verb = "cannot attach '" + name + "'";
     for (int attempt = 0; attempt < patience_in_milliseconds; ++attempt) {
-        Descriptor file(open_retrying(path.c_str(), O_RDWR | O_NOFOLLOW | O_NONBLOCK));
-        if (file.get() < 0) {
+        PassingDescriptor file(
+            [&] { return open_retrying(path.c_str(), O_RDWR | O_NOFOLLOW | O_NONBLOCK); });
+        if (file.number() < 0) {
             switch (errno) {
                 case ENOENT:
                 case ENOTDIR:
@@ -406,14 +427,14 @@ SharedSegment SharedSegment::attach(const std::string& name, const SegmentOption
             }
         }
         stop_point(StopPoint::attach_opened);
-        const std::size_t bytes = require_segment_file(file.get(), path, verb);
-        PassingLock presence(file.get(), lock_byte::presence, LockKind::shared);
+        const std::size_t bytes = require_segment_file(file.number(), path, verb);
+        PassingLock presence(file.number(), lock_byte::presence, LockKind::shared);
         struct stat facts;
-        if (presence.held() && fstat(file.get(), &facts) == 0 && facts.st_nlink > 0) {
+        if (presence.held() && fstat(file.number(), &facts) == 0 && facts.st_nlink > 0) {
             segment.published_ = true;
             presence.keep();
             stop_point(StopPoint::attach_present);
-            segment.data_fd_ = OwnedDescriptor(file.release());
+            segment.take(file);
             segment.map(bytes, verb);
             return segment;
         }
@@ -431,15 +452,15 @@ SharedSegment SharedSegment::attach_descriptor(int fd, const std::string& name,
     segment.name_ = name;
     segment.directory_ = absolute(options.directory);
     segment.path_ = path_of(segment.directory_, name);
-    Descriptor file(mpbuffer::open_lock_descriptor(fd));
+    PassingDescriptor file([&] { return mpbuffer::open_lock_descriptor(fd); });
     const std::size_t bytes =
-        require_segment_file(file.get(), "descriptor " + std::to_string(fd), verb);
-    if (!take_presence(file.get())) {
+        require_segment_file(file.number(), "descriptor " + std::to_string(fd), verb);
+    if (!take_presence(file.number())) {
         throw SegmentNotFound(verb + ": the file of descriptor " + std::to_string(fd) +
                               " is being removed; expected a buffer that some process has open");
     }
     segment.published_ = true;
-    segment.data_fd_ = OwnedDescriptor(file.release());
+    segment.take(file);
     segment.map(bytes, verb);
     return segment;
 }
@@ -463,6 +484,7 @@ void SharedSegment::make_pages(std::size_t bytes, const std::string& verb,
 }
 
 void SharedSegment::map(std::size_t bytes, const std::string& verb) {
+    const ForkPause pause;
     void* const memory =
         mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_SHARED, data_fd_.number(), 0);
     if (memory == MAP_FAILED) {
@@ -483,8 +505,9 @@ int SharedSegment::data_descriptor() const {
 int SharedSegment::fresh_description() const {
     if (!data_fd_.ours() && !path_.empty()) {
         const int flags = O_RDWR | O_NOFOLLOW | O_NONBLOCK;
-        Descriptor file(open_retrying(path_.c_str(), flags));
-        if (file.get() >= 0 && data_fd_.same_file(file.get())) return file.release();
+        const ForkPause pause;
+        PassingDescriptor file([&] { return open_retrying(path_.c_str(), flags); });
+        if (file.number() >= 0 && data_fd_.same_file(file.number())) return file.release(pause);
     }
     return mpbuffer::open_lock_descriptor(
         data_fd_.require("cannot open a descriptor for the locks of '" + name_ + "'"));
@@ -499,19 +522,20 @@ OwnedDescriptor SharedSegment::open_lock_descriptor() const {
 
 void SharedSegment::close(int lock_fd) noexcept {
     if (!is_open()) return;
-    OwnedDescriptor own;
+    std::optional<PassingDescriptor> own;
     if (lock_fd < 0) {
         try {
-            own = OwnedDescriptor(fresh_description());
-            lock_fd = own.number();
+            own.emplace([this] { return fresh_description(); });
+            lock_fd = own->number();
         } catch (const std::exception&) {  // the next sweep removes what we cannot
         }
     }
-    if (data_ != nullptr) munmap(data_, size_);
-    data_fd_.close();
+    {
+        const ForkPause pause;
+        let_go();
+        unwatch();
+    }
     stop_point(StopPoint::segment_unmapped);
-    data_ = nullptr;
-    size_ = 0;
     if (lock_fd >= 0 && !path_.empty()) {
         try {
             const PassingLock nobody_left(lock_fd, lock_byte::presence, LockKind::exclusive);

@@ -15,7 +15,11 @@
 // the first is touched, where the kernel can straight into the creator's page table: too little
 // room is NotEnoughMemory, never a bus error.
 //
-// A SharedSegment is for one thread at a time. After fork the child's copy is usable as it is.
+// A SharedSegment is for one thread at a time. A child that is forked before keep_in_children() has
+// no copy: its descriptor is closed and its mapping gone before the child runs, for the thread that
+// makes the segment is its parent's. (A close in the moment between that fork and the child's
+// handlers leaves the name to the next creation.) Forked later, the child's copy is usable as it
+// is.
 #pragma once
 
 #include <cstddef>
@@ -24,8 +28,10 @@
 #include <vector>
 
 #include "big_memory.hpp"
+#include "fork_watch.hpp"
 #include "memory_room.hpp"
 #include "owned_descriptor.hpp"
+#include "passing_descriptor.hpp"
 
 namespace mpbuffer {
 
@@ -41,18 +47,18 @@ struct SegmentOptions {
     MemoryRoots memory_roots;
 };
 
-class SharedSegment {
+class SharedSegment : private ForkWatched {
   public:
     SharedSegment() = default;
     SharedSegment(SharedSegment&& other) noexcept;
     SharedSegment& operator=(SharedSegment&& other) noexcept;
     SharedSegment(const SharedSegment&) = delete;
     SharedSegment& operator=(const SharedSegment&) = delete;
-    ~SharedSegment();
+    ~SharedSegment() override;
 
     // Zero-filled, mapped, wholly allocated, not visible yet. Sweeps first.
     // Throws SegmentExists, NotEnoughMemory, InvalidArgument, SystemFailure, and whatever
-    // progress throws; then nothing is left behind.
+    // progress throws; then nothing is left behind. BufferClosed in a child that progress forks.
     static SharedSegment create(const std::string& name, std::size_t bytes,
                                 const SegmentOptions& options = {});
 
@@ -69,6 +75,9 @@ class SharedSegment {
     static SharedSegment attach_descriptor(int fd, const std::string& name,
                                            const SegmentOptions& options = {});
 
+    // From here on a forked child has the segment open as its parent has.
+    void keep_in_children() { unwatch(); }
+
     std::byte* data() const { return data_; }
     std::size_t size() const { return size_; }
     const std::string& name() const { return name_; }
@@ -77,7 +86,8 @@ class SharedSegment {
     int data_descriptor() const;
     bool is_open() const { return data_fd_.present(); }
 
-    // A description for this process's own locks. SystemFailure if none can be opened.
+    // A description for this process's own locks. SystemFailure if none can be opened. Under a
+    // ForkPause, until the caller has it watched.
     OwnedDescriptor open_lock_descriptor() const;
 
     // Unmaps, closes, and removes the name if nobody else is left. lock_fd: a description of this
@@ -95,6 +105,9 @@ class SharedSegment {
     static std::vector<std::string> list(const std::string& directory = "/dev/shm");
 
   private:
+    void after_fork_in_child() noexcept override;
+    void take(PassingDescriptor& file);
+    void let_go() noexcept;
     int fresh_description() const;
     void make_pages(std::size_t bytes, const std::string& verb, const SegmentOptions& options);
     void map(std::size_t bytes, const std::string& verb);

@@ -55,6 +55,7 @@ std::unique_ptr<SharedWeights> SharedWeights::create(const WeightsSettings& sett
     weights->set_parts(settings.part_bytes);
     weights->publish(first);
     weights->segment_.publish();
+    weights->keep_in_children();
     return weights;
 }
 
@@ -65,6 +66,7 @@ std::unique_ptr<SharedWeights> SharedWeights::open(SharedSegment segment) {
     std::unique_ptr<SharedWeights> weights(
         new SharedWeights(std::move(segment), header, std::move(description)));
     weights->start();
+    weights->keep_in_children();
     return weights;
 }
 

@@ -2,6 +2,7 @@
 #include <unistd.h>
 
 #include <atomic>
+#include <chrono>
 #include <cstdint>
 #include <memory>
 #include <thread>
@@ -16,7 +17,7 @@ namespace {
 
 class Watched final : public ForkWatched {
   public:
-    Watched() { watch(); }
+    explicit Watched(bool stays = true) : stays_(stays) { watch(); }
     ~Watched() {
         if (watching_) unwatch();
     }
@@ -27,7 +28,11 @@ class Watched final : public ForkWatched {
     int notified = 0;
 
   private:
-    void after_fork_in_child() noexcept override { ++notified; }
+    void after_fork_in_child() noexcept override {
+        ++notified;
+        if (!stays_) unwatch_in_child();
+    }
+    bool stays_;
     bool watching_ = true;
 };
 
@@ -76,6 +81,51 @@ TEST_CASE("a grandchild is told again, and has a generation of its own") {
         });
         if (grandchild.wait() != 0) return 3;
         return fork_generation() == mine && watched.notified == 1 ? 0 : 4;
+    });
+    CHECK(child.wait() == 0);
+}
+
+TEST_CASE("an object that asks for it is no longer watched in the child") {
+    Watched first;
+    Watched leaving(false);
+    Watched last;
+    for (int round = 0; round < 2; ++round) {
+        ForkedChild child([&](const Channel&) {
+            if (first.notified != 1 || leaving.notified != 1 || last.notified != 1) return 1;
+            ForkedChild grandchild([&](const Channel&) {
+                leaving.stop_watching();
+                return first.notified == 2 && leaving.notified == 1 && last.notified == 2 ? 0 : 2;
+            });
+            return grandchild.wait();
+        });
+        CHECK(child.wait() == 0);
+    }
+}
+
+TEST_CASE("pauses nest, and watching goes on under them; forks wait for the last one's end") {
+    const Watchdog watchdog;
+    std::atomic<bool> forked{false};
+    std::thread forking;
+    {
+        const ForkPause pause;
+        Watched watched;
+        forking = std::thread([&forked] {
+            ForkedChild child([](const Channel&) { return 0; });
+            forked = true;
+            child.wait();
+        });
+        {
+            const ForkPause inner;
+        }
+        std::this_thread::sleep_for(std::chrono::milliseconds(20));
+        CHECK_FALSE(forked);
+    }
+    CHECK(comes_true([&forked] { return forked.load(); }));
+    forking.join();
+    ForkedChild child([](const Channel&) {
+        const ForkPause pause;
+        const Watched own;
+        return 0;
     });
     CHECK(child.wait() == 0);
 }

@@ -1000,6 +1000,44 @@ TEST_CASE("stored size when the killed process's number is taken again before an
     }
 }
 
+TEST_CASE("a child that another thread forks while a buffer is created does not keep its name") {
+    const Watchdog watchdog;
+    const ScratchDirectory scratch;
+    std::atomic<int> step{0};
+    SegmentOptions options = in(scratch);
+    options.progress = [&step](std::size_t) {
+        if (step != 0) return;
+        step = 1;
+        while (step != 2) std::this_thread::yield();
+    };
+    std::thread creating([&] {
+        const RingShape shape{50, sizeof(Row), 64, true, 0.6, 1e-4};
+        const auto buffer =
+            ReplayBuffer::create({"buffer", shape, 7, R"({"fields": []})", options});
+        add(*buffer, 1);
+        // From here on a child has it too.
+        ForkedChild child([&](const Channel&) {
+            add(*buffer, 2);
+            close(*buffer);
+            return 0;
+        });
+        CHECK(child.wait() == 0);
+        CHECK(ids(*buffer) == std::set<std::uint64_t>{1, 2});
+        close(*buffer);
+    });
+    CHECK(comes_true([&step] { return step == 1; }));
+    ForkedChild child([](const Channel& parent) {
+        parent.tell();
+        return stay_until_killed();
+    });
+    child.hear();
+    step = 2;
+    creating.join();
+    CHECK(scratch.is_empty());
+    const auto again = create(scratch, 50);
+    add(*again, 1);
+}
+
 TEST_CASE("between a clear and the next add every call finds the buffer empty") {
     const Watchdog watchdog;
     const ScratchDirectory scratch;
