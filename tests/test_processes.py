@@ -20,6 +20,7 @@ import pytest
 from watched_processes import (
     BufferElsewhere,
     StillRunning,
+    end_process,
     join_within,
     killed_at_the_end,
     python_started,
@@ -29,7 +30,7 @@ from watched_processes import (
 )
 
 import mpbuffer
-from mpbuffer import PrioritizedReplayBuffer, ReplayBuffer
+from mpbuffer import PrioritizedReplayBuffer, ReplayBuffer, inspection
 
 SHARED_MEMORY = Path("/dev/shm")
 EXPLORERS = 8
@@ -1079,6 +1080,122 @@ def test_fork_while_another_thread_uses_the_buffer(role, tmp_path):
     ended = run_python("-W", "ignore::DeprecationWarning", str(program), role, seconds=90)
     assert ended.returncode == 0, ended.stderr.decode()
     assert ended.stdout == b"done\n"
+
+
+# Numbers of handles; exec; other pid namespaces
+
+
+def test_short_lived_handles_leave_no_lines_behind():
+    with ReplayBuffer(100, {"a": {}}) as buffer:
+        for number in range(1100):
+            with mpbuffer.attach(buffer.name) as other:
+                other.add(a=number)
+                assert [line.number for line in other.processes()] == [1, 2]
+        assert [line.number for line in buffer.processes()] == [1]
+        assert buffer.rows_added() == 1100
+
+
+EXPLORES_AND_EXECS = """
+import os, sys
+import mpbuffer
+name, left = sys.argv[-2], int(sys.argv[-1])
+buffer = mpbuffer.attach(name)
+other = mpbuffer.attach(name)
+buffer.add(a=left)
+mine = [line for line in buffer.processes() if line.pid == os.getpid()]
+assert sorted(line.number for line in mine) == [2, 3], mine
+if left:
+    os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:-1], str(left - 1)])
+print("done", flush=True)
+sys.stdin.read()
+"""
+
+
+@pytest.mark.parametrize("execs", [12, pytest.param(1100, marks=slow)])
+def test_a_program_that_execs_itself_leaves_no_handles(execs, tmp_path):
+    script = tmp_path / "explorer.py"
+    script.write_text(EXPLORES_AND_EXECS)
+    with ReplayBuffer(2000, {"a": {}}) as buffer:
+        with python_started(str(script), buffer.name, str(execs)) as process:
+            assert process.stdout.readline() == b"done\n"
+            assert [line.number for line in buffer.processes()] == [1, 2, 3]
+            assert buffer.rows_added() == len(buffer) == execs + 1
+            process.communicate()
+        assert [line.number for line in buffer.processes()] == [1]
+
+
+ADDS_AND_EXECS = """
+import os, sys, threading, time
+import numpy as np
+import mpbuffer
+buffer = mpbuffer.attach(sys.argv[-1])
+rows = np.ones((1, 2**22))
+def add():
+    while True:
+        buffer.add(a=rows)
+threading.Thread(target=add, daemon=True).start()
+while len(buffer) < 2:
+    time.sleep(0.001)
+os.execv(sys.executable, [sys.executable, "-c", "print('replaced', flush=True); input()"])
+"""
+
+
+def test_a_claim_in_flight_at_an_exec_is_taken_over(tmp_path):
+    script = tmp_path / "explorer.py"
+    script.write_text(ADDS_AND_EXECS)
+    for _ in range(10):
+        with (
+            PrioritizedReplayBuffer(3, {"a": {"shape": 2**22, "dtype": "f8"}}) as buffer,
+            python_started(str(script), buffer.name) as process,
+        ):
+            assert process.stdout.readline() == b"replaced\n"
+            abandoned = inspection.inspect(buffer.name)["abandoned_claims"]
+            for number in range(2, 5):
+                buffer.add(a=np.full(2**22, number))
+            assert sorted(buffer.get_all_transitions()["a"][:, -1]) == [2, 3, 4]
+            (line,) = buffer.processes()
+            assert (line.pid, line.skips) == (os.getpid(), 0)
+            assert process.poll() is None
+        if abandoned:
+            return
+    pytest.fail("no claim was in flight at any exec")
+
+
+EXPLORES_ELSEWHERE = """
+import os, sys
+import mpbuffer
+with mpbuffer.attach(sys.argv[-1]) as buffer:
+    buffer.add(a=1)
+    states = {line.number: line.state for line in buffer.processes()}
+    assert states == {1: "?", 2: "R"}, states
+    print(os.getpid(), flush=True)
+    sys.stdin.readline()
+    buffer.add(a=2)
+"""
+
+
+def test_an_explorer_in_another_pid_namespace(tmp_path):
+    script = tmp_path / "explorer.py"
+    script.write_text(EXPLORES_ELSEWHERE)
+    elsewhere = ["unshare", "--pid", "--fork", "--kill-child"]
+    if subprocess.run([*elsewhere, "true"], capture_output=True).returncode != 0:
+        pytest.skip("no right to make a pid namespace")
+    with ReplayBuffer(10, {"a": {}}) as buffer:
+        for killed in (False, True):
+            with python_started(str(script), buffer.name, prefix=elsewhere) as process:
+                assert process.stdout.readline() == b"1\n"
+                assert [(line.pid, line.state) for line in buffer.processes()[1:]] == [(1, "?")]
+                if killed:
+                    children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+                    end_process(int(children.read_text()))
+                else:
+                    process.communicate(b"\n")
+                    assert process.returncode == 0
+                    assert len(buffer.processes()) == 1  # it has closed its handle
+        # Whether one of there was killed cannot be told from here.
+        assert [(line.pid, line.state) for line in buffer.processes()[1:]] == [(1, "?")]
+        buffer.add(a=[4, 5])
+        assert sorted(buffer.get_all_transitions()["a"].ravel()) == [1, 1, 2, 4, 5]
 
 
 # Too little room

@@ -60,6 +60,17 @@
 #define STALLS 0             /* writers that stop for good in the middle of a call and stay alive */
 #endif
 
+#ifndef CLOSES
+#define CLOSES 0             /* writers whose descriptors are closed, and who go on */
+#endif
+#ifndef EXECS
+#define EXECS 0              /* writers that are replaced by another program: a death that leaves
+                                pid and start time */
+#endif
+#ifndef ABROAD
+#define ABROAD 0             /* the writer that lies in another pid namespace than all others */
+#endif
+
 #define NUMBERS (WRITERS + 1)                     /* process numbers; 0 is nobody */
 #define COUNTING (OBSERVERS && ASKS)              /* else the count is left out: nobody reads it */
 #define EPOCHS (RESTARTS || defined(FLAW_NUMBER_TAKEN_WHILE_HELD))
@@ -137,15 +148,51 @@ bit doubtful[OBSERVERS];                          /* doubts != doubts_seen of th
 bit alive[NUMBERS];
 byte epoch[NUMBERS];
 bit enrolling[NUMBERS];                           /* byte locked, epoch not moved yet */
+#if CLOSES
+bit closed[NUMBERS];                              /* byte free all the same */
+#define CLOSED(number) closed[number]
+#else
+#define CLOSED(number) false
+#endif
+#if EXECS
+bit replaced[NUMBERS];                            /* dead by exec */
+#define REPLACED(number) replaced[number]
+#else
+#define REPLACED(number) false
+#endif
 #define DEAD(number, inc) (epoch[number] != (inc) || !alive[number])
+/* What can be proved: the byte is free, and the process has ended or has no longer mapped the
+ * segment. Of another pid namespace nothing can. */
+#define PROVABLE(number, inc)                                                                     \
+    (epoch[number] != (inc) || (!alive[number] && (number) != ABROAD))
 
 /* Budgets. */
 byte deaths_left = DEATHS, restarts_left = RESTARTS, stalls_left = STALLS;
+#if CLOSES
+byte closes_left = CLOSES;
+#define MAY_BE_CLOSED                                                                             \
+    if                                                                                            \
+    :: closes_left > 0 && !closed[me] -> closes_left--; closed[me] = 1                            \
+    :: true                                                                                       \
+    fi
+#else
+#define MAY_BE_CLOSED skip
+#endif
+#if EXECS
+byte execs_left = EXECS;
+#define MAY_EXEC                                                                                  \
+    if                                                                                            \
+    :: execs_left > 0 -> execs_left--; replaced[me] = 1; alive[me] = 0; goto died                 \
+    :: true                                                                                       \
+    fi
+#else
+#define MAY_EXEC skip
+#endif
 byte learner_deaths_left = LEARNERS - (LEARNERS > 0), learner_ops_left = LEARNER_OPS;
 byte running = WRITERS + (CLEARS > 0);            /* writers and clearer that are not done */
 
 /* Writers that differ in nothing but their number: let the first to claim be number 1. */
-#if LEARNERS && !COUNTING && WRITERS == 2 && !EXTRA_CALLS
+#if LEARNERS && !COUNTING && WRITERS == 2 && !EXTRA_CALLS && !ABROAD
 #define ALIKE
 bit started;
 #endif
@@ -153,6 +200,8 @@ bit started;
 /* Death and stop only before stores: before a load they leave the same behind as before the store
  * that comes next, and the load can always be made in time. */
 #define MAY_DIE                                                                                   \
+    MAY_BE_CLOSED;                                                                                \
+    MAY_EXEC;                                                                                     \
     if                                                                                            \
     :: deaths_left > 0 -> deaths_left--; alive[me] = 0; goto died                                 \
     :: stalls_left > 0 -> stalls_left--; goto done                                                \
@@ -215,8 +264,12 @@ inline inherit()
 #define PROVED_DEAD (false)
 #elif defined(FLAW_NUMBER_REUSED_WITHOUT_EPOCH)
 #define PROVED_DEAD (!alive[seen_own])
+#elif defined(FLAW_FREE_BYTE_PROVES_DEATH)
+#define PROVED_DEAD (DEAD(seen_own, seen_inc) || CLOSED(seen_own))
+#elif defined(FLAW_START_TIME_PROVES_LIFE)
+#define PROVED_DEAD (PROVABLE(seen_own, seen_inc) && !REPLACED(seen_own))
 #else
-#define PROVED_DEAD (DEAD(seen_own, seen_inc))
+#define PROVED_DEAD (PROVABLE(seen_own, seen_inc))
 #endif
 
 inline publish_word()
@@ -317,7 +370,7 @@ next_call:
                         :: PROVED_DEAD -> inherit(); verdict = TRY
                         :: else ->
                             MUST(given_up_only_to_the_living,
-                                 enrolling[seen_own] || !DEAD(seen_own, seen_inc));
+                                 enrolling[seen_own] || !PROVABLE(seen_own, seen_inc));
                             verdict = GIVE_UP
                         fi
                     }
@@ -888,7 +941,7 @@ inline stored_size()
         atomic { ok = busy[number]; inc = busy_inc[number] }
         if
         :: ok ->
-            ok = DEAD(number, inc);
+            ok = PROVABLE(number, inc);
             if
             :: ok ->
 #ifdef FLAW_BUSY_FORGOTTEN_BEFORE_DOUBT

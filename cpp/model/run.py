@@ -50,6 +50,12 @@ CONFIGURATIONS = [
     ),
     Case("tree, capacity 1, two learner deaths", "LEARNERS=3 LEARNER_OPS=1 CAP=1 DEATHS=2"),
     Case("tree, capacity 1, writers stopped", TREE + "CAP=1 STALLS=2 DEATHS=1 LEARNER_OPS=1"),
+    Case(
+        "tree, capacity 1, another pid namespace",
+        "LEARNERS=1 LEARNER_OPS=1 CAP=1 ABROAD=1 CLOSES=1 DEATHS=1",
+        short=True,
+    ),
+    Case("tree, capacity 1, execs", "LEARNERS=1 LEARNER_OPS=1 CAP=1 EXECS=2", short=True),
     Case("tree, capacity 2", TREE + "CAP=2 DEATHS=2", short=True),
     Case("tree, capacity 2, batches of two", TREE + "CAP=2 ROWS=2 BATCH=2 DEATHS=2"),
     Case("tree, capacity 2, clear", TREE + "CAP=2 DEATHS=2 CLEARS=1 LEARNER_OPS=1"),
@@ -133,6 +139,13 @@ FLAWS = [
     flaw(
         "FLAW_ZOMBIE_PASSES_FOR_ALIVE", "CAP=1 LEARNERS=0 DEATHS=1", "given_up_only_to_the_living"
     ),  # 9
+    flaw(
+        "FLAW_FREE_BYTE_PROVES_DEATH",
+        "CAP=1 LEARNERS=0 ABROAD=1 CLOSES=1",
+        "I3_claim_taken_only_from_the_dead",
+    ),
+    flaw("FLAW_FREE_BYTE_PROVES_DEATH", READER + "CLOSES=1", "I4_read_returns_one_whole_row"),
+    flaw("FLAW_START_TIME_PROVES_LIFE", "CAP=1 LEARNERS=0 EXECS=1", "given_up_only_to_the_living"),
     flaw(
         "FLAW_REDRAW_WITHOUT_BOUND", "CAP=1 LEARNERS=1 LEARNER_OPS=1 STALLS=1", "cycle", cycles=True
     ),  # 10

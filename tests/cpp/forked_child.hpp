@@ -6,12 +6,14 @@
 #include <linux/filter.h>
 #include <linux/seccomp.h>
 #include <poll.h>
+#include <sched.h>
 #include <signal.h>
 #include <sys/prctl.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <chrono>
 #include <cstddef>
@@ -22,6 +24,7 @@
 #include <exception>
 #include <filesystem>
 #include <functional>
+#include <initializer_list>
 #include <stdexcept>
 #include <string>
 #include <thread>
@@ -157,6 +160,52 @@ class ForkedChild {
     pid_t pid_ = -1;
     bool reaped_ = false;
     int status_ = 0;
+};
+
+// As a program may do that becomes a daemon.
+inline void close_all_descriptors_but(std::initializer_list<int> kept) {
+    for (int fd = 3; fd < 1024; ++fd) {
+        if (std::find(kept.begin(), kept.end(), fd) == kept.end()) ::close(fd);
+    }
+}
+
+// Runs body in a child that is process 1 of a new pid namespace, or says that this is not allowed.
+class InAnotherPidNamespace {
+  public:
+    explicit InAnotherPidNamespace(const std::function<int(const Channel&)>& body)
+        : outer_([&body](const Channel& parent) {
+              const bool allowed = unshare(CLONE_NEWPID) == 0;
+              parent.tell(allowed ? 1 : 0);
+              if (!allowed) return 0;
+              const pid_t inner = fork();
+              if (inner == 0) {  // no alarm ends process 1, but its parent's end does
+                  prctl(PR_SET_PDEATHSIG, SIGKILL);
+                  _exit(body(parent));
+              }
+              parent.tell(static_cast<std::uint64_t>(inner));
+              int status = 0;
+              while (waitpid(inner, &status, 0) == -1 && errno == EINTR) {
+              }
+              return WIFEXITED(status) ? WEXITSTATUS(status) : 256;
+          }),
+          allowed_(outer_.hear() == 1) {
+        if (allowed_) {
+            pid_ = static_cast<pid_t>(outer_.hear());
+        } else {
+            MESSAGE("skipped: no right to make a pid namespace");
+        }
+    }
+    bool allowed() const { return allowed_; }
+    std::uint64_t hear() const { return outer_.hear(); }
+    void kill_and_reap() {
+        ::kill(pid_, SIGKILL);
+        outer_.wait();
+    }
+
+  private:
+    ForkedChild outer_;
+    bool allowed_;
+    pid_t pid_ = -1;
 };
 
 // Polls for at most five seconds.

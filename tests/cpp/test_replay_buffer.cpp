@@ -1083,6 +1083,67 @@ TEST_CASE("stored size does not fall below 0 after a clear") {
     CHECK(size(*buffer) == 0);
 }
 
+TEST_CASE("a writer of another pid namespace without its descriptors finishes its row") {
+    const Watchdog watchdog;
+    const ScratchDirectory scratch;
+    const auto buffer = create(scratch, 4, false);
+    const RawView raw(*buffer);
+    std::atomic<int>& go =
+        *new (mmap(nullptr, 4096, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0))
+            std::atomic<int>(0);
+    InAnotherPidNamespace writer([&](const Channel& parent) {
+        add(*buffer, 100);
+        const unsigned number = raw.number_of(getpid());
+        if (number == 0) return 1;
+        work_until(raw, number, Step::half_a_copy, 101);
+        close_all_descriptors_but({parent.out()});
+        parent.tell();
+        while (go == 0) std::this_thread::yield();
+        SlotRing ring = raw.ring;
+        const Row row(101);
+        std::memcpy(ring.record(1), &row, sizeof row);
+        ring.commit(1, 5, 1.0F);
+        parent.tell();
+        return stay_until_killed();
+    });
+    if (!writer.allowed()) return;
+    writer.hear();
+    const std::uint64_t claimed = raw.ring.word(1);
+    REQUIRE_FALSE(slot_word::is_committed(claimed));
+    add(*buffer, 1, 3);
+    CHECK(raw.ring.word(1) == claimed);
+    add(*buffer, 4, 3);
+    CHECK(raw.ring.word(1) == claimed);
+    CHECK(ids(*buffer).count(101) == 0);
+    go = 1;
+    writer.hear();
+    CHECK(ids(*buffer) == std::set<std::uint64_t>{4, 5, 6, 101});
+    CHECK(buffer->rows_added() == 7);  // the hand-made row counts itself nowhere
+}
+
+TEST_CASE("a claim that a process leaves by an exec is taken over while it lives") {
+    const Watchdog watchdog;
+    const ScratchDirectory scratch;
+    const auto buffer = create(scratch, 4);
+    const RawView raw(*buffer);
+    ForkedChild child([&](const Channel& parent) {
+        add(*buffer, 100);
+        const unsigned number = raw.number_of(getpid());
+        if (number == 0) return 1;
+        work_until(raw, number, Step::half_a_copy, 101);
+        parent.tell();
+        execl("/bin/sleep", "sleep", "1000", nullptr);
+        return 1;
+    });
+    child.hear();
+    CHECK(comes_true([&] { return state_of(*buffer, child.pid()) == '-'; }));
+    CHECK(size(*buffer) == 1);
+    add(*buffer, 1, 7);
+    CHECK(ids(*buffer) == std::set<std::uint64_t>{4, 5, 6, 7});
+    CHECK(size(*buffer) == 4);
+    CHECK(kill(child.pid(), 0) == 0);
+}
+
 TEST_CASE("a stopped process holds its slot, and is named when it holds them all") {
     const Watchdog watchdog;
     const ScratchDirectory scratch;
