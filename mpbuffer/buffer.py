@@ -548,7 +548,7 @@ class ReplayBuffer(_core.ReplayBuffer):
         tensors: bool = False,
         pin_memory: bool = False,
     ) -> Batches:
-        """Return an endless iterator over samples, in memory that is used again.
+        """Return an endless iterator over samples, in memory that is reused.
 
         Parameters
         ----------
@@ -561,9 +561,10 @@ class ReplayBuffer(_core.ReplayBuffer):
         tensors : bool, optional
             Whether batches are dicts of torch tensors, of the same memory.
         pin_memory : bool, optional
-            Whether the arrays lie in page-locked memory, from which torch copies to the GPU without
-            waiting. An array is then used again only after what the current CUDA stream had been
-            asked to copy when the last reference to it was gone.
+            Whether the arrays, but for ``"indexes"``, lie in page-locked memory, from which torch
+            copies to the GPU without waiting. Such memory is reused only after the GPU has done
+            what the current CUDA stream had been asked to do when nothing referenced the memory
+            any more.
 
         Returns
         -------
@@ -580,7 +581,7 @@ class ReplayBuffer(_core.ReplayBuffer):
         return Batches(
             self,
             batch_size,
-            beta=None,
+            beta=0.0,
             return_indexes=bool(return_indexes),
             prefetch=prefetch,
             tensors=tensors,
@@ -760,11 +761,10 @@ class PrioritizedReplayBuffer(_core.PrioritizedReplayBuffer, ReplayBuffer):
         tensors: bool = False,
         pin_memory: bool = False,
     ) -> Batches:
-        """Return an endless iterator over samples, in memory that is used again.
+        """Return an endless iterator over samples, in memory that is reused.
 
-        For the learner, as sample(). With `prefetch`, batches are drawn from the priorities of up
-        to so many updates ago; updates are exact all the same, as described for
-        update_priorities().
+        For the learner, as sample(). With `prefetch`, batches use priorities that are up to so many
+        updates old; updates are exact all the same, as described for update_priorities().
 
         Parameters
         ----------
@@ -784,7 +784,8 @@ class PrioritizedReplayBuffer(_core.PrioritizedReplayBuffer, ReplayBuffer):
         Raises
         ------
         TypeError, ValueError, ImportError, RuntimeError
-            As for ReplayBuffer, and ValueError if `beta` is negative or not finite.
+            As for ReplayBuffer; and, as sample() does, TypeError if `beta` is no number, ValueError
+            if it is negative or not finite.
         """
         return Batches(
             self,
@@ -824,7 +825,10 @@ class PrioritizedReplayBuffer(_core.PrioritizedReplayBuffer, ReplayBuffer):
         return _core.generations(self, indexes)
 
     def release_learner(self) -> None:
-        """Give up the learner's role, if this handle has it; another process can take it then."""
+        """Give up the learner's role, if this handle has it; another process can take it then.
+
+        Batches gathered ahead are discarded; only calls take the role again.
+        """
         _core.release_learner(self)
 
     def learner_status(self) -> LearnerStatus:

@@ -146,17 +146,15 @@ def test_what_was_cleared_raises():
 
         buffer.add(**row(2))
         before = threads()
-        gatherer = _core.BatchGatherer(buffer, True)
-        arrays = _core.empty_batch(buffer, 4, True)
-        gatherer.submit(arrays, 4, 1.0)
+        gatherer = _core.BatchGatherer(buffer, 4, 1, True, None)
+        assert len(gatherer.next(1.0)["x"]) == 4
         assert threads() == before + 1
         for _ in range(2):
             clear(gatherer, _core.BatchGatherer)
             assert threads() == before
-            gatherer.discard()
-            for call in (gatherer.take, lambda: gatherer.submit(arrays, 4, 1.0)):
-                with pytest.raises(BufferClosed, match="cannot take a batch"):
-                    call()
+            gatherer.close()
+            with pytest.raises(BufferClosed, match="cannot take a batch"):
+                gatherer.next(1.0)
         unmade = _core.BatchGatherer.__new__(_core.BatchGatherer)
         clear(unmade, _core.BatchGatherer)
         assert gc.get_referents(unmade) == [_core.BatchGatherer]

@@ -712,6 +712,39 @@ def test_every_slot_is_held_and_a_handler_uses_the_same_staging(segment_file):
 # Processes
 
 
+def test_a_fork_in_a_handler_while_rows_wait_to_be_written(segment_file):
+    """The child comes out of the handler into the flush, and writes nothing of its parent's."""
+    with (
+        ReplayBuffer(2, SMALL, name="staging.forked") as buffer,
+        mpbuffer.attach("staging.forked") as other,
+    ):
+        for slot in range(2):
+            claim_slot(buffer, segment_file, slot, owner=1)
+        stage = other.explorer(flush_every=100)
+        stage.add(**step(0))
+        children = []
+
+        def handle(*_):
+            children.append(os.fork())
+            if children[0] != 0:
+                for slot in range(2):
+                    claim_slot(buffer, segment_file, slot, owner=0)
+
+        before = signal.signal(signal.SIGALRM, handle)
+        signal.setitimer(signal.ITIMER_REAL, 0.2)
+        written = None
+        try:
+            written = stage.flush()
+        finally:
+            if children == [0]:
+                os._exit(0 if (written, stage.rows_staged) == (0, 0) else 1)
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            signal.signal(signal.SIGALRM, before)
+        assert wait_for_child(children[0]) == 0
+        assert written == 1 and column(buffer, "t") == [0]
+        stage.close()
+
+
 def test_a_forked_child_has_nothing_staged():
     with ReplayBuffer(40, SMALL, Nstep=SMALL_NSTEP) as buffer:
         stage = buffer.explorer(flush_every=10)

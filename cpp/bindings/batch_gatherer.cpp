@@ -5,6 +5,8 @@
 #include <deque>
 #include <exception>
 #include <mutex>
+#include <optional>
+#include <system_error>
 #include <thread>
 #include <utility>
 
@@ -24,134 +26,219 @@ namespace {
 // How often a waiting thread looks whether a signal has come.
 constexpr auto signal_check = std::chrono::milliseconds(50);
 
+}  // namespace
+
 struct Job {
-    Job(const BufferState& state, const py::dict& dict, std::size_t rows, double beta,
-        bool return_indexes)
+    Job(const BufferState& state, std::size_t rows, double beta, bool return_indexes,
+        RecycledMemory& memory)
         : prioritized(state.core->prioritized()),
           rows(rows),
           beta(beta),
-          arrays(dict),
-          batch(state, rows, {prioritized, prioritized || return_indexes}, dict.ptr()) {}
+          releases(state.core->releases()),
+          batch(state, rows, {prioritized, prioritized || return_indexes}, memory) {}
+
+    void gather(ReplayBuffer& core, std::optional<std::uint64_t> only_until_released = {}) {
+        if (prioritized) {
+            core.gather(rows, beta, batch.target(), only_until_released);
+        } else {
+            core.gather_uniform(rows, batch.target());
+        }
+    }
 
     bool prioritized;
     std::size_t rows;
     double beta;
-    py::dict arrays;
+    std::uint64_t releases;  // of the learner's role, until the job was made
     OutputBatch batch;
     std::exception_ptr error;
 };
 
-}  // namespace
-
-struct BatchGatherer::Workshop {
-    explicit Workshop(ReplayBuffer& core) : core(core) {
+// A thread, and the jobs it was given, which come and go under the GIL. The core must live until
+// the thread was stopped.
+class Workshop {
+  public:
+    explicit Workshop(ReplayBuffer& core) : core_(core) {
         const SignalsBlocked in_new_thread;
-        thread = std::thread([this] { work(); });
+        try {
+            thread_ = std::thread([this] { work(); });
+        } catch (const std::system_error& error) {
+            throw_python(PyExc_RuntimeError, "cannot gather batches of '" + core.name() +
+                                                 "' ahead: no thread can be started: " +
+                                                 errno_sentence(error.code().value()) +
+                                                 "; prefetch=0 needs none");
+        }
+    }
+    ~Workshop() { stop(); }
+    Workshop(const Workshop&) = delete;
+    Workshop& operator=(const Workshop&) = delete;
+
+    // In a forked child there is no thread, and what it was doing stands still for ever: there a
+    // workshop is dropped without being destroyed.
+    static std::shared_ptr<Workshop> start(ReplayBuffer& core) {
+        return {new Workshop(core), [here = fork_generation()](Workshop* shop) {
+                    if (here == fork_generation()) delete shop;
+                }};
     }
 
+    void submit(std::unique_ptr<Job> job) {
+        const std::scoped_lock lock(mutex_);
+        jobs_.push_back(std::move(job));
+        wanted_.notify_one();
+    }
+
+    std::size_t under_way() {
+        const std::scoped_lock lock(mutex_);
+        return jobs_.size();
+    }
+
+    bool stopped() {
+        const std::scoped_lock lock(mutex_);
+        return stopping_;
+    }
+
+    // The oldest job if it is finished, else null.
+    std::unique_ptr<Job> take() {
+        const std::scoped_lock lock(mutex_);
+        if (stopping_ || done_ == 0) return nullptr;
+        std::unique_ptr<Job> job = std::move(jobs_.front());
+        jobs_.pop_front();
+        --done_;
+        return job;
+    }
+
+    // Waits until take() has one, the workshop is stopped, or the time is over; without the GIL.
+    void wait(std::chrono::milliseconds time) {
+        std::unique_lock lock(mutex_);
+        finished_.wait_for(lock, time, [this] { return stopping_ || done_ > 0; });
+    }
+
+    // Waits for the job that is being worked on; without the GIL.
+    void stop() {
+        {
+            const std::scoped_lock lock(mutex_);
+            stopping_ = true;
+        }
+        wanted_.notify_all();
+        finished_.notify_all();
+        std::call_once(joined_, [this] { thread_.join(); });
+    }
+
+  private:
     void work() {
-        std::unique_lock lock(mutex);
+        std::unique_lock lock(mutex_);
         for (;;) {
-            wanted.wait(lock, [this] { return stopping || done < jobs.size(); });
-            if (stopping) return;
-            Job& job = *jobs[done];
+            wanted_.wait(lock, [this] { return stopping_ || done_ < jobs_.size(); });
+            if (stopping_) return;
+            Job& job = *jobs_[done_];
             lock.unlock();
             try {
-                if (job.prioritized) {
-                    core.gather(job.rows, job.beta, job.batch.target());
-                } else {
-                    core.gather_uniform(job.rows, job.batch.target());
-                }
+                job.gather(core_, job.releases);
             } catch (...) {
                 job.error = std::current_exception();
             }
             lock.lock();
-            ++done;
-            finished.notify_all();
+            ++done_;
+            finished_.notify_all();
         }
     }
 
-    ReplayBuffer& core;
-    std::mutex mutex;
-    std::condition_variable wanted;
-    std::condition_variable finished;
-    std::deque<std::unique_ptr<Job>> jobs;  // the first `done` of them are finished
-    std::size_t done = 0;
-    bool stopping = false;
-    std::thread thread;
+    ReplayBuffer& core_;
+    std::mutex mutex_;
+    std::condition_variable wanted_;
+    std::condition_variable finished_;
+    std::deque<std::unique_ptr<Job>> jobs_;  // the first `done_` of them are finished
+    std::size_t done_ = 0;
+    bool stopping_ = false;
+    std::once_flag joined_;
+    std::thread thread_;
 };
 
-BatchGatherer::BatchGatherer(py::object buffer, bool return_indexes)
-    : buffer_(std::move(buffer)), return_indexes_(return_indexes), made_in_(fork_generation()) {
-    (void)state_of(buffer_);
+BatchGatherer::BatchGatherer(py::object buffer, std::size_t rows, std::size_t prefetch,
+                             bool return_indexes, const py::object& torch)
+    : buffer_(std::move(buffer)),
+      rows_(rows),
+      prefetch_(prefetch),
+      return_indexes_(return_indexes),
+      made_in_(fork_generation()),
+      memory_(torch.is_none() ? std::make_shared<RecycledMemory>()
+                              : std::make_shared<RecycledMemory>(torch)) {
+    // As much as is handed out or under way at once.
+    memory_->keep_at_most((prefetch + 1) * batch_bytes(state_of(buffer_), rows));
 }
 
-BatchGatherer::~BatchGatherer() { clear(); }
-
-void BatchGatherer::clear() {
-    if (in_child()) {
-        (void)workshop_.release();
-    } else {
-        discard();
-    }
-    buffer_ = py::object();
-}
+BatchGatherer::~BatchGatherer() { close(); }
 
 bool BatchGatherer::in_child() const { return made_in_ != fork_generation(); }
 
-BatchGatherer::Workshop& BatchGatherer::workshop() {
+std::unique_ptr<Job> BatchGatherer::make_job(py::handle buffer, double beta,
+                                             const std::shared_ptr<RecycledMemory>& memory) const {
+    return std::make_unique<Job>(state_of(buffer), rows_, beta, return_indexes_, *memory);
+}
+
+std::shared_ptr<Workshop> BatchGatherer::workshop() {
     if (in_child()) {
         throw_python(PyExc_RuntimeError,
                      "cannot take batches in a forked child: they are gathered by a thread of its "
                      "parent; call batches() there");
     }
-    if (!buffer_) throw BufferClosed("cannot take a batch: the collector has ended these batches");
-    if (!workshop_) workshop_ = std::make_unique<Workshop>(*state_of(buffer_).core);
-    return *workshop_;
+    if (workshop_ && workshop_->stopped()) discard();
+    if (!buffer_) throw BufferClosed("cannot take a batch: these batches were closed");
+    if (!workshop_) workshop_ = Workshop::start(*state_of(buffer_).core);
+    return workshop_;
 }
 
-void BatchGatherer::submit(const py::dict& arrays, std::size_t rows, double beta) {
-    Workshop& shop = workshop();
-    auto job = std::make_unique<Job>(state_of(buffer_), arrays, rows, beta, return_indexes_);
-    const std::scoped_lock lock(shop.mutex);
-    shop.jobs.push_back(std::move(job));
-    shop.wanted.notify_one();
-}
-
-py::dict BatchGatherer::take() {
-    Workshop& shop = workshop();
-    std::unique_ptr<Job> job;
-    while (!job) {
-        {
+py::dict BatchGatherer::next(double beta) {
+    if (!buffer_) throw BufferClosed("cannot take a batch: these batches were closed");
+    const py::object buffer = buffer_;
+    const std::shared_ptr<RecycledMemory> memory = memory_;
+    if (prefetch_ == 0) {
+        const std::unique_ptr<Job> job = make_job(buffer, beta, memory);
+        ReplayBuffer& core = *state_of(buffer).core;
+        job->gather(core);
+        return py::reinterpret_steal<py::dict>(job->batch.take_dict());
+    }
+    for (;;) {
+        const std::shared_ptr<Workshop> shop = workshop();
+        const auto top_up = [&] {
+            while (shop->under_way() < prefetch_) shop->submit(make_job(buffer, beta, memory));
+        };
+        top_up();
+        std::unique_ptr<Job> job = shop->take();
+        if (!job) {
             const CoreCall call;
             let_others_run();
-            std::unique_lock lock(shop.mutex);
-            if (shop.jobs.empty()) throw InvalidArgument("cannot take a batch: none was submitted");
-            if (shop.finished.wait_for(lock, signal_check, [&shop] { return shop.done > 0; })) {
-                job = std::move(shop.jobs.front());
-                shop.jobs.pop_front();
-                --shop.done;
-            }
+            shop->wait(signal_check);
         }
-        if (!job) run_signal_handlers();
+        if (!job) job = shop->take();
+        const bool outdated = job && job->releases != state_of(buffer).core->releases();
+        if (job && !outdated) {
+            if (job->error) {
+                discard();
+                std::rethrow_exception(job->error);
+            }
+            top_up();
+            return py::reinterpret_steal<py::dict>(job->batch.take_dict());
+        }
+        if (outdated) discard();
+        run_signal_handlers();
     }
-    if (job->error) std::rethrow_exception(job->error);
-    return job->arrays;
 }
 
 void BatchGatherer::discard() {
-    if (in_child() || !workshop_) return;
+    const std::shared_ptr<Workshop> shop = workshop_;
+    if (!shop || in_child()) return;
     {
         const CoreCall call;
         let_others_run();
-        {
-            const std::scoped_lock lock(workshop_->mutex);
-            workshop_->stopping = true;
-        }
-        workshop_->wanted.notify_all();
-        workshop_->thread.join();
+        shop->stop();
     }
-    workshop_.reset();
+    if (workshop_ == shop) workshop_.reset();
+}
+
+void BatchGatherer::close() {
+    const py::object buffer = std::exchange(buffer_, py::object());  // until the thread has ended
+    memory_.reset();
+    discard();
 }
 
 namespace {
@@ -170,7 +257,7 @@ int traverse(PyObject* self, visitproc visit, void* arg) {
 }
 
 int clear(PyObject* self) {
-    if (BatchGatherer* gatherer = gatherer_in(self)) gatherer->clear();
+    if (BatchGatherer* gatherer = gatherer_in(self)) gatherer->close();
     return 0;
 }
 
@@ -185,10 +272,10 @@ void add_batch_gatherer_type(py::module_& module) {
     });
     py::class_<BatchGatherer>(module, "BatchGatherer", collected,
                               py::metaclass(reinterpret_cast<PyObject*>(&PyType_Type)))
-        .def(py::init<py::object, bool>(), py::arg("buffer"), py::arg("return_indexes"))
-        .def("submit", &BatchGatherer::submit, py::arg("arrays"), py::arg("rows"), py::arg("beta"))
-        .def("take", &BatchGatherer::take)
-        .def("discard", &BatchGatherer::discard);
+        .def(py::init<py::object, std::size_t, std::size_t, bool, py::object>(), py::arg("buffer"),
+             py::arg("rows"), py::arg("prefetch"), py::arg("return_indexes"), py::arg("torch"))
+        .def("next", &BatchGatherer::next, py::arg("beta"))
+        .def("close", &BatchGatherer::close);
 }
 
 }  // namespace mpbuffer::bindings

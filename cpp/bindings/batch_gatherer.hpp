@@ -1,48 +1,61 @@
-// Samples in the background: one thread that draws and copies batches without the GIL, in the order
-// in which they were asked for.
+// Batches one after another, gathered ahead by a thread that needs no GIL.
+//
+// While next() waits, or makes arrays, other Python code may run: handlers of signals, the
+// collector, other threads. It may call anything, next() and close() of the same gatherer included;
+// so next() owns what it works with, and looks again after each such moment.
 #pragma once
 
 #include <pybind11/pybind11.h>
 
 #include <cstddef>
+#include <cstdint>
 #include <memory>
+
+#include "recycled_memory.hpp"
 
 namespace mpbuffer::bindings {
 
-// All calls need the GIL; none holds it while waiting. In a forked child there is no thread to wait
-// for: every call raises RuntimeError there.
+struct BufferState;
+struct Job;
+class Workshop;
+
+// All calls need the GIL; none holds it while it waits.
 class BatchGatherer {
   public:
-    // Keeps the buffer object alive. `return_indexes` is for uniform buffers; others always do.
-    BatchGatherer(pybind11::object buffer, bool return_indexes);
+    // Keeps the buffer object alive. `prefetch`: how many batches are gathered ahead; 0: each is
+    // gathered by next() itself, without a thread. `return_indexes` is for uniform buffers; others
+    // always do. `torch`: the module, for page-locked memory; or None.
+    BatchGatherer(pybind11::object buffer, std::size_t rows, std::size_t prefetch,
+                  bool return_indexes, const pybind11::object& torch);
     ~BatchGatherer();
 
-    // Asks for `rows` rows in the arrays of the dict, which nobody must touch until take() returns
-    // it. Raises what sample(out=...) does about the arrays.
-    void submit(const pybind11::dict& arrays, std::size_t rows, double beta);
+    // The batch drawn longest ago, in arrays of its own, or the error that its sample ended with;
+    // then all others are discarded. Waits for the gathering, and runs handlers of signals
+    // meanwhile. Batches drawn before a release_learner() are discarded: next() asks for the role
+    // again. BufferClosed after close(); RuntimeError in a forked child, where the thread is not.
+    pybind11::dict next(double beta);
 
-    // The dict submitted longest ago, once it is filled, or the error that its sample ended with.
-    // Waits for the gathering, and for Ctrl-C. ValueError if nothing was submitted.
-    pybind11::dict take();
+    // Discards the batches gathered ahead, waits for the one being gathered, and lets go of the
+    // buffer. Batches handed out stay as they are. Twice is once.
+    void close();
 
-    // Forgets what was submitted, and waits for the batch being gathered. Twice is once.
-    void discard();
-
-    // What is kept alive, but for dicts of arrays: what the collector has to know of.
+    // What is kept alive, but for arrays: what the collector has to know of.
     pybind11::handle buffer() const { return buffer_; }
 
-    // Discards, and lets go of the buffer: but for discard(), calls raise BufferClosed from now on.
-    void clear();
-
   private:
-    struct Workshop;
-    Workshop& workshop();
+    std::unique_ptr<Job> make_job(pybind11::handle buffer, double beta,
+                                  const std::shared_ptr<RecycledMemory>& memory) const;
+    std::shared_ptr<Workshop> workshop();
+    void discard();
     bool in_child() const;
 
-    pybind11::object buffer_;
+    pybind11::object buffer_;  // none once closed
+    std::size_t rows_;
+    std::size_t prefetch_;
     bool return_indexes_;
     std::uint64_t made_in_;  // the fork generation
-    std::unique_ptr<Workshop> workshop_;
+    std::shared_ptr<RecycledMemory> memory_;
+    std::shared_ptr<Workshop> workshop_;
 };
 
 void add_batch_gatherer_type(pybind11::module_& module);

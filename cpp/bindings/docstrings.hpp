@@ -140,12 +140,14 @@ inline constexpr char uniform_sample[] =
     "sample($self, /, batch_size, *, return_indexes=False, out=None)\n--\n\n"
     "Draw rows uniformly, with replacement.\n\n"
     "Any process may call it; it never waits. Takes O(batch_size). Large batches are copied by\n"
-    "several threads, and their memory is used again, as by PrioritizedReplayBuffer.sample.\n\n"
+    "several threads, and their memory is reused, as by PrioritizedReplayBuffer.sample.\n\n"
     "Parameters\n----------\n"
     "batch_size : int\n    At least 1.\n"
     "return_indexes : bool, optional\n    Whether to add ``\"indexes\"``.\n"
     "out : dict of str to numpy.ndarray, optional\n"
-    "    An earlier batch of this size, or arrays like its: written to, and returned.\n\n"
+    "    An earlier batch of this size, or arrays like its, that share no memory: written to, and\n"
+    "    returned. ``out[\"indexes\"]``, if there, is written to whether asked for or not;\n"
+    "    ``out[\"weights\"]`` is removed, as it would be of other rows.\n\n"
     "Returns\n-------\n"
     "dict of str to numpy.ndarray\n"
     "    `out`, or a fresh array of shape ``(batch_size,) + shape`` for each field, in its dtype;\n"
@@ -154,7 +156,7 @@ inline constexpr char uniform_sample[] =
     "EmptyBuffer\n    If no complete row is there.\n"
     "ValueError\n    If batch_size is below 1, or an array of `out` is not a writable C-contiguous "
     "one\n"
-    "    of the shape and dtype wanted.\n"
+    "    of the shape and dtype wanted, or shares memory with another.\n"
     "KeyError, TypeError\n    If one is missing, or no array. After these errors `out` is "
     "unchanged.\n"
     "BufferClosed\n    After close().\n";
@@ -181,9 +183,9 @@ Draw rows in proportion to their leaves, stratified, with importance weights.
 For the learner: the first call takes the learner's role, which this handle
 keeps until close(), release_learner() or its process's end. It never waits.
 Takes O(batch_size), plus some ns for each row added since the last call. A
-batch of 4 MB and more is copied by up to four threads. Memory of arrays of a
-megabyte and more is kept for later samples when they are freed, as much as
-one sample takes.
+batch of 4 MB and more is copied by up to four threads. Memory of arrays of
+64 KiB and more is kept for later samples once nothing references it, as much
+as one sample takes.
 
 Parameters
 ----------
@@ -193,9 +195,9 @@ batch_size : int
 beta : float, optional
     Exponent of the importance weights, at least 0.
 out : dict of str to numpy.ndarray, optional
-    An earlier batch of this size, or arrays like its: written to, and
-    returned. ``out["indexes"]`` knows which rows it means, as below, if it
-    came from this buffer.
+    An earlier batch of this size, or arrays like its, that share no memory:
+    written to, and returned. ``out["indexes"]`` knows which rows it means, as
+    below, if it came from this buffer.
 
 Returns
 -------
@@ -215,7 +217,8 @@ LearnerBusy
     If another handle has the learner's role; names it.
 ValueError
     If batch_size is below 1, beta negative or not finite, or an array of
-    `out` not a writable C-contiguous one of the shape and dtype wanted.
+    `out` not a writable C-contiguous one of the shape and dtype wanted, or it
+    shares memory with another.
 KeyError, TypeError
     If an array of `out` is missing or no array. After these errors `out` is
     unchanged.

@@ -86,6 +86,7 @@ PyObject* add(PyObject* self, PyObject* const* args, Py_ssize_t nargs, PyObject*
         if (with_priorities)
             convert_priorities(state, "cannot add priorities", priorities, n, given);
         if (state.steps) [[unlikely]] {
+            (void)state_of(self);  // the code of values that were converted may have closed it
             return add_steps(state, fields, with_priorities ? given.first() : nullptr);
         }
         if (n == 0) return PyLong_FromUnsignedLongLong(core.next_slot());
@@ -110,16 +111,6 @@ std::size_t convert_batch_size(const char* method, PyObject* value) {
                                            ", expected at least 1");
     }
     return static_cast<std::size_t>(size);
-}
-
-double convert_beta(PyObject* value) {
-    const double beta = running_python([value] { return PyFloat_AsDouble(value); });
-    if (beta == -1.0 && PyErr_Occurred() != nullptr) throw py::error_already_set();
-    if (!(beta >= 0) || !std::isfinite(beta)) {
-        throw_python(PyExc_ValueError, "cannot sample: beta is " + in_words(beta) +
-                                           ", expected a finite number of at least 0");
-    }
-    return beta;
 }
 
 // Uniform draws; any process. A uniform buffer's method of that kind is called sample.
@@ -262,6 +253,16 @@ BufferObject& buffer_object(py::handle object) {
         throw_python(PyExc_TypeError, "expected a buffer, got a " + type_in_words(object.ptr()));
     }
     return *reinterpret_cast<BufferObject*>(object.ptr());
+}
+
+double convert_beta(PyObject* value) {
+    const double beta = running_python([value] { return PyFloat_AsDouble(value); });
+    if (beta == -1.0 && PyErr_Occurred() != nullptr) throw py::error_already_set();
+    if (!(beta >= 0) || !std::isfinite(beta)) {
+        throw_python(PyExc_ValueError, "cannot sample: beta is " + in_words(beta) +
+                                           ", expected a finite number of at least 0");
+    }
+    return beta;
 }
 
 BufferState& state_of(py::handle object) { return state_of(buffer_object(object)); }

@@ -38,7 +38,8 @@ struct BufferState {
     std::optional<NstepNames> nstep;
     std::unique_ptr<StagedRows> steps;  // of n-step rows: what add() has not yet written
     std::size_t computed = no_field;    // the place of their discount, which add() does not take
-    std::shared_ptr<RecycledMemory> sample_memory = std::make_shared<RecycledMemory>();
+    std::shared_ptr<RecycledMemory> sample_memory =
+        std::make_shared<RecycledMemory>();  // of sample(); none once the buffer is closed
 };
 
 struct BufferObject {
@@ -51,6 +52,9 @@ BufferObject& buffer_object(pybind11::handle object);
 // The state behind `object`; BufferClosed if it was never opened.
 BufferState& state_of(pybind11::handle object);
 BufferState& state_of(BufferObject& object);
+
+// The exponent of importance weights: finite and at least 0. Raises TypeError, ValueError.
+double convert_beta(PyObject* value);
 
 // Slots in [0, size) out of any array of integers, and, where they lie in a live sample's memory,
 // the generations of the rows meant. Raises TypeError, IndexError.

@@ -187,7 +187,7 @@ void close(const py::object& self) {
     BufferState* state = buffer_object(self).state;
     if (state == nullptr || !state->core || !state->core->is_open()) return;
     state->core->close();
-    state->sample_memory->keep_at_most(0);
+    state->sample_memory.reset();
 }
 
 bool is_open(const py::object& self) {
@@ -339,6 +339,9 @@ PYBIND11_MODULE_EXEC(_core, module) {
         py::arg("buffer"));
     module.def("default_name", default_name);
     module.def(
+        "checked_beta", [](const py::object& beta) { return convert_beta(beta.ptr()); },
+        py::arg("beta"));
+    module.def(
         "clear",
         [](const py::object& self) {
             BufferState& state = state_of(self);
@@ -384,15 +387,6 @@ PYBIND11_MODULE_EXEC(_core, module) {
     module.def("leaves", leaves, py::arg("buffer"));
     module.def("learner_status", learner_status, py::arg("buffer"));
     module.def("processes", processes, py::arg("buffer"));
-    module.def(
-        "empty_batch",
-        [](const py::object& self, std::size_t rows, bool return_indexes) {
-            BufferState& state = state_of(self);
-            const bool prioritized = state.core->prioritized();
-            OutputBatch batch(state, rows, {prioritized, prioritized || return_indexes}, nullptr);
-            return py::reinterpret_steal<py::dict>(batch.take_dict());
-        },
-        py::arg("buffer"), py::arg("rows"), py::arg("return_indexes"));
     module.def(
         "end_with_learner",
         [](pid_t pid, std::uint64_t start_time, double grace, int status) {

@@ -63,6 +63,9 @@ StagingState& staging_of(StagingObject& object) {
 
 StagingState& staging_of(py::handle object) { return staging_of(staging_object(object)); }
 
+// Again, after values were converted: their code may have closed anything.
+void still_open(StagingObject& object) { (void)staging_of(object).buffer_state(); }
+
 const FieldRule* find_rule(const std::vector<FieldRule>& rules, const std::string& name) {
     for (const FieldRule& rule : rules) {
         if (rule.name.cast<std::string>() == name) return &rule;
@@ -154,6 +157,13 @@ FoldPlan plan_fold(const std::vector<FieldRule>& rules, std::size_t stride,
     return plan;
 }
 
+namespace {
+
+// In a child that was forked while rows were being written, these are the parent's.
+struct RowsOfParent {};
+
+}  // namespace
+
 WrittenRows write_staged(BufferState& buffer, StagedRows& staged, PyObject* priorities_of) {
     ReplayBuffer& core = *buffer.core;
     if (staged.finished() == 0) return {};
@@ -167,12 +177,18 @@ WrittenRows write_staged(BufferState& buffer, StagedRows& staged, PyObject* prio
         give_back();
         return {};
     }
+    const auto require_own_rows = [&batch] {
+        if (batch.generation != fork_generation()) throw RowsOfParent();
+    };
     try {
         if (priorities_of != nullptr) ask_for_priorities(buffer, batch, priorities_of);
-        // In a child that was forked meanwhile these rows are the parent's.
-        if (batch.generation == fork_generation()) {
-            outcome.first_slot = write_rows(core, batch, run_signal_handlers);
-        }
+        require_own_rows();
+        outcome.first_slot = write_rows(core, batch, [&] {
+            run_signal_handlers();
+            require_own_rows();
+        });
+    } catch (const RowsOfParent&) {
+        return {};
     } catch (...) {
         give_back();
         throw;
@@ -345,7 +361,7 @@ PyObject* add(PyObject* self, PyObject* const* args, Py_ssize_t nargs, PyObject*
         Steps steps{given.rows(), given.sources()};
         std::optional<Beside> converted;
         if (beside.any() || staging.from_values()) converted.emplace(staging, state, beside, steps);
-        staging_of(object);  // converting may have run anything
+        still_open(object);
         return PyLong_FromUnsignedLongLong(push(staging, state, steps));
     });
 }
@@ -363,6 +379,7 @@ std::uint64_t end_episodes(const py::object& self, const py::object& envs) {
     } else {
         const auto environments = convert_environments("cannot end episodes: envs", envs.ptr(),
                                                        staging.rows->environments());
+        still_open(staging_object(self));
         staging.rows->cut_off(environments);
     }
     return staging.write(state).rows;

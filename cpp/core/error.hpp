@@ -34,6 +34,9 @@ struct ProcessTableFull : Error {
 struct LearnerBusy : Error {
     using Error::Error;
 };
+struct RoleReleased : Error {  // by this handle, while a thread of its own was sampling
+    using Error::Error;
+};
 struct SlotsHeld : Error {
     using Error::Error;
 };

@@ -238,20 +238,21 @@ Generator& ReplayBuffer::generator() {
     return local_->generator;
 }
 
-void ReplayBuffer::gather(std::size_t count, double beta, const SampleTarget& target) {
+void ReplayBuffer::gather(std::size_t count, double beta, const SampleTarget& target,
+                          std::optional<std::uint64_t> releases) {
     const CoreCall call;
     let_others_copy(count * shape().row_bytes);
     try {
         std::unique_ptr<Draws> draws;
         {
             const Guard guard(learner_mutex_);
-            Learner& drawing = learner();
+            Learner& drawing = learner_unless_released(releases);
             draws = take_draws();
             drawing.draw(count, generator(), *draws);
         }
         copy_drawn_rows(*draws, target);
         const Guard guard(learner_mutex_);
-        learner().finish(beta, generator(), *draws, target);
+        learner_unless_released(releases).finish(beta, generator(), *draws, target);
         local_->spare_draws.push_back(std::move(draws));
     } catch (const EmptyBuffer& error) {
         throw_empty(error.what());
@@ -585,6 +586,14 @@ Learner& ReplayBuffer::learner() {
     return *local_->learner;
 }
 
+Learner& ReplayBuffer::learner_unless_released(std::optional<std::uint64_t> releases) {
+    if (releases && *releases != this->releases()) {
+        throw RoleReleased("cannot go on sampling '" + name_ +
+                           "': this handle has released the learner's role");
+    }
+    return learner();
+}
+
 std::uint64_t ReplayBuffer::update(std::span<const std::int64_t> slots,
                                    std::span<const std::uint64_t> generations,
                                    std::span<const double> priorities,
@@ -626,6 +635,7 @@ void ReplayBuffer::find_generations(std::span<const std::int64_t> slots,
 
 void ReplayBuffer::release_learner() {
     const Guard guard(learner_mutex_);
+    releases_.fetch_add(1, std::memory_order_relaxed);
     release_role();
 }
 

@@ -94,8 +94,10 @@ class ReplayBuffer final : public SegmentHandle {
                               const std::function<void()>& give_way = {});
     void clear();
 
-    // The learner's sample, as Learner::sample.
-    void gather(std::size_t count, double beta, const SampleTarget& target);
+    // The learner's sample, as Learner::sample. With `releases`, only while release_learner() has
+    // been called so many times: else RoleReleased, and the role is left alone.
+    void gather(std::size_t count, double beta, const SampleTarget& target,
+                std::optional<std::uint64_t> releases = {});
     // Draws `count` rows, each complete row with the same probability; any process. EmptyBuffer if
     // none is there.
     void gather_uniform(std::size_t count, const SampleTarget& target);
@@ -138,6 +140,8 @@ class ReplayBuffer final : public SegmentHandle {
                           std::span<std::uint64_t> generations);
     // Without effect where this handle does not have the role.
     void release_learner();
+    // How many times release_learner() has been called.
+    std::uint64_t releases() const { return releases_.load(std::memory_order_relaxed); }
     bool is_learner() const;
 
   private:
@@ -179,6 +183,7 @@ class ReplayBuffer final : public SegmentHandle {
     void finish_uniform(Draws& draws, const SampleTarget& target);
     std::unique_ptr<Draws> take_draws();
     void copy_drawn_rows(Draws& draws, const SampleTarget& target);
+    Learner& learner_unless_released(std::optional<std::uint64_t> releases);
     template <class CopyRow>
     std::uint64_t add_rows(std::uint64_t n, CopyRow&& copy_row, const float* leaves,
                            double largest_priority, const std::function<void()>& give_way);
@@ -190,6 +195,8 @@ class ReplayBuffer final : public SegmentHandle {
     Mutex add_mutex_;
     mutable Mutex learner_mutex_;
     mutable SharedMutex copying_;  // by many: threads that read under no other mutex; close() waits
+    // Changed under learner_mutex_, where a decision depends on it.
+    std::atomic<std::uint64_t> releases_{0};
     mutable std::unique_ptr<Local> local_;
     double leaf_priority_ = -1;  // the priority that leaf_ belongs to
     float leaf_ = 0;
