@@ -338,7 +338,7 @@ def test_core_has_no_volatile_and_no_assert(path):
     assert not {"cassert", "assert.h"} & set(includes(path)[1])
 
 
-# They wait with a condition variable, in threads that never have Python's lock.
+# They wait with a condition variable, which needs one; who holds it waits for nothing else.
 WAIT_WITH_STANDARD_MUTEXES = {"big_memory.cpp", "batch_gatherer.cpp"}
 
 
