@@ -27,6 +27,7 @@
 #include <cstdint>
 #include <thread>
 
+#include "own_rows.hpp"
 #include "row_copy.hpp"
 #include "slot_word.hpp"
 #include "stop_points.hpp"
@@ -89,6 +90,7 @@ struct RingWriter {
     std::atomic<std::uint64_t>* skips;
     std::atomic<std::uint64_t>* steals;
     std::atomic<std::uint64_t>* busy;  // holds `epoch` during a call that claims, else 0
+    OwnRows* own_rows = nullptr;       // told of each claim; null: nobody asks
 };
 
 struct AddOutcome {
@@ -207,6 +209,7 @@ class SlotRing {
                 }
                 if (++slot == capacity_) slot = 0;
             }
+            if (writer.own_rows != nullptr) writer.own_rows->note(first, end - first);
             stop_point(StopPoint::filled_to_raise);
             if (raise != 0) raise_filled(filled, raise);
             stop_point(StopPoint::filled_raised);

@@ -36,6 +36,7 @@ struct HeapLearner {
     std::unique_ptr<std::atomic<std::uint64_t>[]> leaf_seq;
     std::unique_ptr<float, HeapRing::FreeDeleter> leaves;
     std::unique_ptr<LearnerLine> line = std::make_unique<LearnerLine>();
+    std::unique_ptr<LearnerMemory> memory;
     std::optional<Learner> learner;
 
     explicit HeapLearner(std::uint64_t capacity)
@@ -48,8 +49,10 @@ struct HeapLearner {
     }
     // A new holder of the role, as after a crash of the one before.
     void take_over() {
+        learner.reset();
+        memory = std::make_unique<LearnerMemory>(capacity());
         learner.emplace(heap.ring, leaf_seq.get(), leaves.get(), line.get(),
-                        PriorityRule{alpha, eps}, sizeof(std::uint64_t));
+                        PriorityRule{alpha, eps}, sizeof(std::uint64_t), *memory);
     }
     std::uint64_t capacity() const { return heap.ring.capacity(); }
 
