@@ -15,7 +15,9 @@
 // Memory orderings. Writer: the claim's compare-exchange (acq_rel) and the release fence after it
 // keep the record's stores behind the claim [W1]; the commit's release store keeps them before the
 // commit [W2]. Reader: the acquire load of the word pairs with W2 [R1]; the acquire fence after the
-// copy keeps the second look behind the copy and pairs with W1 [R2]. Clear: the cursor is moved by
+// copy keeps the second look behind the copy and pairs with W1 [R2]. W1 has to
+// be a locked instruction on x86, and is one: a fence alone does not order the non-temporal stores
+// of a large memcpy. Clear: the cursor is moved by
 // a release [C1] and loaded by an acquire [C2] ahead of `clear_before`, so that nobody looks for
 // the positions that a clear passed over.
 #pragma once
