@@ -236,7 +236,7 @@ FLAWS = [
     flaw(
         "FLAW_OWN_ROW_IS_NOT_SETTLED",
         SEEN + "LEARNERS=2 OWN_ROWS",
-        "sampleable_is_exact",
+        "no_update_is_lost",
     ),
     # Not flaws: what the code does twice over. Each of these alone may go, and nothing fails.
     flaw("SPARE_UPDATE_TRUSTS_WORD", "CAP=1 LEARNERS=2", "", short=False),
