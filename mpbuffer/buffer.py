@@ -77,9 +77,9 @@ class LearnerStatus(NamedTuple):
     total : float
         Sum of all leaves.
     least_leaf : float
-        The smallest leaf; infinity if there is none.
+        The smallest leaf above 0; infinity if there is none.
     sampleable : int
-        Rows in the tree.
+        Rows in the tree whose leaf is above 0.
     updates, stale : int
         Priorities updated, and updates refused because their row was gone.
     draws, nodes_visited : int
@@ -704,7 +704,7 @@ class PrioritizedReplayBuffer(_core.PrioritizedReplayBuffer, ReplayBuffer):
     alpha : float, optional
         Exponent of the priorities, at least 0 (0: uniform).
     eps : float, optional
-        Added to every priority, at least 0.
+        Added to every priority, at least 0. With 0, rows of priority 0 are never drawn.
     """
 
     def __init__(
@@ -814,8 +814,9 @@ class PrioritizedReplayBuffer(_core.PrioritizedReplayBuffer, ReplayBuffer):
         Returns
         -------
         numpy.ndarray
-            uint64 (n,): of the rows sampled, if `indexes` shares a sample's memory, else of those
-            that the learner sees in these slots now; 0 for a slot without a row.
+            uint64 (n,): of the rows sampled, if `indexes` shares a sample's memory; else of those
+            that the last sample() saw in these slots, or that this handle has added since, where
+            it never sampled a row before; 0 for a slot without a row.
 
         Raises
         ------
@@ -832,11 +833,19 @@ class PrioritizedReplayBuffer(_core.PrioritizedReplayBuffer, ReplayBuffer):
         _core.release_learner(self)
 
     def learner_status(self) -> LearnerStatus:
-        """Return what the learner last published. Any process may call it."""
+        """Return what the learner last published. Any process may call it.
+
+        All figures are 0 if the learner died while it published them.
+
+        Raises
+        ------
+        LearnerBusy
+            If the learner was stopped while it published.
+        """
         return LearnerStatus(**_core.learner_status(self))
 
     def _leaves(self) -> npt.NDArray[np.float32]:
-        """Return a copy of the leaves: float32 (size,), 0 where the learner sees no row."""
+        """Return a copy of the leaves: float32 (size,), 0 where there is nothing to draw."""
         return _core.leaves(self)
 
     def _tree_total(self) -> float:

@@ -51,7 +51,7 @@ class SlotsHeld(MpbufferError, TimeoutError):
 
 
 class EmptyBuffer(MpbufferError, ValueError):
-    """There is no complete row to sample."""
+    """There is no complete row to sample, or none that may be drawn: all have priority 0."""
 
 
 class ExplorerFailed(MpbufferError, RuntimeError):

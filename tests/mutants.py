@@ -289,6 +289,14 @@ MUTANTS = [
         "mpbuffer_stops --only leaf_stored --hits 200",
     ),
     Mutant(
+        "an own row is taken for the one that was sampled in its slot",
+        "copied indexes",
+        "learner.cpp",
+        "return last_sampled_[slot] == 0 && own_rows_.has(seq);",
+        "return own_rows_.has(seq);",
+        "test_learner after an overwritten row was sampled*",
+    ),
+    Mutant(
         "a hole is given up",
         "flaw 2",
         "learner.cpp",

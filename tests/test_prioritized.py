@@ -180,6 +180,157 @@ def test_no_row_is_without_a_chance_for_a_tiny_priority():
     assert (buffer._leaves()[:2] >= np.finfo(np.float32).tiny).all()
 
 
+def test_the_power_of_a_tiny_priority_is_not_tiny():
+    with PrioritizedReplayBuffer(4, {"a": {}}, alpha=0.1, eps=0.0) as buffer:
+        buffer.add(a=[1, 2, 3], priorities=[1e-50, 5e-324, 1e300])
+        np.testing.assert_allclose(folded_leaves(buffer)[:3], [1e-5, 5e-324**0.1, 1e30], rtol=1e-6)
+
+
+def buffer_with_zeros(priorities, **options):
+    """The row in slot i is i."""
+    options = {"alpha": 1.0, "eps": 0.0, "seed": 3} | options
+    buffer = PrioritizedReplayBuffer(len(priorities), {"a": {"dtype": "i8"}}, **options)
+    buffer.add(a=np.arange(len(priorities)), priorities=priorities)
+    return buffer
+
+
+def test_priority_zero_without_eps_is_counted_and_never_drawn():
+    with buffer_with_zeros([0.0, 4.0, 0.0, 1.0, 1e-30]) as buffer:
+        sample = buffer.sample(5000, beta=1.0)
+        assert set(sample["indexes"]) == {1, 3}
+        assert len(buffer) == 5
+        assert buffer.learner_status().sampleable == 3
+        assert buffer.learner_status().least_leaf == np.float32(1e-30)
+        assert buffer._tree_total() == np.float32(4) + np.float32(1) + np.float64(np.float32(1e-30))
+        buffer.update_priorities([4], [0.0])
+        weights = buffer.sample(100, beta=1.0)
+        expected = np.where(weights["indexes"] == 1, 0.25, 1.0)
+        np.testing.assert_allclose(weights["weights"], expected, rtol=1e-6)
+        assert set(buffer.sample_uniform(500, return_indexes=True)["indexes"]) == set(range(5))
+        assert (buffer._leaves() == [0, 4, 0, 1, 0]).all()
+
+
+def test_a_row_of_priority_zero_takes_a_new_priority():
+    with buffer_with_zeros([0.0, 1.0]) as buffer:
+        buffer.sample(1)
+        generations = buffer.get_generations([0, 1])
+        assert (generations > 0).all()
+        assert buffer.update_priorities([0, 1], [2.0, 0.0], generations) == 0
+        assert set(buffer.sample(100)["indexes"]) == {0}
+        assert buffer.update_priorities([0, 1], [0.0, 5.0]) == 0
+        assert set(buffer.sample(100)["indexes"]) == {1}
+        assert buffer.learner_status().sampleable == 1
+        buffer.release_learner()
+        assert set(buffer.sample(100)["indexes"]) == {1}
+        assert buffer.update_priorities([0], [1.0]) == 0
+        assert (buffer._leaves() == [1, 5]).all()
+
+
+def test_the_error_says_if_every_row_has_priority_zero():
+    with buffer_with_zeros([0.0, 0.0, 0.0]) as buffer:
+        with pytest.raises(mpbuffer.EmptyBuffer, match="every row has priority 0"):
+            buffer.sample(1)
+        assert buffer.get_max_priority() == 1.0
+        assert len(buffer) == 3
+        assert buffer.sample_uniform(4)["a"].shape == (4, 1)
+        buffer.update_priorities([1], [0.5])
+        assert set(buffer.sample(50)["indexes"]) == {1}
+        buffer.update_priorities([1], [0.0])
+        with pytest.raises(mpbuffer.EmptyBuffer, match="every row has priority 0"):
+            buffer.sample(1)
+        buffer.add(a=9)  # the largest priority until now is that of an empty buffer: 1
+        assert set(buffer.sample(50)["a"].ravel()) == {9}
+        buffer.clear()
+        with pytest.raises(mpbuffer.EmptyBuffer, match="since it was cleared"):
+            buffer.sample(1)
+
+
+def test_with_alpha_zero_priority_zero_is_as_any():
+    with buffer_with_zeros([0.0, 3.0, 1e300], alpha=0.0) as buffer:
+        assert set(buffer.sample(200)["indexes"]) == {0, 1, 2}
+        assert (buffer._leaves() == 1).all()
+
+
+@pytest.mark.parametrize(("alpha", "eps"), [(1.0, 1e39), (300.0, 1.0), (2.0, 1e300)])
+def test_the_first_priority_has_to_have_a_leaf(alpha, eps):
+    with pytest.raises(ValueError, match=r"alpha .* eps .* too large"):
+        PrioritizedReplayBuffer(4, {"a": {}}, alpha=alpha, eps=eps)
+
+
+FLOAT32 = np.finfo(np.float32)
+wide_numbers = st.floats(0, 1.7e308) | st.sampled_from([0.0, 5e-324, 1e-50, 1e-38, 1e-4, 1.0, 1e38])
+
+
+def exact_leaves(priorities, alpha, eps):
+    """By numbers with more digits and a wider range than float64."""
+    base = np.array(priorities, np.longdouble) + np.longdouble(eps)
+    leaves = base ** np.longdouble(alpha)
+    return np.where((base > 0) & (leaves < FLOAT32.tiny), np.longdouble(FLOAT32.tiny), leaves)
+
+
+def store_by(route, buffer, priorities):
+    if route == "add":
+        buffer.add(
+            rew=np.zeros(len(priorities)),
+            terminated=np.ones(len(priorities)),
+            priorities=priorities,
+        )
+    elif route == "update":
+        buffer.add(rew=np.zeros(len(priorities)), terminated=np.ones(len(priorities)))
+        assert buffer.update_priorities(np.arange(len(priorities)), priorities) == 0
+    elif route == "staged":
+        with buffer.explorer() as stage:
+            for each in priorities:
+                stage.add(rew=0, terminated=True, priorities=each)
+    else:
+        with buffer.explorer(priorities="td") as stage:
+            for each in priorities:
+                stage.add(rew=each, terminated=True, q=0.0, v=0.0)
+
+
+@hypothesis.settings(max_examples=200, deadline=None, derandomize=True, database=None)
+@hypothesis.given(
+    priorities=st.lists(wide_numbers, min_size=1, max_size=12),
+    alpha=st.floats(0, 4) | st.sampled_from([0.0, 0.1, 0.6, 1.0]),
+    eps=st.floats(0, 1e30) | st.sampled_from([0.0, 1e-300, 1e-4]),
+    beta=st.floats(0, 3),
+    route=st.sampled_from(["add", "update", "staged", "td"]),
+)
+def test_leaves_and_weights_are_right_for_every_priority_accepted(
+    priorities, alpha, eps, beta, route
+):
+    with np.errstate(all="ignore"):
+        leaves = exact_leaves(priorities, alpha, eps)
+        hypothesis.assume(exact_leaves([1.0], alpha, eps)[0] < FLOAT32.max)
+    hypothesis.assume((abs(leaves / FLOAT32.max - 1) > 1e-5).all())
+    too_large = ~(leaves < FLOAT32.max)
+    n = len(priorities)
+    fields = {"rew": {"dtype": "f8"}, "terminated": {"dtype": bool}}
+    nstep = {"size": 1, "rew": "rew", "gamma": 0.9, "next": []} if route == "td" else None
+    with PrioritizedReplayBuffer(n, fields, alpha=alpha, eps=eps, Nstep=nstep, seed=1) as buffer:
+        if too_large.any():
+            if route == "td":
+                return  # such a row gets the largest priority so far, as test_staging has it
+            with pytest.raises(ValueError, match="fits into float32"):
+                store_by(route, buffer, priorities)
+            return
+        store_by(route, buffer, priorities)
+        assert len(buffer) == n
+        try:
+            sample = buffer.sample(64, beta)
+        except mpbuffer.EmptyBuffer:
+            assert (leaves == 0).all()
+            return
+        stored = buffer._leaves()
+        np.testing.assert_allclose(stored, leaves.astype(np.float64), rtol=1e-6)
+        assert ((stored == 0) == (leaves == 0)).all()
+        drawn = stored[sample["indexes"]].astype(np.longdouble)
+        assert (drawn > 0).all()
+        expected = (drawn / np.longdouble(stored[stored > 0].min())) ** np.longdouble(-beta)
+        error = abs(sample["weights"].astype(np.longdouble) - expected)
+        assert (error <= np.maximum(3e-6 * expected, FLOAT32.smallest_subnormal)).all()
+
+
 def test_priorities_larger_than_float32_with_leaves_that_are_not():
     """What counts is whether float32 can hold the leaf."""
     buffer = PrioritizedReplayBuffer(4, {"a": {}}, alpha=0.5)
@@ -280,14 +431,175 @@ def test_an_update_of_nothing():
     assert_leaves(buffer, leaf_of(1.0 + np.arange(8)))
 
 
-def test_a_row_added_since_the_last_sample_keeps_its_priority():
+def test_another_handles_row_added_since_the_last_sample_keeps_its_priority():
     buffer = numbered(8, count=4)
     buffer.sample(1)
-    buffer.add(a=4, priorities=5.0)
+    with mpbuffer.attach(buffer.name) as other:
+        other.add(a=4, priorities=5.0)
     assert buffer.update_priorities([4], [0.1]) == 1
     np.testing.assert_allclose(folded_leaves(buffer)[4], leaf_of(5.0), rtol=1e-6)
     assert buffer.update_priorities([4], [0.1]) == 0
     np.testing.assert_allclose(buffer._leaves()[4], leaf_of(0.1), rtol=1e-6)
+
+
+@pytest.mark.parametrize("before", ["nothing", "update", "sample", "release and sample"])
+def test_the_index_that_add_returned_can_be_given_a_priority_at_once(before):
+    buffer = numbered(8, count=4)
+    if before == "update":
+        buffer.update_priorities([0], [1.0])
+    elif before != "nothing":
+        buffer.sample(1)
+    if before == "release and sample":
+        buffer.release_learner()
+        buffer.sample(1)
+    index = buffer.add(a=4, priorities=5.0)
+    assert buffer.update_priorities([index], [1000.0]) == 0
+    np.testing.assert_allclose(folded_leaves(buffer)[4], leaf_of(1000.0), rtol=1e-6)
+    index = buffer.add(a=[5, 6, 7], priorities=5.0)
+    indexes = index + np.array([0, 2, 0, 1])
+    assert buffer.update_priorities(indexes, [1.0, 2.0, 3.0, 4.0]) == 0
+    np.testing.assert_allclose(folded_leaves(buffer)[5:], leaf_of([3.0, 4.0, 2.0]), rtol=1e-6)
+    assert buffer.learner_status().sampleable == 8
+    assert buffer.get_max_priority() == 1000.0
+
+
+def test_generations_of_what_was_just_added_are_those_of_the_new_rows():
+    buffer = numbered(8, count=4)
+    buffer.sample(1)
+    index = buffer.add(a=[4, 5], priorities=5.0)
+    generations = buffer.get_generations([index, index + 1])
+    assert (generations > 0).all()
+    assert buffer.update_priorities([index], [7.0], generations[:1]) == 0
+    np.testing.assert_allclose(folded_leaves(buffer)[4:6], leaf_of([7.0, 5.0]), rtol=1e-6)
+    overwrite(buffer)
+    assert buffer.update_priorities([index, index + 1], [1e6, 1e6], generations) == 2
+
+
+def test_staged_rows_of_this_handle_can_be_given_a_priority_at_once():
+    buffer = numbered(8, count=4)
+    buffer.sample(1)
+    with buffer.explorer() as stage:
+        stage.add(a=4)
+    assert buffer.update_priorities([4], [9.0]) == 0
+    np.testing.assert_allclose(folded_leaves(buffer)[4], leaf_of(9.0), rtol=1e-6)
+
+
+@pytest.mark.parametrize("through", ["sample", "release", "clear", "generations"])
+def test_a_copied_index_of_an_overwritten_row_never_means_the_new_one(through):
+    buffer = numbered(8)
+    indexes = np.unique(buffer.sample(64)["indexes"].copy())
+    if through == "release":
+        buffer.release_learner()
+        buffer.sample_uniform(1)
+    elif through == "clear":
+        buffer.clear()
+    for _lap in range(3):
+        overwrite(buffer)
+        if through == "generations":
+            old = buffer.get_generations(indexes)
+            assert buffer.update_priorities(indexes, 1e6, old) == len(indexes)
+        else:
+            assert buffer.update_priorities(indexes, 1e6) == len(indexes)
+    assert buffer.get_max_priority() == 50.0
+    np.testing.assert_allclose(folded_leaves(buffer), leaf_of([50.0] * 8), rtol=1e-6)
+
+
+def test_an_index_that_add_returned_before_a_lap_means_the_newest_row_of_this_handle():
+    """As everywhere, an index is a slot: without a sample nothing tells one lap from another."""
+    buffer = numbered(8, count=4)
+    buffer.sample(1)
+    first = buffer.add(a=4)
+    for number in range(5, 13):
+        last = buffer.add(a=number, priorities=2.0)
+    assert last == first
+    assert buffer.update_priorities([last], [9.0]) == 0
+    assert buffer.update_priorities([7], [9.0]) == 0
+    leaves = folded_leaves(buffer)
+    np.testing.assert_allclose(leaves[[4, 5, 7]], leaf_of([9.0, 2.0, 9.0]), rtol=1e-6)
+
+
+def test_rows_of_others_between_those_of_this_handle_keep_their_priorities():
+    buffer = numbered(64, count=1)
+    buffer.sample(1)
+    with mpbuffer.attach(buffer.name) as other:
+        mine = []
+        for number in range(1, 60):
+            handle = other if number % 3 == 0 else buffer
+            index = handle.add(a=number, priorities=2.0)
+            if handle is buffer:
+                mine.append(index)
+    assert buffer.update_priorities(np.arange(64), 9.0) == 64 - 1 - len(mine)
+    expected = np.zeros(64)
+    expected[1:60] = leaf_of(2.0)
+    expected[[0, *mine]] = leaf_of(9.0)
+    np.testing.assert_allclose(folded_leaves(buffer), expected, rtol=1e-6)
+
+
+def test_a_forked_child_does_not_pass_for_the_one_that_added():
+    buffer = numbered(8, count=4)
+    buffer.sample(1)
+    buffer.add(a=4, priorities=5.0)
+    child = os.fork()
+    if child == 0:
+        code = 1
+        try:
+            buffer.add(a=5, priorities=5.0)
+            code = 0
+        finally:
+            os._exit(code)
+    assert wait_for_child(child) == 0
+    assert buffer.update_priorities([4, 5], [9.0, 9.0]) == 1
+    np.testing.assert_allclose(folded_leaves(buffer)[4:6], leaf_of([9.0, 5.0]), rtol=1e-6)
+
+
+def test_one_thread_adds_and_another_updates_what_it_has_added():
+    """Every update is applied; the learner's third thread folds meanwhile."""
+    script = """
+import queue
+import threading
+import numpy as np
+from mpbuffer import PrioritizedReplayBuffer
+
+rows = 4_000
+buffer = PrioritizedReplayBuffer(rows + 1, {"a": {"dtype": "i8"}}, alpha=1.0, eps=0.0)
+buffer.add(a=0)
+buffer.sample(1)
+added, stop, stale, failures = queue.SimpleQueue(), threading.Event(), [], []
+
+def adds():
+    for number in range(1, rows + 1):
+        added.put((buffer.add(a=number, priorities=0.0), number))
+    added.put(None)
+
+def updates():
+    while (one := added.get()) is not None:
+        stale.append(buffer.update_priorities([one[0]], [one[1]]))
+    stop.set()
+
+def folds():
+    while not stop.is_set():
+        buffer.sample(1)  # the only row that can be drawn, but for those updated
+
+def watched(function):
+    try:
+        function()
+    except BaseException as error:
+        failures.append(error)
+        stop.set()
+
+threads = [threading.Thread(target=watched, args=(each,)) for each in (adds, updates, folds)]
+for thread in threads: thread.start()
+for thread in threads: thread.join()
+assert not failures, failures
+buffer.sample(1)
+leaves = buffer._leaves()
+missed = np.flatnonzero(leaves[1:] != np.arange(1, rows + 1))
+assert sum(stale) == 0 and not len(missed), (sum(stale), missed[:5])
+print("done")
+"""
+    ended = run_python(script=script, seconds=60)
+    assert ended.returncode == 0, ended.stderr.decode()
+    assert ended.stdout == b"done\n"
 
 
 def test_an_update_before_the_first_sample_finds_no_row_seen():
@@ -622,10 +934,15 @@ def test_the_default_beta():
 
 
 class SlowModel:
-    """The rules of the prioritized buffer, one row at a time, in Python floats."""
+    """The rules of the prioritized buffer, one row at a time, in Python floats.
 
-    def __init__(self, capacity):
+    All rows are the learner's own.
+    """
+
+    def __init__(self, capacity, eps):
         self.capacity = capacity
+        self.eps = eps
+        self.is_learner = False
         self.position = 0
         self.rows = {}  # slot: (position, value, leaf)
         self.seen = {}  # slot: position of the row that the tree holds
@@ -638,12 +955,13 @@ class SlowModel:
         default = self.max_priority
         for value, priority in zip(values, priorities or [default] * len(values), strict=True):
             slot = self.position % self.capacity
-            self.rows[slot] = (self.position, value, leaf_of(priority))
+            self.rows[slot] = (self.position, value, leaf_of(priority, eps=self.eps))
             self.position += 1
             self.max_priority = max(self.max_priority, priority)
         return first
 
     def fold(self):
+        self.is_learner = True
         for slot in range(self.capacity):
             if slot not in self.rows:
                 self.leaves[slot] = 0
@@ -653,16 +971,19 @@ class SlowModel:
                 self.seen[slot] = self.rows[slot][0]
 
     def key_of_slot(self, slot):
-        return slot, self.drawn.get(slot, self.seen.get(slot))
+        newest = self.rows.get(slot, (self.seen.get(slot),))[0]
+        return slot, self.drawn.get(slot, newest)
 
     def update(self, keys, priorities):
         stale = 0
         for (slot, position), priority in zip(keys, priorities, strict=True):
             current = self.rows.get(slot, (None,))[0]
-            if position is None or not position == current == self.seen.get(slot):
+            in_tree = position == self.seen.get(slot) or slot not in self.drawn
+            if position is None or position != current or not in_tree:
                 stale += 1
                 continue
-            self.leaves[slot] = leaf_of(priority)
+            self.seen[slot] = position
+            self.leaves[slot] = leaf_of(priority, eps=self.eps)
             self.max_priority = max(self.max_priority, priority)
         return stale
 
@@ -672,16 +993,18 @@ class SlowModel:
         self.max_priority = 1.0
 
 
-priority = st.floats(0, 1e6, allow_nan=False, width=32)
+priority = st.floats(0, 1e6, allow_nan=False, width=32) | st.just(0.0)
 
 
 class BufferAndModel(stateful.RuleBasedStateMachine):
-    @stateful.initialize(capacity=st.sampled_from([1, 2, 3, 8, 9, 16, 17, 33, 130]))
-    def create(self, capacity):
+    @stateful.initialize(
+        capacity=st.sampled_from([1, 2, 3, 8, 9, 16, 17, 33, 130]), eps=st.sampled_from([EPS, 0.0])
+    )
+    def create(self, capacity, eps):
         self.buffer = PrioritizedReplayBuffer(
-            capacity, {"a": {"dtype": "i8"}, "b": {"shape": 3}}, seed=capacity
+            capacity, {"a": {"dtype": "i8"}, "b": {"shape": 3}}, seed=capacity, eps=eps
         )
-        self.model = SlowModel(capacity)
+        self.model = SlowModel(capacity, eps)
         self.added = 0
         self.batches = []
 
@@ -704,9 +1027,13 @@ class BufferAndModel(stateful.RuleBasedStateMachine):
     @stateful.precondition(lambda self: self.model.rows)
     @stateful.rule(batch_size=st.integers(1, 40), beta=st.floats(0, 1))
     def sample(self, batch_size, beta):
-        sample = self.buffer.sample(batch_size, beta)
         model = self.model
         model.fold()
+        if not model.leaves.any():
+            with pytest.raises(mpbuffer.EmptyBuffer, match="priority 0"):
+                self.buffer.sample(batch_size, beta)
+            return
+        sample = self.buffer.sample(batch_size, beta)
         keys = []
         for slot, value, b in zip(
             sample["indexes"].tolist(), sample["a"].ravel(), sample["b"], strict=True
@@ -714,6 +1041,7 @@ class BufferAndModel(stateful.RuleBasedStateMachine):
             position, expected, _leaf = model.rows[slot]
             assert value == expected
             assert (b == value + np.arange(3, dtype=np.float32)).all()
+            assert model.leaves[slot] > 0
             keys.append((slot, position))
             model.drawn[slot] = position
         leaves = model.leaves
@@ -755,19 +1083,11 @@ class BufferAndModel(stateful.RuleBasedStateMachine):
         if forget:
             del self.batches[number]
 
-    @stateful.precondition(lambda self: self.model.seen)
+    @stateful.precondition(lambda self: self.model.is_learner)
     @stateful.rule(data=st.data())
     def update_slots(self, data):
-        """Slots that were drawn when they held an older row are left to the test of copies."""
         model = self.model
-        slots = [
-            slot
-            for slot in range(model.capacity)
-            if model.drawn.get(slot, model.seen.get(slot)) == model.seen.get(slot)
-        ]
-        if not slots:
-            return
-        chosen = data.draw(st.lists(st.sampled_from(slots), max_size=20))
+        chosen = data.draw(st.lists(st.integers(0, model.capacity - 1), max_size=20))
         priorities = data.draw(st.lists(priority, min_size=len(chosen), max_size=len(chosen)))
         stale = self.buffer.update_priorities(chosen, priorities)
         assert stale == model.update([model.key_of_slot(slot) for slot in chosen], priorities)

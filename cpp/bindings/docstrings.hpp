@@ -66,8 +66,10 @@ Parameters
 priorities : array_like, optional
     A scalar for all rows or shape (n,), at least 0. The leaf
     ``(priority + eps) ** alpha`` is what rows are drawn by (Schaul et al.,
-    "Prioritized experience replay", 2016, eq. 1). Default: the largest
-    priority supplied since creation or clear(), 1.0 at first.
+    "Prioritized experience replay", 2016, eq. 1). A row of leaf 0 (priority
+    0, eps 0, alpha above 0) is stored and counted and never drawn; a smaller
+    leaf than 1.2e-38 becomes 1.2e-38. Default: the largest priority supplied
+    since creation or clear(), 1.0 at first.
 **fields : array_like
     As for ReplayBuffer.add.
 
@@ -212,7 +214,7 @@ dict of str to numpy.ndarray
 Raises
 ------
 EmptyBuffer
-    If no complete row is there.
+    If no complete row is there, or none whose leaf is above 0.
 LearnerBusy
     If another handle has the learner's role; names it.
 ValueError
@@ -237,11 +239,15 @@ is never given the old row's priority: its update is stale and has no effect.
 That is exact, however many batches are in flight, for an array that sample()
 returned as ``"indexes"``, and for any slice, view or tensor of its memory.
 A copy of it (a converted dtype, a fancy index, a trip to the GPU) does not
-carry the generations: then each index means the row that the learner last
-sampled in that slot, or, where it never sampled any, the row it sees there.
+carry the generations: then each index means the row that this handle last
+sampled in that slot. Where it never sampled any, the index means the row that
+this handle has added there since the last sample(), such as the index that
+add() returned, or else the row that the last sample() saw there.
 For exact updates through copies pass `generations`.
 
-A row added since the learner's last sample() keeps the priority it came with.
+Any other row added since the last sample() keeps the priority it came with.
+A handle knows its own rows unless those of other processes cut them into more
+than 1,024 stretches between two samples; the rows beyond are as any other.
 It never waits. Takes O(n).
 
 Parameters

@@ -60,20 +60,16 @@ std::byte* RowBatch::append(double priority) {
     return place;
 }
 
-void RowBatch::append(const RowBatch& more) {
-    reserve(more.rows());
-    for (std::size_t row = 0; row < more.rows(); ++row) {
-        std::memcpy(append(more.priorities_[row]), more.record(row), stride_);
-    }
-}
-
-void RowBatch::drop_written() {
-    if (written == 0) return;
-    const std::size_t left = rows() - written;
-    if (left != 0) std::memmove(record(0), record(written), left * stride_);
-    priorities_.erase(priorities_.begin(),
-                      priorities_.begin() + static_cast<std::ptrdiff_t>(written));
-    written = 0;
+void RowBatch::prepend_unwritten(const RowBatch& earlier) {
+    const std::size_t more = earlier.rows() - earlier.written;
+    if (more == 0) return;
+    largest = std::max(largest, earlier.largest);
+    reserve(more);
+    std::memmove(record(more), record(0), rows() * stride_);
+    std::memcpy(record(0), earlier.record(earlier.written), more * stride_);
+    priorities_.insert(priorities_.begin(),
+                       earlier.priorities_.begin() + static_cast<std::ptrdiff_t>(earlier.written),
+                       earlier.priorities_.end());
 }
 
 void RowBatch::clear() {

@@ -92,11 +92,10 @@ class RowBatch {
     void reserve(std::size_t more);
     // A further row's record, to be written to; zero where no row has been.
     std::byte* append(double priority);
-    void append(const RowBatch& more);
+    // Puts the rows of `earlier` that are not written before its own; does not throw if there is
+    // room for them.
+    void prepend_unwritten(const RowBatch& earlier);
     void clear();
-    // Forgets the rows that are written.
-    void drop_written();
-
     std::size_t rows() const { return priorities_.size(); }
     std::size_t stride() const { return stride_; }
     std::byte* record(std::size_t row) { return records_.data() + row * stride_; }

@@ -1,12 +1,20 @@
-// What error messages say of other processes and of moments. States are the letters of
+// What messages say of numbers, other processes and moments. States are the letters of
 // /proc/PID/stat; moments are CLOCK_REALTIME, in ns since the epoch.
 #pragma once
 
+#include <array>
 #include <cstdint>
+#include <cstdio>
 #include <ctime>
 #include <string>
 
 namespace mpbuffer {
+
+inline std::string number_in_words(double number) {
+    std::array<char, 32> text{};
+    std::snprintf(text.data(), text.size(), "%g", number);
+    return text.data();
+}
 
 inline const char* state_in_words(char state) {
     switch (state) {

@@ -20,8 +20,10 @@
 #include "error.hpp"
 #include "file_locks.hpp"
 #include "fork_watch.hpp"
+#include "in_words.hpp"
 #include "passing_descriptor.hpp"
 #include "process_table.hpp"
+#include "sampler.hpp"
 #include "shared_segment.hpp"
 #include "slot_ring.hpp"
 #include "sum_tree.hpp"
@@ -110,11 +112,7 @@ class ReadOnlyFile final : private ForkWatched {
     unsigned mode_ = 0;
 };
 
-std::string text_of(double number) {
-    std::array<char, 32> text{};
-    std::snprintf(text.data(), text.size(), "%g", number);
-    return text.data();
-}
+std::string text_of(double number) { return number_in_words(number); }
 
 std::string text_of(std::uint64_t number) { return std::to_string(number); }
 
@@ -239,9 +237,7 @@ class Inspector {
 
     InspectedLearner read_learner_line() const {
         InspectedLearner read{};
-        for (int attempt = 0; attempt < 64 && !read.whole; ++attempt) {
-            // Acquire: pairs with the release of the sequence that the learner stores last.
-            const std::uint64_t sequence = line_.sequence.load(std::memory_order_acquire);
+        read.whole = read_whole(line_, 64, [&] {
             read.process = line_.process.load();
             read.pid = line_.pid.load();
             read.since = line_.since.load();
@@ -254,9 +250,7 @@ class Inspector {
             read.draws = line_.draws.load();
             read.lines_visited = line_.lines_visited.load();
             read.published_at = line_.published_at.load();
-            acquire_fence();
-            read.whole = sequence % 2 == 0 && relaxed(line_.sequence) == sequence;
-        }
+        });
         read.role_held = held_elsewhere(file_.descriptor(), lock_byte::learner);
         return read;
     }
@@ -426,9 +420,9 @@ class Inspector {
 
         const std::uint64_t seq = slot_word::seq(word);
         const bool committed = slot_word::is_committed(word) && seq != 0 && seq >= cleared;
-        if (committed && word_rests && !sampleable(leaf_in)) {
-            return "its row came with leaf " + text_of(double{leaf_in}) +
-                   ", expected a positive float";
+        if (committed && word_rests && !is_leaf(leaf_in, ring_.alpha, ring_.eps)) {
+            return "its row came with leaf " + text_of(double{leaf_in}) + ", expected " +
+                   leaf_expected();
         }
         if (!(std::isfinite(leaf) && leaf >= 0)) {
             return "its leaf is " + text_of(double{leaf}) + ", expected a finite number, or 0";
@@ -442,9 +436,10 @@ class Inspector {
                    text_of(seq);
         }
         const bool leaf_rests = leaf_seq_[slot].load(std::memory_order_acquire) == leaf_seq;
-        if (committed && word_rests && leaf_rests && leaf_seq == seq && !sampleable(leaf)) {
+        if (committed && word_rests && leaf_rests && leaf_seq == seq &&
+            !is_leaf(leaf, ring_.alpha, ring_.eps)) {
             return "its row " + text_of(seq) + " has leaf " + text_of(double{leaf}) +
-                   ", expected a positive float";
+                   ", expected " + leaf_expected();
         }
         return {};
     }
@@ -473,8 +468,8 @@ class Inspector {
         return {};
     }
 
-    static bool sampleable(float leaf) {
-        return std::isfinite(leaf) && leaf >= std::numeric_limits<float>::min();
+    const char* leaf_expected() const {
+        return is_leaf(0, ring_.alpha, ring_.eps) ? "0 or a positive float" : "a positive float";
     }
 
     float leaf_at(std::uint64_t slot) const {
@@ -603,15 +598,11 @@ class WeightsInspector {
 
     void take_publisher() {
         InspectedLearner& publisher = report_.learner;
-        for (int attempt = 0; attempt < 64 && !publisher.whole; ++attempt) {
-            // Acquire: pairs with the release of the sequence that the publisher stores last.
-            const std::uint64_t sequence = role_.sequence.load(std::memory_order_acquire);
+        publisher.whole = read_whole(role_, 64, [&] {
             publisher.process = role_.process.load();
             publisher.pid = role_.pid.load();
             publisher.since = role_.since.load();
-            acquire_fence();
-            publisher.whole = sequence % 2 == 0 && relaxed(role_.sequence) == sequence;
-        }
+        });
         publisher.role_held = held_elsewhere(file_.descriptor(), lock_byte::learner);
         if (publisher.process != 0 && !publisher.role_held) {
             report_.notes.push_back("the publisher (process " + text_of(publisher.process) +

@@ -21,9 +21,13 @@
 #pragma once
 
 #include <atomic>
+#include <chrono>
 #include <cstddef>
 #include <cstdint>
 #include <string>
+#include <thread>
+
+#include "guard.hpp"
 
 namespace mpbuffer {
 
@@ -91,6 +95,34 @@ struct alignas(64) LearnerLine {
     std::uint64_t reserved[2];
 };
 static_assert(sizeof(LearnerLine) == 128);
+
+// Reads the line by `read`, whose loads are acquire or stronger, until nobody has written
+// meanwhile; false after so many looks.
+template <class Read>
+bool read_whole(const LearnerLine& line, int looks, Read&& read) {
+    for (int look = 0; look < looks; ++look) {
+        // Acquire: pairs with the release of the sequence that the writer stores last. Relaxed at
+        // the end: the loads before it are acquire.
+        const std::uint64_t sequence = line.sequence.load(std::memory_order_acquire);
+        read();
+        if (sequence % 2 == 0 && line.sequence.load(std::memory_order_relaxed) == sequence) {
+            return true;
+        }
+    }
+    return false;
+}
+
+// The same for some 20 ms: false if its writer died or was stopped in the middle. Within a CoreCall.
+template <class Read>
+bool read_patiently(const LearnerLine& line, Read&& read) {
+    constexpr int looks_at_once = 64;
+    for (int pause = 0; pause < 20; ++pause) {
+        if (read_whole(line, looks_at_once, read)) return true;
+        let_others_run();
+        std::this_thread::sleep_for(std::chrono::milliseconds(1));
+    }
+    return read_whole(line, looks_at_once, read);
+}
 
 struct RingShape {
     std::uint64_t capacity;

@@ -2,9 +2,7 @@
 
 #include <algorithm>
 #include <chrono>
-#include <cmath>
 #include <ctime>
-#include <limits>
 #include <thread>
 
 #include "error.hpp"
@@ -33,7 +31,7 @@ std::uint64_t coarse_now() {
 }  // namespace
 
 Learner::Learner(SlotRing ring, std::atomic<std::uint64_t>* leaf_seq, float* leaves,
-                 LearnerLine* line, PriorityRule rule, std::size_t row_bytes)
+                 LearnerLine* line, PriorityRule rule, std::size_t row_bytes, LearnerMemory& memory)
     : ring_(ring),
       leaf_seq_(leaf_seq),
       line_(line),
@@ -41,8 +39,8 @@ Learner::Learner(SlotRing ring, std::atomic<std::uint64_t>* leaf_seq, float* lea
       row_bytes_(row_bytes),
       nodes_(SumTree::bytes_required(ring.capacity())),
       tree_(leaves, ring.capacity(), nodes_.data()),
-      last_sampled_memory_(ring.capacity() * sizeof(std::uint64_t)),
-      last_sampled_(reinterpret_cast<std::uint64_t*>(last_sampled_memory_.data())) {
+      last_sampled_(memory.last_sampled),
+      own_rows_(memory.own_rows) {
     take_over();
 }
 
@@ -53,7 +51,7 @@ void Learner::take_over() {
     const auto [cleared, position] = ring_.bounds();
     cleared_ = cleared;
     folded_ = position;
-    sampleable_ = 0;
+    std::uint64_t sampleable = 0;
     const std::uint64_t lap = position - position % capacity;
     for (std::uint64_t slot = 0; slot < capacity; ++slot) {
         stop_point(StopPoint::take_over_slot);
@@ -61,11 +59,8 @@ void Learner::take_over() {
         const std::uint64_t seq = slot_word::seq(word);
         const bool present = slot_word::is_committed(word) && seq >= cleared_ &&
                              (settled(slot, seq) || settle(slot, seq));
-        if (present) {
-            ++sampleable_;
-        } else if (tree_.leaf(slot) != 0) {
-            tree_.store_leaf(slot, 0);
-        }
+        if (!present && tree_.leaf(slot) != 0) tree_.store_leaf(slot, 0);
+        sampleable += tree_.leaf(slot) > 0 ? 1 : 0;
         const std::uint64_t newest = lap + slot < position ? lap + slot : lap + slot - capacity;
         if (newest >= cleared_ && !(present && seq >= newest)) expect(slot, newest);
     }
@@ -73,27 +68,31 @@ void Learner::take_over() {
     for (std::uint64_t slot = capacity; slot < SumTree::padded_leaves(capacity); ++slot) {
         if (tree_.leaf(slot) != 0) tree_.store_leaf(slot, 0);
     }
+    sampleable_ = sampleable;
     tree_.rebuild();
 }
 
 bool Learner::settled(std::uint64_t slot, std::uint64_t seq) const {
-    const float leaf = tree_.leaf(slot);
-    return leaf_seq_[slot].load(std::memory_order_relaxed) == seq && leaf > 0 &&
-           std::isfinite(leaf);
+    return leaf_seq_[slot].load(std::memory_order_relaxed) == seq &&
+           rule_.is_leaf(tree_.leaf(slot));
 }
 
 // Takes the leaf that came with row `seq`; false if the row is not there (any more).
 bool Learner::settle(std::uint64_t slot, std::uint64_t seq) {
     float leaf = 0;
     if (!ring_.read_leaf_in(slot, seq, leaf)) return false;
-    if (!(leaf >= std::numeric_limits<float>::min() && std::isfinite(leaf))) [[unlikely]] {
+    if (!rule_.is_leaf(leaf)) [[unlikely]]
         leaf = rule_.leaf(ring_.max_priority());
-    }
-    tree_.store_leaf(slot, leaf);
+    store_leaf(slot, leaf);
     stop_point(StopPoint::leaf_stored);
     leaf_seq_[slot].store(seq, std::memory_order_release);  // L1
     stop_point(StopPoint::leaf_seq_stored);
     return true;
+}
+
+// Whether the row is this handle's own, and no index that was sampled in its slot can mean another.
+bool Learner::own_row(std::uint64_t slot, std::uint64_t seq) const {
+    return last_sampled_[slot] == 0 && own_rows_.has(seq);
 }
 
 void Learner::store_leaf(std::uint64_t slot, float leaf) {
@@ -115,34 +114,28 @@ void Learner::fold() {
     const std::uint64_t first = std::max({folded_, oldest, cleared_});
     if (first < position) fold_range(first, position);
     folded_ = std::max(position, folded_);
+    own_rows_.forget_before(folded_);
     if (!pending_.empty()) recheck_pending();
     publish();
 }
 
+// If it throws, the next fold does the same range again.
 void Learner::fold_range(std::uint64_t first, std::uint64_t last) {
     let_others_scan(last - first);
     const std::uint64_t capacity = ring_.capacity();
     const std::uint64_t first_slot = first % capacity;
     std::uint64_t slot = first_slot;
-    std::uint64_t sampleable = sampleable_;
     for (std::uint64_t seq = first; seq < last; ++seq) {
-        const bool before = tree_.leaf(slot) > 0;
-        if (settled(slot, seq) || settle(slot, seq)) [[likely]] {
-            sampleable += before ? 0 : 1;
-        } else {
+        if (!settled(slot, seq) && !settle(slot, seq)) [[unlikely]] {
             const std::uint64_t word = ring_.word(slot).load(std::memory_order_acquire);
             // A later claim is left to the fold that reaches it.
             if (slot_word::seq(word) <= seq) {
                 expect(slot, seq);
-                if (!slot_word::is_committed(word) && before) {
-                    tree_.store_leaf(slot, 0);
-                    --sampleable;
-                }
+                if (!slot_word::is_committed(word)) store_leaf(slot, 0);
             }
         }
         if (++slot == capacity) slot = 0;
     }
-    sampleable_ = sampleable;
     stop_point(StopPoint::fold_to_refresh);
     const std::uint64_t count = last - first;
     rows_folded_ += count;
@@ -168,13 +161,13 @@ void Learner::fold_clear(std::uint64_t cleared) {
 
 void Learner::recheck_pending() {
     touched_.clear();
+    touched_.reserve(pending_.size());
     std::erase_if(pending_, [this](const auto& each) {
         const auto [slot, expected] = each;
         const std::uint64_t word = ring_.word(slot).load(std::memory_order_acquire);
         const std::uint64_t seq = slot_word::seq(word);
-        const float before = tree_.leaf(slot);
         if (!slot_word::is_committed(word)) {
-            if (before > 0) {
+            if (tree_.leaf(slot) > 0) {
                 store_leaf(slot, 0);
                 touched_.push_back(slot);
             }
@@ -183,7 +176,6 @@ void Learner::recheck_pending() {
         if (seq < cleared_) return false;
         if (!settled(slot, seq)) {
             if (!settle(slot, seq)) return false;
-            sampleable_ += before > 0 ? 0 : 1;
             touched_.push_back(slot);
         }
         return seq >= expected;
@@ -191,8 +183,8 @@ void Learner::recheck_pending() {
     if (!touched_.empty()) tree_.refresh_slots(touched_);
 }
 
-// Folds until a row can be drawn. A buffer without any row is told at once; one whose rows are all
-// being overwritten at this moment after max_refolds.
+// Folds until a row can be drawn. A buffer without any row, or without one above priority 0, is
+// told at once; one whose rows are all being overwritten at this moment after max_refolds.
 void Learner::require_rows() {
     std::chrono::steady_clock::time_point deadline{};
     for (int attempt = 0; !(tree_.total() > 0); ++attempt) {
@@ -201,14 +193,24 @@ void Learner::require_rows() {
         const auto now = std::chrono::steady_clock::now();
         if (attempt == 0) deadline = now + patience;
         if (hopeless || attempt == max_refolds || now >= deadline) {
-            const auto [cleared, position] = ring_.bounds();
-            throw EmptyBuffer(hopeless && position == cleared
-                                  ? ring_.why_empty()
-                                  : "no row is complete: every slot is empty or being written");
+            throw EmptyBuffer(why_no_row());
         }
         if (attempt > 0) std::this_thread::yield();
         fold();
     }
+}
+
+const char* Learner::why_no_row() const {
+    const auto [cleared, position] = ring_.bounds();
+    if (position == cleared) return ring_.why_empty();
+    let_others_scan(ring_.capacity());
+    for (std::uint64_t slot = 0; slot < ring_.capacity(); ++slot) {
+        const std::uint64_t word = ring_.word(slot).load(std::memory_order_relaxed);
+        if (slot_word::is_committed(word) && slot_word::seq(word) >= cleared) {
+            return "every row has priority 0 and leaf 0, and is never drawn";
+        }
+    }
+    return "no row is complete: every slot is empty or being written";
 }
 
 void Learner::sample(std::size_t count, double beta, Generator& generator,
@@ -259,6 +261,7 @@ void Learner::finish(double beta, Generator& generator, Draws& draws, const Samp
         const auto first = draws.missed.end() - static_cast<std::ptrdiff_t>(at_once);
         draw_again({first, draws.missed.end()}, generator, draws);
         touched_.clear();
+        touched_.reserve(at_once);
         const auto still_missed = std::remove_if(first, draws.missed.end(), [&](std::size_t place) {
             return copy_row(ring_, place, draws, target) ||
                    (draw_newer(place, draws) && copy_row(ring_, place, draws, target));
@@ -274,18 +277,18 @@ void Learner::finish(double beta, Generator& generator, Draws& draws, const Samp
 }
 
 // Where a row is gone again that was drawn just after a fold, rows are overwritten faster than the
-// tree can follow. Then the row that its slot holds by now will do, under its own leaf.
+// tree can follow. Then the row that its slot holds by now will do, under its own leaf, unless that
+// is 0.
 bool Learner::draw_newer(std::size_t place, Draws& draws) {
     const std::uint64_t slot = draws.slots[place];
     const std::uint64_t word = ring_.word(slot).load(std::memory_order_relaxed);
     const std::uint64_t seq = slot_word::seq(word);
-    const bool before = tree_.leaf(slot) > 0;
     if (!slot_word::is_committed(word) || seq < draws.cleared) return false;
     if (!settled(slot, seq)) {
         if (!settle(slot, seq)) return false;
-        sampleable_ += before ? 0 : 1;
         touched_.push_back(slot);
     }
+    if (!(tree_.leaf(slot) > 0)) return false;
     draws.seqs[place] = seq;
     draws.leaves[place] = tree_.leaf(slot);
     draws.least = std::min(draws.least, draws.leaves[place]);
@@ -297,16 +300,19 @@ bool Learner::draw_newer(std::size_t place, Draws& draws) {
 // rows were overwritten, many may have been.
 void Learner::draw_again(std::span<const std::size_t> places, Generator& generator, Draws& draws) {
     touched_.clear();
+    touched_.reserve(places.size());
     for (const std::size_t place : places) {
         const std::uint64_t slot = draws.slots[place];
         if (!(tree_.leaf(slot) > 0) ||
             leaf_seq_[slot].load(std::memory_order_relaxed) != draws.seqs[place]) {
             continue;
         }
-        store_leaf(slot, 0);
-        stop_point(StopPoint::draw_again_leaf_zeroed);
         expect(slot, slot_word::seq(ring_.word(slot).load(std::memory_order_acquire)));
         touched_.push_back(slot);
+    }
+    for (const std::uint64_t slot : touched_) {
+        store_leaf(slot, 0);
+        stop_point(StopPoint::draw_again_leaf_zeroed);
     }
     if (!touched_.empty()) tree_.refresh_slots(touched_);
     fold();
@@ -334,22 +340,24 @@ std::uint64_t Learner::update(std::span<const std::int64_t> slots,
     std::uint64_t stale = 0;
     double largest = 0;
     touched_.clear();
+    touched_.reserve(slots.size());  // nothing below throws
     for (std::size_t i = 0; i < slots.size(); ++i) {
         const auto slot = static_cast<std::uint64_t>(slots[i]);
-        const std::uint64_t present = leaf_seq_[slot].load(std::memory_order_relaxed);
         std::uint64_t meant = generations.empty() ? 0 : generations[i];
         if (meant == 0) meant = last_sampled_[slot];
-        if (meant == 0) meant = present;
+        if (meant == 0) meant = generation(slot);
         // The slot word tells of rows overwritten since the last fold; relaxed: nothing is read by
         // it.
         const bool there =
             ring_.word(slot).load(std::memory_order_relaxed) == slot_word::committed(meant);
-        if (meant != present || !there || meant < cleared || !(tree_.leaf(slot) > 0)) {
+        const bool in_tree = leaf_seq_[slot].load(std::memory_order_relaxed) == meant;
+        if (!there || meant < cleared ||
+            !(in_tree || (own_row(slot, meant) && settle(slot, meant)))) {
             ++stale;
             continue;
         }
         stop_point(StopPoint::update_looked_at);
-        tree_.store_leaf(slot, leaves[i]);
+        store_leaf(slot, leaves[i]);
         stop_point(StopPoint::update_leaf_stored);
         largest = std::max(largest, priorities[i]);
         touched_.push_back(slot);
@@ -366,7 +374,12 @@ std::uint64_t Learner::update(std::span<const std::int64_t> slots,
 }
 
 std::uint64_t Learner::generation(std::uint64_t slot) const {
-    return tree_.leaf(slot) > 0 ? leaf_seq_[slot].load(std::memory_order_relaxed) : 0;
+    const std::uint64_t word = ring_.word(slot).load(std::memory_order_relaxed);
+    const std::uint64_t newest = slot_word::seq(word);
+    const std::uint64_t seen = leaf_seq_[slot].load(std::memory_order_relaxed);
+    const bool is_new = newest != seen && slot_word::is_committed(word) && own_row(slot, newest);
+    const std::uint64_t meant = is_new ? newest : seen;
+    return meant >= ring_.clear_before() ? meant : 0;
 }
 
 void Learner::announce(unsigned process, std::uint64_t pid, std::uint64_t since) {

@@ -1,9 +1,14 @@
 // The learner's side of a prioritized ring: fold, draw, update. One holder of the learner role at a
 // time, one thread at a time; the caller sees to both.
 //
-// Leaves and leaf seqs lie in shared memory and are written here alone; the nodes above them, the
-// list of pending slots and the seqs last sampled are private, and rebuilt from the slot words by
-// `take_over`. So a learner that dies at any instruction leaves nothing that its successor trusts.
+// Leaves and leaf seqs lie in shared memory and are written here alone; the nodes above them and
+// the list of pending slots are private, and rebuilt from the slot words by `take_over`. So a
+// learner that dies at any instruction leaves nothing that its successor trusts. A call that runs
+// out of memory throws, and the next fold goes on from there.
+//
+// A row is in the tree if leaf_seq[slot] is its seq and the slot's word says that it is still
+// there. Its leaf is 0 if its priority is: it is never drawn, and may be updated as any other. Any
+// other row's leaf is set to 0 once it is known to be gone.
 //
 // What holds after every fold, for each committed row s not older than the last clear: s has not
 // been folded yet, or leaf_seq[slot] == s, or the slot is pending with a position of at least s.
@@ -23,6 +28,7 @@
 #include "big_memory.hpp"
 #include "draws.hpp"
 #include "layout.hpp"
+#include "own_rows.hpp"
 #include "sampler.hpp"
 #include "slot_ring.hpp"
 #include "sum_tree.hpp"
@@ -33,18 +39,33 @@ struct PriorityRule {
     double alpha;
     double eps;
     float leaf(double priority) const { return leaf_of(priority, alpha, eps); }
+    bool is_leaf(float leaf) const { return mpbuffer::is_leaf(leaf, alpha, eps); }
+};
+
+// What a handle keeps from one time that it has the role to the next, so that the copy of an index
+// never means a row that came after the one it was sampled with.
+struct LearnerMemory {
+    explicit LearnerMemory(std::uint64_t capacity)
+        : memory(capacity * sizeof(std::uint64_t)),
+          last_sampled(reinterpret_cast<std::uint64_t*>(memory.data())) {}
+
+    PrivateMemory memory;
+    std::uint64_t* last_sampled;  // the seq, one a slot; 0: not yet
+    OwnRows own_rows;
 };
 
 class Learner {
   public:
     // Takes over from whoever was the learner before: reads every slot word once, O(capacity).
+    // `memory` must outlive it.
     Learner(SlotRing ring, std::atomic<std::uint64_t>* leaf_seq, float* leaves, LearnerLine* line,
-            PriorityRule rule, std::size_t row_bytes);
+            PriorityRule rule, std::size_t row_bytes, LearnerMemory& memory);
 
     // Takes over what was added since the last fold: O(rows added, pending slots).
     void fold();
 
-    // Draws `count` rows by priority, stratified, into the target. EmptyBuffer if no row is there.
+    // Draws `count` rows by priority, stratified, into the target. EmptyBuffer if there is no row,
+    // or none whose leaf is above 0.
     void sample(std::size_t count, double beta, Generator& generator, const SampleTarget& target);
 
     // The same in steps, `copy_rows` being the second: folds and draws; then draws again, from the
@@ -53,15 +74,17 @@ class Learner {
     void draw(std::size_t count, Generator& generator, Draws& draws);
     void finish(double beta, Generator& generator, Draws& draws, const SampleTarget& target);
 
-    // Sets priorities[i] for the row that `slots[i]` meant when it was sampled: its generation
-    // where one is given (not 0, and of this slot), else the seq last sampled there, else the one
-    // folded. Rows that are gone are left alone; returns how many were. Slots and priorities are
-    // valid.
+    // Sets priorities[i] for the row that slots[i] means: its generation where one is given (not 0,
+    // and of this slot), else the seq last sampled there, else generation(). Rows that are gone, or
+    // not in the tree and not this handle's own, are left alone; returns how many were. Slots and
+    // priorities are valid.
     std::uint64_t update(std::span<const std::int64_t> slots,
                          std::span<const std::uint64_t> generations,
                          std::span<const double> priorities, std::span<const float> leaves);
 
-    // The seq of the row that the learner sees in the slot; 0 if none.
+    // The seq of the row that the slot means: of one that this handle has added since the last
+    // fold, if it never sampled a row there before; else of the one that the last fold saw; 0 if
+    // none.
     std::uint64_t generation(std::uint64_t slot) const;
 
     double total() const { return tree_.total(); }
@@ -72,12 +95,14 @@ class Learner {
     void take_over();
     bool settled(std::uint64_t slot, std::uint64_t seq) const;
     bool settle(std::uint64_t slot, std::uint64_t seq);
+    bool own_row(std::uint64_t slot, std::uint64_t seq) const;
     void store_leaf(std::uint64_t slot, float leaf);
     void expect(std::uint64_t slot, std::uint64_t seq);
     void fold_range(std::uint64_t first, std::uint64_t last);
     void fold_clear(std::uint64_t cleared);
     void recheck_pending();
     void require_rows();
+    const char* why_no_row() const;
     void look_up(std::size_t i, Draws& draws) const;
     bool draw_newer(std::size_t place, Draws& draws);
     void draw_again(std::span<const std::size_t> places, Generator& generator, Draws& draws);
@@ -90,8 +115,8 @@ class Learner {
     std::size_t row_bytes_;
     PrivateMemory nodes_;
     SumTree tree_;
-    PrivateMemory last_sampled_memory_;
-    std::uint64_t* last_sampled_;  // one a slot; 0: not yet
+    std::uint64_t* last_sampled_;
+    OwnRows& own_rows_;
     std::unordered_map<std::uint64_t, std::uint64_t>
         pending_;  // slot -> the position expected there
     unsigned process_ = 0;

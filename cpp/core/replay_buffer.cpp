@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <chrono>
+#include <cmath>
 #include <ctime>
 #include <new>
 #include <set>
@@ -13,6 +14,7 @@
 #include "error.hpp"
 #include "file_locks.hpp"
 #include "in_words.hpp"
+#include "sampler.hpp"
 #include "stop_points.hpp"
 
 namespace mpbuffer {
@@ -36,6 +38,14 @@ constexpr auto patience_at_once = std::chrono::milliseconds(20);
 std::unique_ptr<ReplayBuffer> ReplayBuffer::create(const BufferSettings& settings) {
     const CoreCall call;
     let_others_run();
+    const RingShape& shape = settings.shape;
+    if (shape.prioritized && !std::isfinite(leaf_of(1.0, shape.alpha, shape.eps))) {
+        throw InvalidArgument("cannot create '" + settings.name + "': with alpha " +
+                              number_in_words(shape.alpha) + " and eps " +
+                              number_in_words(shape.eps) +
+                              " the leaf (1 + eps)^alpha of the first priority, 1, is too large; "
+                              "expected one that fits into float32");
+    }
     const SegmentHeader header = plan_segment(settings.shape, settings.description, settings.seed);
     SharedSegment segment =
         SharedSegment::create(settings.name, header.total_bytes, settings.segment);
@@ -122,8 +132,14 @@ void ReplayBuffer::enroll() const {
 
 RingWriter ReplayBuffer::writer() const {
     RingState& state = processes_.record(identity_.number).ring[0];
-    return {identity_.number, identity_.epoch, &state.rows,
-            &state.skips,     &state.steals,   &state.busy};
+    // Acquire: pairs with the release in learner(); it is whole.
+    return {identity_.number,
+            identity_.epoch,
+            &state.rows,
+            &state.skips,
+            &state.steals,
+            &state.busy,
+            local_->own_rows.load(std::memory_order_acquire)};
 }
 
 bool ReplayBuffer::dead(unsigned number, std::uint64_t epoch) const {
@@ -518,19 +534,20 @@ LearnerStatus ReplayBuffer::learner_status() const {
     const Guard guard(learner_mutex_);
     ready();
     LearnerStatus status{};
-    for (int attempt = 0; attempt < max_redraws; ++attempt) {
-        // Acquire: pairs with the release of the sequence that publish() stores last.
-        const std::uint64_t sequence = line_->sequence.load(std::memory_order_acquire);
+    const bool whole = read_patiently(*line_, [&] {
         status = {line_->process.load(),    line_->pid.load(),           line_->since.load(),
                   line_->folded.load(),     line_->sampleable.load(),    line_->total.load(),
                   line_->least_leaf.load(), line_->updates.load(),       line_->stale.load(),
                   line_->draws.load(),      line_->lines_visited.load(), line_->rows_folded.load()};
-        std::atomic_signal_fence(std::memory_order_seq_cst);
-        if (sequence % 2 == 0 && line_->sequence.load() == sequence) break;
-    }
-    if (status.process != 0 && !has_role() &&
+    });
+    if ((status.process != 0 || !whole) && !has_role() &&
         !held_elsewhere(locks("ask for the learner of"), lock_byte::learner)) {
+        if (!whole) return {};
         status.process = 0;
+    } else if (!whole) {
+        throw LearnerBusy("cannot read the learner's status of '" + name_ + "': the learner, " +
+                          holder_of_learner_role() +
+                          ", stands still while it publishes it; continue that process");
     }
     return status;
 }
@@ -574,10 +591,17 @@ Learner& ReplayBuffer::learner() {
     try {
         stop_point(StopPoint::role_taken);
         const RingEntry& ring = shape();
-        local_->learner = std::make_unique<Learner>(
-            ring_, at<std::atomic<std::uint64_t>>(ring.leaf_seq_offset),
-            at<float>(ring.leaf_offset), line_, priority_rule(), ring.row_bytes);
+        if (!local_->learner_memory) {
+            local_->learner_memory = std::make_unique<LearnerMemory>(ring.capacity);
+        }
+        // Before the ring is read: rows that the take-over does not find are told of.
+        local_->own_rows.store(&local_->learner_memory->own_rows, std::memory_order_release);
+        local_->learner =
+            std::make_unique<Learner>(ring_, at<std::atomic<std::uint64_t>>(ring.leaf_seq_offset),
+                                      at<float>(ring.leaf_offset), line_, priority_rule(),
+                                      ring.row_bytes, *local_->learner_memory);
     } catch (...) {
+        local_->own_rows.store(nullptr, std::memory_order_relaxed);
         unlock(lock_fd, lock_byte::learner);
         throw;
     }
@@ -643,6 +667,7 @@ void ReplayBuffer::release_role() {
     if (!local_ || !local_->learner) return;
     let_others_scan(capacity());
     local_->learner->announce(0, 0, 0);
+    local_->own_rows.store(nullptr, std::memory_order_relaxed);
     local_->learner.reset();
     unlock(locks("release the learner's role of"), lock_byte::learner);
 }

@@ -118,6 +118,7 @@ class ReplayBuffer final : public SegmentHandle {
     using MakeRoom = std::function<std::span<const FieldTarget>(std::size_t)>;
     std::size_t read_all(bool shuffle, const MakeRoom& make_room,
                          const std::function<void()>& give_way = {});
+    // All 0 if the learner died while it published; LearnerBusy if it was stopped then.
     LearnerStatus learner_status() const;
     // Complete rows. Exact when nobody is adding; O(1) unless a process died inside a call.
     std::uint64_t stored_size();
@@ -150,7 +151,9 @@ class ReplayBuffer final : public SegmentHandle {
     struct Local {
         explicit Local(std::uint64_t capacity) : cleared_seen(capacity) {}
         Generator generator;
+        std::unique_ptr<LearnerMemory> learner_memory;  // from the first time that it has the role
         std::unique_ptr<Learner> learner;
+        std::atomic<OwnRows*> own_rows{nullptr};  // add tells it, while this handle is the learner
         std::vector<std::unique_ptr<Draws>> spare_draws;
         std::uint64_t doubts_seen = 0;
         std::uint64_t cleared_seen;  // at the last recount; capacity is where a ring starts

@@ -16,6 +16,17 @@ std::uint64_t splitmix64(std::uint64_t& state) {
     return mixed ^ (mixed >> 31);
 }
 
+constexpr float smallest_leaf = std::numeric_limits<float>::min();
+
+// base^exponent, rounded to float32. Where the logarithm of the base and the exponent are small,
+// float32's power is within 1e-6 of it, and takes less than half the time of double's.
+float power(double base, double exponent) {
+    if (base >= 0x1p-16 && base <= 0x1p16 && std::abs(exponent) <= 1) [[likely]] {
+        return std::pow(static_cast<float>(base), static_cast<float>(exponent));
+    }
+    return static_cast<float>(std::pow(base, exponent));
+}
+
 }  // namespace
 
 Generator::Generator(std::uint64_t seed, std::uint64_t process, std::uint64_t epoch) {
@@ -50,19 +61,20 @@ std::uint64_t Generator::below(std::uint64_t bound) {
 
 void importance_weights(const float* leaves, std::size_t count, float least, double beta,
                         float* weights) {
-    const auto exponent = static_cast<float>(-beta);
     for (std::size_t i = 0; i < count; ++i) {
-        weights[i] = std::pow(static_cast<float>(double{leaves[i]} / double{least}), exponent);
+        weights[i] = power(double{leaves[i]} / double{least}, -beta);
     }
 }
 
 float leaf_of(double priority, double alpha, double eps) {
     const double base = priority + eps;
-    // float32 is enough, and faster, wherever it can hold the base.
-    const float leaf = base <= double{std::numeric_limits<float>::max()}
-                           ? std::pow(static_cast<float>(base), static_cast<float>(alpha))
-                           : static_cast<float>(std::pow(base, alpha));
-    return leaf < std::numeric_limits<float>::min() ? std::numeric_limits<float>::min() : leaf;
+    const float leaf = power(base, alpha);
+    return base > 0 && leaf < smallest_leaf ? smallest_leaf : leaf;
+}
+
+bool is_leaf(float leaf, double alpha, double eps) {
+    if (leaf == 0) return alpha > 0 && eps == 0;
+    return leaf >= smallest_leaf && std::isfinite(leaf);
 }
 
 }  // namespace mpbuffer

@@ -32,12 +32,17 @@ inline double stratified_mass(Generator& generator, std::size_t index, std::size
 
 // Importance weights (Schaul et al., "Prioritized experience replay", 2016, section 3.4) divided by
 // the largest one in the whole buffer: (N P(i))^-beta / max_j (N P(j))^-beta = (leaf /
-// least)^-beta.
+// least)^-beta. Leaves are those of drawn rows, so above 0.
 void importance_weights(const float* leaves, std::size_t count, float least, double beta,
                         float* weights);
 
-// The leaf of a priority: (priority + eps)^alpha, at least the smallest normal float. Not finite if
-// the priority is too large for a float32 leaf.
+// The leaf of a priority: (priority + eps)^alpha. A row of a leaf above 0 can be drawn, so the
+// power of a base above 0 is rounded up to the smallest normal float if it is smaller. A base of 0
+// has leaf 0, and is never drawn; with alpha 0 it has leaf 1, as every base. Not finite if the
+// priority is too large for a float32 leaf.
 float leaf_of(double priority, double alpha, double eps);
+
+// Whether some priority has this leaf.
+bool is_leaf(float leaf, double alpha, double eps);
 
 }  // namespace mpbuffer

@@ -16,7 +16,6 @@ namespace mpbuffer {
 namespace {
 
 constexpr std::uint64_t part_alignment = 64;
-constexpr int looks_at_the_line = 64;
 
 // Where each part begins, and behind the last the length of all; false if that is no number.
 bool place_parts(const std::vector<std::uint64_t>& part_bytes, std::vector<std::uint64_t>& offsets,
@@ -31,6 +30,16 @@ bool place_parts(const std::vector<std::uint64_t>& part_bytes, std::vector<std::
         if (__builtin_add_overflow(begin, bytes, &total)) return false;
     }
     return true;
+}
+
+// Makes a sentence of what the slots tell of damage.
+template <class Call>
+auto naming(const char* verb, const std::string& name, Call&& call) {
+    try {
+        return call();
+    } catch (const SegmentMismatch& damage) {
+        throw SegmentMismatch("cannot " + std::string(verb) + " '" + name + "': " + damage.what());
+    }
 }
 
 }  // namespace
@@ -91,13 +100,7 @@ SharedWeights::SharedWeights(SharedSegment segment, const SegmentHeader& header,
     slots_ = VersionSlots(at<VersionBoard>(ring.counters_offset), at<VersionSlot>(ring.meta_offset),
                           slot_count(), at<ReaderLine>(ring.readers_offset), max_processes + 1,
                           at<std::byte>(ring.records_offset), ring.stride);
-    const std::uint64_t word = slots_.offer_now();
-    if (offer_word::offered(word) >= slot_count() ||
-        (offer_word::has_pending(word) && offer_word::pending(word) >= slot_count())) {
-        throw SegmentMismatch(
-            "cannot attach '" + name_ + "': slot " + std::to_string(offer_word::offered(word)) +
-            " is offered, there are " + std::to_string(slot_count()) + " (damaged)");
-    }
+    naming("attach", name_, [this] { return slots_.offer_now(); });
 }
 
 SharedWeights::~SharedWeights() {
@@ -164,15 +167,17 @@ std::uint64_t SharedWeights::publish(std::span<const std::byte* const> parts) {
                               std::to_string(part_bytes_.size()));
     }
     if (!publisher_) take_role();
-    return slots_.publish(
-        monotonic_ns(),
-        [&](std::byte* record) {
-            for (std::size_t i = 0; i < parts.size(); ++i) {
-                if (part_bytes_[i] == 0) continue;  // then the pointer may be null
-                store_to_record(record + part_offsets_[i], parts[i], part_bytes_[i]);
-            }
-        },
-        [this](unsigned number, std::uint64_t mark) { return gone(number, mark); });
+    const auto copy = [&](std::byte* record) {
+        for (std::size_t i = 0; i < parts.size(); ++i) {
+            if (part_bytes_[i] == 0) continue;  // then the pointer may be null
+            store_to_record(record + part_offsets_[i], parts[i], part_bytes_[i]);
+        }
+    };
+    return naming("publish to", name_, [&] {
+        return slots_.publish(monotonic_ns(), copy, [this](unsigned number, std::uint64_t mark) {
+            return gone(number, mark);
+        });
+    });
 }
 
 Publication SharedWeights::read(std::span<std::byte* const> parts, std::uint64_t newer_than) {
@@ -184,22 +189,26 @@ Publication SharedWeights::read(std::span<std::byte* const> parts, std::uint64_t
         throw InvalidArgument("cannot read '" + name_ + "': got " + std::to_string(parts.size()) +
                               " arrays, expected " + std::to_string(part_bytes_.size()));
     }
-    return slots_.read(
-        identity_.number, identity_.epoch, newer_than,
-        [&](const std::byte* record) {
-            for (std::size_t i = 0; i < parts.size(); ++i) {
-                if (part_bytes_[i] == 0) continue;
-                load_from_record(parts[i], record + part_offsets_[i], part_bytes_[i]);
-            }
-        },
-        [this](unsigned number, std::uint64_t mark) { return gone(number, mark); });
+    const auto copy = [&](const std::byte* record) {
+        for (std::size_t i = 0; i < parts.size(); ++i) {
+            if (part_bytes_[i] == 0) continue;
+            load_from_record(parts[i], record + part_offsets_[i], part_bytes_[i]);
+        }
+    };
+    return naming("read", name_, [&] {
+        return slots_.read(
+            identity_.number, identity_.epoch, newer_than, copy,
+            [this](unsigned number, std::uint64_t mark) { return gone(number, mark); });
+    });
 }
 
 Publication SharedWeights::latest() const {
     const GuardOfMany stays_open(asking_);
     ready();
-    return slots_.latest(
-        [this](unsigned number, std::uint64_t mark) { return gone(number, mark); });
+    return naming("read", name_, [this] {
+        return slots_.latest(
+            [this](unsigned number, std::uint64_t mark) { return gone(number, mark); });
+    });
 }
 
 std::uint64_t SharedWeights::newest() const {
@@ -233,14 +242,17 @@ PublisherStatus SharedWeights::publisher() const {
 
 PublisherStatus SharedWeights::published_line() const {
     PublisherStatus status{};
-    for (int attempt = 0; attempt < looks_at_the_line; ++attempt) {
-        // Acquire: pairs with the release of the sequence that announce() stores last.
-        const std::uint64_t sequence = line_->sequence.load(std::memory_order_acquire);
-        status = {line_->process.load(), line_->pid.load(), line_->since.load()};
-        if (sequence % 2 == 0 && line_->sequence.load() == sequence) break;
+    const bool whole = read_patiently(
+        *line_, [&] { status = {line_->process.load(), line_->pid.load(), line_->since.load()}; });
+    if (!publisher_ && !held_elsewhere(locks("ask for the publisher of"), lock_byte::learner)) {
+        return {};
     }
-    if (!publisher_ && !held_elsewhere(locks("ask for the publisher of"), lock_byte::learner))
-        status = {};
+    if (!whole) {
+        throw LearnerBusy(
+            "cannot ask for the publisher of '" + name_ +
+            "': a process that took the role or gave it up stands still in the middle "
+            "of saying so; continue it");
+    }
     return status;
 }
 

@@ -70,14 +70,15 @@ class SharedWeights final : public SegmentHandle {
     void release_publisher();
     bool is_publisher() const { return publisher_; }
 
-    // Copies the latest version into the parts, if it is newer.
+    // Copies the latest version into the parts, if it is newer. As publish() and latest():
+    // SegmentMismatch if somebody wrote over the segment.
     Publication read(std::span<std::byte* const> parts, std::uint64_t newer_than);
 
     Publication latest() const;
     // One load: no read can give a later one. Beside another thread's close() only where the
     // program's lock is held from before either call until newest() returns.
     std::uint64_t newest() const;
-    PublisherStatus publisher() const;
+    PublisherStatus publisher() const;     // LearnerBusy while it is just being announced
     std::uint64_t repeated_reads() const;  // of this handle: copies that were overwritten
 
   private:

@@ -4,8 +4,9 @@
 
 #include <algorithm>
 #include <atomic>
+#include <cstdint>
+#include <exception>
 #include <memory>
-#include <system_error>
 #include <thread>
 
 #include "fork_watch.hpp"
@@ -51,17 +52,28 @@ class Pieces {
     std::atomic<std::size_t> done_{0};
 };
 
-// The threads of this process that have been started here and have not ended.
-std::atomic<std::size_t> running{0};
-std::atomic<std::uint64_t> counted_in{0};  // which process that count is of
+// `fork generation:48 | threads:16`: those of this process that have been started here and have not
+// ended. One word, so that a child which finds its parent's count cannot lose one of its own.
+std::atomic<std::uint64_t> running{0};
+
+constexpr std::uint64_t running_in(std::uint64_t word, std::uint64_t generation) {
+    return word >> 16 == generation ? word & 0xffff : 0;
+}
 
 std::size_t threads_running() {
-    const std::uint64_t here = fork_generation();
-    if (counted_in.exchange(here, std::memory_order_relaxed) != here) {
-        running.store(0, std::memory_order_relaxed);
-    }
-    return running.load(std::memory_order_relaxed);
+    return running_in(running.load(std::memory_order_relaxed), fork_generation());
 }
+
+void count_thread() {
+    const std::uint64_t here = fork_generation();
+    std::uint64_t before = running.load(std::memory_order_relaxed);
+    while (!running.compare_exchange_weak(before, here << 16 | (running_in(before, here) + 1),
+                                          std::memory_order_relaxed)) {
+    }
+}
+
+// The word is of this process: count_thread() came before.
+void uncount_thread() { running.fetch_sub(1, std::memory_order_relaxed); }
 
 }  // namespace
 
@@ -78,14 +90,14 @@ void share_work(std::size_t count, std::size_t piece, std::size_t more_threads, 
         const SignalsBlocked in_new_threads;
         try {
             for (std::size_t i = already; i < more_threads; ++i) {
-                running.fetch_add(1, std::memory_order_relaxed);
+                count_thread();
                 std::thread([pieces] {
                     pieces->take_all();
-                    running.fetch_sub(1, std::memory_order_relaxed);
+                    uncount_thread();
                 }).detach();
             }
-        } catch (const std::system_error&) {
-            running.fetch_sub(1, std::memory_order_relaxed);
+        } catch (const std::exception&) {  // no thread, or no memory for it: then with fewer
+            uncount_thread();
         }
     }
     pieces->take_all();

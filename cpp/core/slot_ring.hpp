@@ -15,7 +15,9 @@
 // Memory orderings. Writer: the claim's compare-exchange (acq_rel) and the release fence after it
 // keep the record's stores behind the claim [W1]; the commit's release store keeps them before the
 // commit [W2]. Reader: the acquire load of the word pairs with W2 [R1]; the acquire fence after the
-// copy keeps the second look behind the copy and pairs with W1 [R2]. Clear: the cursor is moved by
+// copy keeps the second look behind the copy and pairs with W1 [R2]. W1 has to
+// be a locked instruction on x86, and is one: a fence alone does not order the non-temporal stores
+// of a large memcpy. Clear: the cursor is moved by
 // a release [C1] and loaded by an acquire [C2] ahead of `clear_before`, so that nobody looks for
 // the positions that a clear passed over.
 #pragma once
@@ -27,6 +29,7 @@
 #include <cstdint>
 #include <thread>
 
+#include "own_rows.hpp"
 #include "row_copy.hpp"
 #include "slot_word.hpp"
 #include "stop_points.hpp"
@@ -89,6 +92,7 @@ struct RingWriter {
     std::atomic<std::uint64_t>* skips;
     std::atomic<std::uint64_t>* steals;
     std::atomic<std::uint64_t>* busy;  // holds `epoch` during a call that claims, else 0
+    OwnRows* own_rows = nullptr;       // told of each claim; null: nobody asks
 };
 
 struct AddOutcome {
@@ -207,6 +211,7 @@ class SlotRing {
                 }
                 if (++slot == capacity_) slot = 0;
             }
+            if (writer.own_rows != nullptr) writer.own_rows->note(first, end - first);
             stop_point(StopPoint::filled_to_raise);
             if (raise != 0) raise_filled(filled, raise);
             stop_point(StopPoint::filled_raised);

@@ -42,7 +42,7 @@ PushOutcome StagedRows::push(const Steps& steps) {
         }
         return here.windows[environments_ == 1 ? 0 : i];
     };
-    here.finished.reserve(steps.count + here.waiting);
+    here.finished.reserve(steps.count + here.waiting + here.in_flight);
     if (environments_ == 1) {
         here.windows[0].reserve(steps.count);
     } else {
@@ -77,7 +77,7 @@ void StagedRows::cut_off(std::size_t environment) {
     Local& here = local();
     EpisodeWindow& window = here.windows[environment];
     const std::size_t rows = window.waiting();
-    here.finished.reserve(rows);
+    here.finished.reserve(rows + here.in_flight);
     window.cut_off(here.finished);
     here.waiting -= rows;
 }
@@ -98,28 +98,23 @@ std::size_t StagedRows::finished() {
 RowBatch StagedRows::take() {
     const Guard guard(mutex_);
     Local& here = local();
-    RowBatch batch = std::move(here.finished);
-    here.finished = std::move(here.spare);
-    here.spare = RowBatch(rule_.stride);
+    here.spare.reserve(here.in_flight + here.finished.rows());
+    RowBatch batch =
+        std::exchange(here.finished, std::exchange(here.spare, RowBatch(rule_.stride)));
     here.in_flight += batch.rows();
     batch.generation = fork_generation();
     return batch;
 }
 
-void StagedRows::give_back(RowBatch batch) {
+void StagedRows::give_back(RowBatch batch) noexcept {
     const Guard guard(mutex_);
     if (batch.generation != fork_generation()) return;
-    Local& here = local();
+    Local& here = *local_;
     here.in_flight -= batch.rows();
     here.written += batch.written;
-    if (batch.written == batch.rows()) {
-        batch.clear();
-        here.spare = std::move(batch);
-        return;
-    }
-    batch.drop_written();
-    batch.append(here.finished);
-    here.finished = std::move(batch);
+    here.finished.prepend_unwritten(batch);
+    batch.clear();
+    here.spare = std::move(batch);
 }
 
 StagingCounts StagedRows::counts() {
@@ -141,13 +136,12 @@ std::uint64_t write_rows(ReplayBuffer& buffer, RowBatch& batch,
         float its_leaf = rule.leaf(until_now);
         leaves.resize(rows, its_leaf);
         for (std::uint64_t i = 0; i < rows; ++i) {
-            const float leaf = given(priorities[i]) ? rule.leaf(priorities[i]) : its_leaf;
-            if (!std::isfinite(leaf)) {
-                leaves[i] = its_leaf;
-                continue;
-            }
+            leaves[i] = its_leaf;
+            // One that was computed need not be finite; with alpha 0 its leaf is.
+            if (!std::isfinite(priorities[i])) continue;
+            const float leaf = rule.leaf(priorities[i]);
+            if (!std::isfinite(leaf)) continue;
             leaves[i] = leaf;
-            if (!given(priorities[i])) continue;
             largest = std::max(largest, priorities[i]);
             if (priorities[i] > until_now) {
                 until_now = priorities[i];

@@ -63,11 +63,13 @@ class StagedRows final : private ForkWatched {
     void drop();
 
     std::size_t finished();
-    // The finished rows, to be written; there may be none. To be given back in any case.
+    // The finished rows, to be written; there may be none. To be given back in any case. If it
+    // throws, for want of memory, none was taken.
     RowBatch take();
-    // Takes back a batch, and stages before all others the rows of it that are not yet written. Of
-    // a batch that was taken before a fork the child forgets all.
-    void give_back(RowBatch batch);
+    // Takes back a batch, and stages before all others the rows of it that are not yet written:
+    // there is always room for those in flight. Of a batch that was taken before a fork the child
+    // forgets all.
+    void give_back(RowBatch batch) noexcept;
     StagingCounts counts();
 
   private:

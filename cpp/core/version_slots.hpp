@@ -27,20 +27,25 @@
 // Why a slot that is found free stays free: it is not the offered one, so nobody's second look at
 // the offer confirms a new mark on it, until its next version is offered.
 //
-// Memory orderings. A version's number is taken away before its slot is written (release fence, V1)
-// and given after (release, V2); then comes the offer (release, V3). A reader's acquire load of the
-// offer pairs with V3, that of the number with V2; its acquire fence before the second look at the
-// number pairs with V1. A reader's mark and its second look at the offer have a seq_cst fence
-// between them, and so have whoever saw or made a change of the offer and his look at the marks
-// (M1, M2: one of the two sees the other). A mark goes by a release store, whose partner is the
-// acquire load of the mark: the copy is over before the slot is written again.
+// What somebody wrote over the board is told: an offer of a slot that is not there, or of one
+// without a version, is SegmentMismatch.
+//
+// Memory orderings. A version's number is taken away before its slot is written (exchange and
+// release fence, V1) and given after (release, V2); then comes the offer (release, V3). A reader's
+// acquire load of the offer pairs with V3, that of the number with V2; its acquire fence before the
+// second look at the number pairs with V1. A reader's mark and its second look at the offer have a
+// seq_cst fence between them, and so have whoever saw or made a change of the offer and his look at
+// the marks (M1, M2: one of the two sees the other). A mark goes by a release store, whose partner
+// is the acquire load of the mark: the copy is over before the slot is written again.
 #pragma once
 
 #include <atomic>
 #include <bit>
 #include <cstddef>
 #include <cstdint>
+#include <string>
 
+#include "error.hpp"
 #include "row_copy.hpp"
 
 namespace mpbuffer {
@@ -135,8 +140,7 @@ class VersionSlots {
     template <class Copy, class Gone>
     std::uint64_t publish(std::uint64_t now, Copy&& copy, Gone&& gone) const {
         const unsigned slot = slot_to_write(gone);
-        const std::uint64_t version =
-            offer_word::newest(board_->offer.load(std::memory_order_relaxed)) + 1;
+        const std::uint64_t version = newest() + 1;
         VersionSlot& into = slots_[slot];
         take_number_away(into);
         copy(record(slot));
@@ -169,6 +173,7 @@ class VersionSlots {
             if (version > newer_than) copy(record(slot));
             const bool whole = version != 0 && unchanged(from, version);
             put_mark(line, 0);
+            if (version == 0) require_offer_moved(word);
             look(gone);
             if (whole) {
                 if (version <= newer_than) return {};
@@ -190,6 +195,7 @@ class VersionSlots {
             const std::uint64_t version = from.version.load(std::memory_order_acquire);  // V2
             const std::uint64_t at = from.published_at.load(std::memory_order_relaxed);
             if (version != 0 && unchanged(from, version)) return {version, at};
+            if (version == 0) require_offer_moved(word);
         }
     }
 
@@ -201,20 +207,40 @@ class VersionSlots {
     std::byte* record(unsigned slot) const { return records_ + slot * stride_; }
     unsigned slot_count() const { return slot_count_; }
     ReaderLine& line(unsigned number) const { return lines_[number]; }
-    std::uint64_t offer_now() const { return board_->offer.load(std::memory_order_acquire); }
+    // Acquire: pairs with V3. SegmentMismatch if the word names a slot that is not there.
+    std::uint64_t offer_now() const {
+        const std::uint64_t word = board_->offer.load(std::memory_order_acquire);
+        const unsigned offered = offer_word::offered(word);
+        const unsigned pending = offer_word::has_pending(word) ? offer_word::pending(word) : 0;
+        if (offered >= slot_count_ || pending >= slot_count_) [[unlikely]] {
+            throw SegmentMismatch(
+                "slot " + std::to_string(offered >= slot_count_ ? offered : pending) +
+                " is offered, there are " + std::to_string(slot_count_) + " (damaged)");
+        }
+        return word;
+    }
 
   private:
     static constexpr std::uint64_t bit(unsigned slot) { return std::uint64_t{1} << slot; }
     std::uint64_t all_slots() const { return ~std::uint64_t{0} >> (64 - slot_count_); }
 
-    // V1. ThreadSanitizer knows no fences: in its builds read-modify-writes stand in for them.
+    // V1. An exchange, though nobody asks for the old number: on x86 a release fence is no
+    // instruction and does not order the non-temporal stores of a large memcpy; a locked
+    // instruction does. ThreadSanitizer knows no fences: the exchange stands in for it.
     static void take_number_away(VersionSlot& slot) {
-#ifdef MPBUFFER_TSAN
         slot.version.exchange(0, std::memory_order_acq_rel);
-#else
-        slot.version.store(0, std::memory_order_relaxed);
+#ifndef MPBUFFER_TSAN
         std::atomic_thread_fence(std::memory_order_release);
 #endif
+    }
+
+    // An offered slot has a number: where one is found without, the offer has moved on. The
+    // number's load was an acquire, whose partner is the exchange of V1, which comes after that
+    // offer.
+    void require_offer_moved(std::uint64_t word) const {
+        if (offer_now() != word) return;
+        throw SegmentMismatch("slot " + std::to_string(offer_word::offered(word)) +
+                              " is offered and has no version (damaged)");
     }
 
     static bool unchanged(VersionSlot& slot, std::uint64_t version) {
@@ -252,12 +278,11 @@ class VersionSlots {
 
     template <class Gone>
     std::uint64_t look(Gone&& gone) const {
-        // Acquire: pairs with V3.
-        const std::uint64_t word = board_->offer.load(std::memory_order_acquire);
+        const std::uint64_t word = offer_now();
         if (!offer_word::has_pending(word)) [[likely]]
             return word;
         offer_pending(word, gone);
-        return board_->offer.load(std::memory_order_acquire);
+        return offer_now();
     }
 
     // Those of the slots that no running reader has. None of them was offered when the caller
@@ -311,7 +336,7 @@ class VersionSlots {
 
     template <class Gone>
     unsigned slot_to_write(Gone&& gone) const {
-        std::uint64_t word = board_->offer.load(std::memory_order_acquire);
+        std::uint64_t word = offer_now();
         if (offer_word::has_pending(word)) {
             // Once it is taken back nobody can offer it, and nobody has ever read it.
             if (!offer_pending(word, gone) &&
@@ -319,7 +344,7 @@ class VersionSlots {
                                                       std::memory_order_acq_rel)) {
                 return offer_word::pending(word);
             }
-            word = board_->offer.load(std::memory_order_acquire);
+            word = offer_now();
         }
         const std::uint64_t others = all_slots() & ~bit(offer_word::offered(word));
         const std::uint64_t free = free_of(others, gone);
@@ -329,8 +354,7 @@ class VersionSlots {
 
     template <class Gone>
     void offer(std::uint64_t version, unsigned slot, Gone&& gone) const {
-        const std::uint64_t word = board_->offer.load(std::memory_order_relaxed);
-        const unsigned offered = offer_word::offered(word);
+        const unsigned offered = offer_word::offered(offer_now());
         if (free_of(all_slots() & ~bit(offered) & ~bit(slot), gone) != 0) {
             board_->offer.store(offer_word::make(version, slot, 0), std::memory_order_release);
             return;

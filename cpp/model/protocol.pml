@@ -566,7 +566,8 @@ died:
     :: learner_deaths_left > 0 -> learner_deaths_left--; goto died                                \
     :: true                                                                                       \
     fi
-#define SETTLED(slot, seq) (leaf_seq[slot] == (seq) && leaf[slot] > 0)
+/* Whatever the leaf is: that of a row which is there may be 0, where its priority is. */
+#define SETTLED(slot, seq) (leaf_seq[slot] == (seq))
 
 inline expect(at, position)
 {
@@ -870,19 +871,37 @@ take_over:
                 if
                 :: key[slot] > 0 -> s = key[slot]
                 :: s = leaf_seq[slot]
+#ifdef OWN_ROWS
+                :: key[slot] == 0 -> s = word_seq[slot]  /* of this handle's own, not folded yet */
+#endif
                 fi;
-                ok = (s >= seen && leaf[slot] > 0
+                ok = (s >= seen
 #if !defined(FLAW_UPDATE_UNCHECKED) && !defined(SPARE_UPDATE_TRUSTS_WORD)
+#ifdef OWN_ROWS
+                      && (s == leaf_seq[slot] || key[slot] == 0)
+#else
                       && s == leaf_seq[slot]
+#endif
 #endif
 #if !defined(FLAW_UPDATE_UNCHECKED) && !defined(SPARE_UPDATE_TRUSTS_LEAF_SEQ)
                       && word_seq[slot] == s && word_own[slot] == 0
 #endif
                 );
             }
+#if defined(OWN_ROWS) && !defined(FLAW_OWN_ROW_IS_NOT_SETTLED)
+            if
+            :: ok && s != leaf_seq[slot] -> settle(s); before = 0
+            :: else
+            fi;
+#endif
             if
             :: ok ->
-                atomic { LEARNER_MAY_DIE; leaf[slot] = 2 * s + 1; updated[slot] = s }
+                atomic {
+                    LEARNER_MAY_DIE;
+                    sampleable = sampleable + !(leaf[slot] > 0);
+                    leaf[slot] = 2 * s + 1;
+                    updated[slot] = s
+                }
             :: else
             fi;
             atomic { slot = 0; s = 0; seen = 0; ok = 0 }

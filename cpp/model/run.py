@@ -56,7 +56,9 @@ CONFIGURATIONS = [
         short=True,
     ),
     Case("tree, capacity 1, execs", "LEARNERS=1 LEARNER_OPS=1 CAP=1 EXECS=2", short=True),
+    Case("tree, capacity 1, own rows", TREE + "CAP=1 DEATHS=2 OWN_ROWS", short=True),
     Case("tree, capacity 2", TREE + "CAP=2 DEATHS=2", short=True),
+    Case("tree, capacity 2, own rows", TREE + "CAP=2 DEATHS=1 OWN_ROWS"),
     Case("tree, capacity 2, batches of two", TREE + "CAP=2 ROWS=2 BATCH=2 DEATHS=2"),
     Case("tree, capacity 2, clear", TREE + "CAP=2 DEATHS=2 CLEARS=1 LEARNER_OPS=1"),
     # The count: `filled`, its stamp, doubts, busy flags, recount.
@@ -230,6 +232,11 @@ FLAWS = [
         SEEN + "LEARNERS=1 LEARNER_OPS=3",
         "no_leaf_of_another_row",
         short=False,
+    ),
+    flaw(
+        "FLAW_OWN_ROW_IS_NOT_SETTLED",
+        SEEN + "LEARNERS=2 OWN_ROWS",
+        "no_update_is_lost",
     ),
     # Not flaws: what the code does twice over. Each of these alone may go, and nothing fails.
     flaw("SPARE_UPDATE_TRUSTS_WORD", "CAP=1 LEARNERS=2", "", short=False),

@@ -260,27 +260,30 @@ TEST_CASE("priorities from values wait for the value of the state behind the las
     CHECK(finished.priorities()[2] == std::abs(1 + 0.5 * 70 - 50));
 }
 
-TEST_CASE("rows that are written are dropped from a batch, others are appended") {
+TEST_CASE("rows that are not written go before those of a later batch") {
+    RowBatch earlier(stride);
     RowBatch batch(stride);
-    RowBatch more(stride);
     const auto append = [](RowBatch& to, std::int32_t id) {
         const Step step{id};
         std::memcpy(to.append(id), &step, sizeof step);
     };
-    for (std::int32_t id = 0; id < 5; ++id) append(batch, id);
-    for (std::int32_t id = 5; id < 12; ++id) append(more, id);
-    batch.drop_written();
-    CHECK(batch.rows() == 5);
-    batch.written = 3;
-    batch.drop_written();
+    for (std::int32_t id = 0; id < 5; ++id) append(earlier, id);
+    for (std::int32_t id = 5; id < 12; ++id) append(batch, id);
+    earlier.written = 3;
+    earlier.largest = 50;
+    batch.prepend_unwritten(earlier);
+    CHECK(batch.largest == 50);
     CHECK(batch.written == 0);
-    batch.append(more);
     REQUIRE(batch.rows() == 9);
     for (std::size_t i = 0; i < 9; ++i) {
         CHECK(row(batch, i).id == static_cast<std::int32_t>(i + 3));
         CHECK(batch.priorities()[i] == static_cast<double>(i + 3));
     }
-    batch.written = 9;
-    batch.drop_written();
-    CHECK(batch.rows() == 0);
+    earlier.written = 5;
+    batch.prepend_unwritten(earlier);
+    CHECK(batch.rows() == 9);
+    RowBatch none(stride);
+    none.prepend_unwritten(batch);
+    CHECK(none.rows() == 9);
+    CHECK(row(none, 8).id == 11);
 }

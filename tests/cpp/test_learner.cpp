@@ -16,6 +16,7 @@
 #include <vector>
 
 #include "error.hpp"
+#include "failing_allocation.hpp"
 #include "forked_child.hpp"
 #include "learner.hpp"
 #include "ring_on_heap.hpp"
@@ -36,20 +37,36 @@ struct HeapLearner {
     std::unique_ptr<std::atomic<std::uint64_t>[]> leaf_seq;
     std::unique_ptr<float, HeapRing::FreeDeleter> leaves;
     std::unique_ptr<LearnerLine> line = std::make_unique<LearnerLine>();
+    std::unique_ptr<LearnerMemory> memory;
     std::optional<Learner> learner;
+    PriorityRule rule;
 
-    explicit HeapLearner(std::uint64_t capacity)
+    explicit HeapLearner(std::uint64_t capacity, PriorityRule rule_ = {alpha, eps})
         : heap(capacity),
           leaf_seq(std::make_unique<std::atomic<std::uint64_t>[]>(capacity)),
           leaves(static_cast<float*>(
-              std::aligned_alloc(64, SumTree::padded_leaves(capacity) * sizeof(float)))) {
+              std::aligned_alloc(64, SumTree::padded_leaves(capacity) * sizeof(float)))),
+          rule(rule_) {
         std::fill_n(leaves.get(), SumTree::padded_leaves(capacity), 0.0F);
         take_over();
     }
     // A new holder of the role, as after a crash of the one before.
     void take_over() {
-        learner.emplace(heap.ring, leaf_seq.get(), leaves.get(), line.get(),
-                        PriorityRule{alpha, eps}, sizeof(std::uint64_t));
+        learner.reset();
+        memory = std::make_unique<LearnerMemory>(capacity());
+        learner.emplace(heap.ring, leaf_seq.get(), leaves.get(), line.get(), rule,
+                        sizeof(std::uint64_t), *memory);
+    }
+    // The same holder, who gave the role up in between.
+    void take_over_again() {
+        learner.emplace(heap.ring, leaf_seq.get(), leaves.get(), line.get(), rule,
+                        sizeof(std::uint64_t), *memory);
+    }
+    // A writer of the learner's own handle.
+    RingWriter own(HeapWriter& writer) const {
+        RingWriter mine = writer.writer();
+        mine.own_rows = &memory->own_rows;
+        return mine;
     }
     std::uint64_t capacity() const { return heap.ring.capacity(); }
 
@@ -89,14 +106,19 @@ struct Batch {
     SampleTarget target() { return {fields, indexes.data(), generations.data(), weights.data()}; }
 };
 
-AddOutcome add_rows(HeapRing& heap, HeapWriter& writer, std::uint64_t count,
+AddOutcome add_rows(HeapRing& heap, const RingWriter& writer, std::uint64_t count,
                     std::uint64_t& next_id) {
     return heap.ring.add(
-        count, writer.writer(), nobody_is_dead, [&next_id](std::uint64_t, std::byte* record) {
+        count, writer, nobody_is_dead, [&next_id](std::uint64_t, std::byte* record) {
             const std::uint64_t id = ++next_id;
             store_to_record(record, reinterpret_cast<const std::byte*>(&id), sizeof id);
             return leaf_of_row(id);
         });
+}
+
+AddOutcome add_rows(HeapRing& heap, HeapWriter& writer, std::uint64_t count,
+                    std::uint64_t& next_id) {
+    return add_rows(heap, writer.writer(), count, next_id);
 }
 
 std::uint64_t claim_next(HeapRing& heap, HeapWriter& writer) {
@@ -246,6 +268,284 @@ TEST_CASE("a leaf that no writer can have meant becomes that of the largest prio
     add_row(all.heap, writer, 1, std::numeric_limits<float>::min());
     all.learner->fold();
     CHECK(all.leaves.get()[0] == std::numeric_limits<float>::min());
+}
+
+TEST_CASE("a row of leaf 0 is in the tree, and never drawn") {
+    HeapLearner all(6, {alpha, 0.0});
+    HeapWriter writer(1);
+    for (std::uint64_t row = 1; row <= 5; ++row) {
+        add_row(all.heap, writer, row, row % 2 == 0 ? static_cast<float>(row) : 0.0F);
+    }
+    Generator generator;
+    Batch batch(64);
+    all.learner->sample(64, 1.0, generator, batch.target());
+    for (std::size_t i = 0; i < 64; ++i) {
+        CHECK((batch.ids[i] == 2 || batch.ids[i] == 4));
+        CHECK(batch.weights[i] == (batch.ids[i] == 2 ? 1.0F : 0.5F));
+    }
+    CHECK(all.line->sampleable == 2);
+    CHECK(all.line->least_leaf == 2);
+    CHECK(all.learner->total() == 6);
+    CHECK(all.learner->generation(0) == 6);
+    CHECK(all.learner->generation(5) == 0);
+    // It takes a new leaf, by slot and by generation, and gives it up again.
+    CHECK(update_one(*all.learner, 0, 0, 3.0F) == 0);
+    CHECK(update_one(*all.learner, 2, 8, 1.0F) == 0);
+    CHECK(update_one(*all.learner, 1, 0, 0.0F) == 0);
+    CHECK(update_one(*all.learner, 5, 0, 1.0F) == 1);
+    CHECK(all.learner->total() == 8);
+    all.require_tree_is_sum_of_leaves();
+    // A successor finds the same.
+    all.take_over();
+    all.learner->announce(1, 1, 1);
+    CHECK(all.learner->total() == 8);
+    all.require_tree_is_sum_of_leaves();
+    CHECK(update_one(*all.learner, 1, 0, 5.0F) == 0);
+    CHECK(all.learner->total() == 13);
+}
+
+TEST_CASE("where every row has leaf 0 it is said, and the first one above it can be drawn") {
+    HeapLearner all(4, {alpha, 0.0});
+    HeapWriter writer(1);
+    Generator generator;
+    Batch batch(16);
+    add_row(all.heap, writer, 1, 0.0F);
+    add_row(all.heap, writer, 2, 0.0F);
+    const char* const why = "every row has priority 0 and leaf 0, and is never drawn";
+    CHECK_THROWS_WITH_AS(all.learner->sample(1, 0.4, generator, batch.target()), why, EmptyBuffer);
+    HeapWriter sleeper(2);
+    const std::uint64_t held = claim_next(all.heap, sleeper);
+    CHECK_THROWS_WITH_AS(all.learner->sample(1, 0.4, generator, batch.target()), why, EmptyBuffer);
+    commit_claim(all.heap, held, 7);
+    all.learner->sample(16, 0.4, generator, batch.target());
+    for (const std::uint64_t row : batch.ids) CHECK(row == 7);
+    all.heap.ring.clear();
+    CHECK_THROWS_WITH_AS(all.learner->sample(1, 0.4, generator, batch.target()),
+                         "no rows have been added since it was cleared", EmptyBuffer);
+}
+
+TEST_CASE("a row of leaf 0 that came where a drawn one was does not take its place") {
+    HeapLearner all(2, {alpha, 0.0});
+    HeapWriter writer(1);
+    add_row(all.heap, writer, 1, 1.0F);
+    add_row(all.heap, writer, 2, 1.0F);
+    Generator generator;
+    Batch batch(8);
+    Draws draws;
+    all.learner->draw(8, generator, draws);
+    add_row(all.heap, writer, 3, 0.0F);
+    copy_rows(all.heap.ring, sizeof(std::uint64_t), draws, batch.target());
+    CHECK(draws.missed.size() == 4);
+    all.learner->finish(0.4, generator, draws, batch.target());
+    for (const std::uint64_t row : batch.ids) CHECK(row == 2);
+    all.learner->draw(8, generator, draws);
+    add_row(all.heap, writer, 4, 0.0F);
+    copy_rows(all.heap.ring, sizeof(std::uint64_t), draws, batch.target());
+    CHECK_THROWS_AS(all.learner->finish(0.4, generator, draws, batch.target()), EmptyBuffer);
+}
+
+TEST_CASE("random leaves, 0 among them, against a plain model") {
+    std::mt19937_64 random(22);
+    for (int run = 0; run < 60 / sanitizer_slowdown; ++run) {
+        CAPTURE(run);
+        const std::uint64_t capacity = 1 + random() % 20;
+        HeapLearner all(capacity, {alpha, 0.0});
+        HeapWriter writer(1);
+        std::vector<float> expected(capacity, 0.0F);
+        Generator generator(run, 1, 1);
+        std::uint64_t id = 0;
+        const auto any_leaf = [&] { return random() % 2 == 0 ? 0.0F : 1.0F + float(random() % 9); };
+        for (int step = 0; step < 200; ++step) {
+            const float leaf = any_leaf();
+            const std::uint64_t slot = random() % capacity;
+            switch (random() % 6) {
+                case 0:
+                case 1: expected[add_row(all.heap, writer, ++id, leaf).first_slot] = leaf; break;
+                case 2:
+                    all.learner->fold();
+                    if (all.heap.committed(slot) && all.heap.seq_in(slot) != 0 &&
+                        all.heap.seq_in(slot) >= all.heap.ring.clear_before()) {
+                        REQUIRE(all.learner->generation(slot) == all.heap.seq_in(slot));
+                        REQUIRE(update_one(*all.learner, slot, all.heap.seq_in(slot), leaf) == 0);
+                        expected[slot] = leaf;
+                    }
+                    break;
+                case 3: all.take_over(); break;
+                case 4:
+                    if (random() % 8 != 0) break;
+                    all.heap.ring.clear();
+                    std::fill(expected.begin(), expected.end(), 0.0F);
+                    break;
+                default: {
+                    Batch batch(5);
+                    try {
+                        all.learner->sample(5, 1.0, generator, batch.target());
+                    } catch (const EmptyBuffer&) {
+                        for (const float none : expected) REQUIRE(none == 0);
+                        break;
+                    }
+                    for (const std::int64_t drawn : batch.indexes) {
+                        REQUIRE(expected[static_cast<std::size_t>(drawn)] > 0);
+                    }
+                    break;
+                }
+            }
+            all.learner->fold();
+            REQUIRE(std::equal(expected.begin(), expected.end(), all.leaves.get()));
+            all.require_tree_is_sum_of_leaves();
+        }
+    }
+}
+
+TEST_CASE("an own row is updated before it is folded, another's is not") {
+    HeapLearner all(8);
+    HeapWriter mine(1);
+    HeapWriter other(2);
+    std::uint64_t id = 0;
+    add_rows(all.heap, all.own(mine), 2, id);
+    add_rows(all.heap, other, 1, id);
+    add_rows(all.heap, all.own(mine), 1, id);
+    CHECK(all.learner->generation(1) == 9);
+    CHECK(all.learner->generation(2) == 0);
+    const std::int64_t slots[] = {1, 3, 2, 1, 7};
+    const double priorities[] = {5, 4, 3, 2, 1};
+    const float leaves[] = {5, 4, 3, 2, 1};
+    CHECK(all.learner->update(slots, {}, priorities, leaves) == 2);
+    CHECK(all.leaves.get()[1] == 2);
+    CHECK(all.leaves.get()[3] == 4);
+    CHECK(all.learner->total() == 6);
+    CHECK(all.line->sampleable == 2);
+    CHECK(all.heap.ring.max_priority() == 5);
+    all.learner->fold();
+    CHECK(all.leaves.get()[0] == leaf_of_row(1));
+    CHECK(all.leaves.get()[1] == 2);
+    CHECK(all.leaves.get()[2] == leaf_of_row(3));
+    CHECK(all.leaves.get()[3] == 4);
+    all.require_tree_is_sum_of_leaves();
+    all.take_over();
+    CHECK(all.leaves.get()[1] == 2);
+}
+
+TEST_CASE("an own row that is overwritten by another's takes nothing, an own newer one does") {
+    HeapLearner all(4);
+    HeapWriter mine(1);
+    HeapWriter other(2);
+    std::uint64_t id = 0;
+    add_rows(all.heap, all.own(mine), 2, id);
+    const std::uint64_t generation = all.learner->generation(0);
+    all.heap.counters->cursor.fetch_add(2);
+    add_rows(all.heap, other, 1, id);
+    CHECK(update_one(*all.learner, 0, 0, 5.0F) == 1);
+    CHECK(update_one(*all.learner, 0, generation, 5.0F) == 1);
+    CHECK(update_one(*all.learner, 1, 0, 6.0F) == 0);
+    claim_next(all.heap, other);
+    CHECK(update_one(*all.learner, 1, 0, 7.0F) == 1);  // it is being overwritten
+    all.heap.counters->cursor.fetch_add(2);
+    add_rows(all.heap, all.own(mine), 1, id);
+    CHECK(update_one(*all.learner, 0, 0, 8.0F) == 0);
+    all.learner->fold();
+    CHECK(all.leaves.get()[0] == 8);
+    CHECK(all.leaves.get()[1] == 0);
+}
+
+TEST_CASE("after an overwritten row was sampled its slot never means an own row not yet folded") {
+    for (const bool role_given_up : {false, true}) {
+        CAPTURE(role_given_up);
+        HeapLearner all(4);
+        HeapWriter mine(1);
+        std::uint64_t id = 0;
+        add_rows(all.heap, all.own(mine), 4, id);
+        Generator generator;
+        Batch batch(64);
+        all.learner->sample(64, 0.4, generator, batch.target());
+        if (role_given_up) all.take_over_again();
+        const std::uint64_t sampled = all.learner->generation(1);
+        add_rows(all.heap, all.own(mine), 4, id);
+        CHECK(all.learner->generation(1) == sampled);
+        CHECK(update_one(*all.learner, 1, 0, 5.0F) == 1);
+        CHECK(update_one(*all.learner, 1, sampled, 5.0F) == 1);
+        CHECK(update_one(*all.learner, 1, all.heap.seq_in(1), 5.0F) == 1);
+        all.learner->fold();
+        CHECK(update_one(*all.learner, 1, 0, 5.0F) == 1);
+        require_rows_folded(all);
+    }
+}
+
+TEST_CASE("own rows of before a clear take nothing, those after it do") {
+    HeapLearner all(4);
+    HeapWriter mine(1);
+    std::uint64_t id = 0;
+    add_rows(all.heap, all.own(mine), 3, id);
+    all.heap.ring.clear();
+    CHECK(all.learner->generation(0) == 0);
+    CHECK(update_one(*all.learner, 0, 0, 5.0F) == 1);
+    add_rows(all.heap, all.own(mine), 1, id);
+    CHECK(update_one(*all.learner, 0, 0, 6.0F) == 0);
+    CHECK(update_one(*all.learner, 1, 0, 6.0F) == 1);
+    all.learner->fold();
+    CHECK(all.leaves.get()[0] == 6);
+    CHECK(all.line->sampleable == 1);
+    CHECK(all.learner->total() == 6);
+}
+
+TEST_CASE("an own row that a fold found open is known once its add has noted it") {
+    HeapLearner all(4);
+    HeapWriter mine(1);
+    const std::uint64_t held = claim_next(all.heap, mine);
+    all.learner->fold();
+    commit_claim(all.heap, held, 9);
+    CHECK(update_one(*all.learner, 0, 0, 5.0F) == 1);
+    all.memory->own_rows.note(held, 1);  // as add() does after its commits
+    CHECK(update_one(*all.learner, 0, 0, 5.0F) == 0);
+    all.learner->fold();
+    CHECK(all.leaves.get()[0] == 5);
+    CHECK(all.line->sampleable == 1);
+    all.require_tree_is_sum_of_leaves();
+}
+
+TEST_CASE("a learner that runs out of memory in any call goes on from there") {
+    // Each allocation of the calls in turn fails; what was left undone is done by the next call.
+    bool failed = true;
+    std::uint64_t failures = 0;
+    for (std::uint64_t n = 1; failed; ++n) {
+        CAPTURE(n);
+        HeapLearner all(40);
+        HeapWriter writer(1);
+        HeapWriter sleeper(2);
+        std::uint64_t id = 0;
+        Generator generator(3, 1, 1);
+        Batch batch(32);
+        Draws draws;
+        std::vector<std::uint64_t> held;
+        add_rows(all.heap, writer, 25, id);
+        all.learner->fold();
+        for (int i = 0; i < 20; ++i) {  // holes, some of them rows that are there no more
+            if (i % 2 == 0) {
+                held.push_back(claim_next(all.heap, sleeper));
+            } else {
+                add_rows(all.heap, writer, 1, id);
+            }
+        }
+        failed = fails_at(n, [&] {
+            all.learner->fold();
+            for (const std::uint64_t seq : held) commit_claim(all.heap, seq, ++id);
+            held.clear();
+            all.learner->draw(32, generator, draws);
+            add_rows(all.heap, writer, 30, id);
+            copy_rows(all.heap.ring, sizeof(std::uint64_t), draws, batch.target());
+            all.learner->finish(0.4, generator, draws, batch.target());
+            const std::vector<double> priorities(32, 1.0);
+            std::vector<float> leaves;
+            for (const std::uint64_t row : batch.ids) leaves.push_back(updated_leaf_of_row(row));
+            all.learner->update(batch.indexes, batch.generations, priorities, leaves);
+        });
+        failures += failed ? 1 : 0;
+        for (const std::uint64_t seq : held) commit_claim(all.heap, seq, ++id);
+        all.learner->fold();
+        require_rows_folded(all);
+        CHECK(all.line->sampleable == 40);
+    }
+    CHECK(failures > 20);
 }
 
 TEST_CASE("a sample: rows, slots, seqs and weights belong together") {

@@ -148,6 +148,7 @@ class RawView {
         ring = SlotRing(counters, reinterpret_cast<SlotMeta*>(base + shape.meta_offset),
                         base + shape.records_offset, shape.capacity, shape.stride);
         table = ProcessTable(base + header.process_table_offset);
+        line = reinterpret_cast<LearnerLine*>(base + header.learner_line_offset);
     }
     RawView(const RawView&) = delete;
     RawView& operator=(const RawView&) = delete;
@@ -177,6 +178,7 @@ class RawView {
     RingCounters* counters = nullptr;
     SlotRing ring;
     ProcessTable table;
+    LearnerLine* line = nullptr;
 
   private:
     std::size_t bytes_ = 0;
@@ -453,6 +455,43 @@ TEST_CASE("leaves of added rows: given ones, or that of the largest priority") {
     add(*buffer, 5);
     CHECK(sample(*buffer, batch));
     CHECK(buffer->leaves()[0] == rule.leaf(1.0));
+}
+
+TEST_CASE("a status that is half published is never returned for a whole one") {
+    const ScratchDirectory scratch;
+    const auto buffer = create(scratch, 8);
+    add(*buffer, 1, 8);
+    ForkedChild learner([&](const Channel& parent) {
+        if (!becomes_learner(*buffer)) return 1;
+        parent.tell();
+        return stay_until_killed();
+    });
+    learner.hear();
+    const RawView raw(*buffer);
+    CHECK(buffer->learner_status().sampleable == 8);
+    raw.line->sequence += 1;  // as if it had been stopped in the middle
+    raw.line->total = 12345;
+    CHECK_THROWS_WITH_AS((void)buffer->learner_status(),
+                         doctest::Contains("stands still while it publishes"), LearnerBusy);
+    raw.line->sequence += 1;
+    CHECK(buffer->learner_status().total == 12345);
+    raw.line->sequence += 1;
+    learner.signal(SIGKILL);
+    learner.wait();
+    const LearnerStatus none = buffer->learner_status();
+    CHECK(none.process == 0);
+    CHECK(none.total == 0);
+    CHECK(none.folded == 0);
+    CHECK(becomes_learner(*buffer));
+    CHECK(buffer->learner_status().sampleable == 8);
+}
+
+TEST_CASE("a buffer whose first priority has no leaf is refused") {
+    const ScratchDirectory scratch;
+    const RingShape shape{8, 64, 64, true, 1.0, 1e39};
+    CHECK_THROWS_WITH_AS((void)ReplayBuffer::create({"wide", shape, 1, "{}", in(scratch)}),
+                         doctest::Contains("with alpha 1 and eps 1e+39"), InvalidArgument);
+    CHECK(scratch.is_empty());
 }
 
 TEST_CASE("the learner's role goes from hand to hand, and the priorities with it") {

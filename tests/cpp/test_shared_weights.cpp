@@ -1,6 +1,7 @@
 #include <doctest/doctest.h>
 #include <sys/mman.h>
 #include <sys/ptrace.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <csignal>
@@ -8,12 +9,14 @@
 #include <cstdlib>
 #include <filesystem>
 #include <memory>
+#include <random>
 #include <string>
 #include <vector>
 
 #include "error.hpp"
 #include "forked_child.hpp"
 #include "replay_buffer.hpp"
+#include "ring_on_heap.hpp"
 #include "shared_weights.hpp"
 
 using namespace mpbuffer;
@@ -162,6 +165,71 @@ TEST_CASE("what cannot be is refused, and leaves nothing behind") {
     weights->close();
     other->close();
     CHECK(of_this_process() == left);
+}
+
+TEST_CASE("damage after attach is told, and nothing outside is read or waited for") {
+    const Watchdog watchdog;
+    std::mt19937_64 random(41);
+    const auto weights = make(3);
+    const auto other = attached(weights->name());
+    SegmentHeader header;
+    REQUIRE(pread(weights->data_descriptor(), &header, sizeof header, 0) == sizeof header);
+    const std::size_t bytes = header.total_bytes;
+    void* const memory =
+        mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_SHARED, weights->data_descriptor(), 0);
+    REQUIRE(memory != MAP_FAILED);
+    auto* const base = static_cast<std::byte*>(memory);
+    const RingEntry& ring = header.ring[0];
+    auto* const board = reinterpret_cast<VersionBoard*>(base + ring.counters_offset);
+    auto* const slots = reinterpret_cast<VersionSlot*>(base + ring.meta_offset);
+    auto* const lines = reinterpret_cast<ReaderLine*>(base + ring.readers_offset);
+
+    board->offer = offer_word::make(1, 77, 0);
+    Arrays got;
+    const std::string why = "slot 77 is offered, there are 3 (damaged)";
+    const std::string named = "'" + weights->name() + "': " + why;
+    CHECK_THROWS_WITH_AS((void)other->read(got.targets(), 0), ("cannot read " + named).c_str(),
+                         SegmentMismatch);
+    CHECK_THROWS_WITH_AS((void)other->latest(), ("cannot read " + named).c_str(), SegmentMismatch);
+    CHECK_THROWS_WITH_AS(publish_next(*weights), ("cannot publish to " + named).c_str(),
+                         SegmentMismatch);
+    CHECK_THROWS_WITH_AS((void)SharedWeights::attach(weights->name()),
+                         ("cannot attach " + named).c_str(), SegmentMismatch);
+    board->offer = offer_word::make(2, 0, 200);
+    CHECK_THROWS_AS((void)other->read(got.targets(), 0), SegmentMismatch);
+    board->offer = offer_word::make(9, 1, 0);
+    slots[1].version = 0;
+    CHECK_THROWS_AS((void)other->read(got.targets(), 0), SegmentMismatch);
+    CHECK_THROWS_AS((void)other->latest(), SegmentMismatch);
+
+    std::uint64_t refused = 0;
+    for (int round = 0; round < 20'000 / sanitizer_slowdown; ++round) {
+        const auto any = [&] { return random() >> random() % 64; };
+        switch (random() % 5) {
+            case 0: board->offer = any(); break;
+            case 1: board->offer = offer_word::make(any() >> 16, random() % 3, random() % 4); break;
+            case 2: slots[random() % 3].version = any(); break;
+            case 3: lines[random() % (max_processes + 1)].mark = any(); break;
+            default: board->lines_used = any(); break;
+        }
+        const auto tried = [&](auto&& call) {
+            try {
+                call();
+            } catch (const SegmentMismatch&) {
+                ++refused;
+            }
+        };
+        tried([&] { (void)other->read(got.targets(), random() % 3); });
+        tried([&] { (void)other->latest(); });
+        tried([&] { publish_next(*weights); });
+    }
+    CHECK(refused > 1000);
+    board->offer = offer_word::make(5, 0, 0);
+    slots[0].version = 5;
+    for (unsigned i = 0; i <= max_processes; ++i) lines[i].mark = 0;
+    CHECK(publish_next(*weights) == 6);
+    CHECK(read_by(*other) == 6);
+    munmap(memory, bytes);
 }
 
 TEST_CASE("weights and replay buffers are not taken for one another") {

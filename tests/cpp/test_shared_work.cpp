@@ -9,6 +9,7 @@
 #include <thread>
 #include <vector>
 
+#include "failing_allocation.hpp"
 #include "forked_child.hpp"
 #include "row_copy.hpp"
 #include "shared_work.hpp"
@@ -37,6 +38,17 @@ void count_shared(Tally& tally, std::size_t piece, std::size_t more_threads,
         const std::scoped_lock lock(tally.mutex);
         tally.threads.insert(std::this_thread::get_id());
     });
+}
+
+// Whether a second thread takes part in work that waits for one.
+bool is_helped() {
+    const auto caller = std::this_thread::get_id();
+    std::atomic<bool> helped{false};
+    share_work(10, 1, 1, [&](std::size_t, std::size_t) {
+        if (std::this_thread::get_id() != caller) helped = true;
+        if (!helped) std::this_thread::sleep_for(std::chrono::milliseconds(1));
+    });
+    return helped;
 }
 
 }  // namespace
@@ -111,6 +123,20 @@ TEST_CASE("several threads share their work at the same time, and a forked child
     stop = true;
     for (std::thread& thread : threads) thread.join();
     CHECK(wrong == 0);
+}
+
+TEST_CASE("where a thread cannot be had the caller does all, and none is counted") {
+    const Watchdog watchdog;
+    for (std::uint64_t n = 1; n < 12; ++n) {
+        Tally tally(100);
+        (void)fails_at(n, [&] {
+            share_work(tally.times.size(), 10, 3, [&](std::size_t first, std::size_t last) {
+                for (std::size_t place = first; place < last; ++place) ++tally.times[place];
+            });
+        });
+        if (n > 1) CHECK(tally.each_once());  // the first is for the list of pieces
+    }
+    CHECK(comes_true(is_helped));
 }
 
 TEST_CASE("processors that a thread may use") {

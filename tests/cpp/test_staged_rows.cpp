@@ -5,6 +5,7 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <limits>
 #include <memory>
 #include <stdexcept>
 #include <string>
@@ -12,6 +13,7 @@
 #include <vector>
 
 #include "error.hpp"
+#include "failing_allocation.hpp"
 #include "forked_child.hpp"
 #include "staged_rows.hpp"
 
@@ -128,6 +130,43 @@ TEST_CASE("of a batch that is given back, unwritten rows come before later ones"
     CHECK(ids(staged.take()) == Ids{3, 4, 5, 6});
 }
 
+TEST_CASE("giving back needs no memory, whatever was staged meanwhile") {
+    for (const std::uint64_t later : {0, 1, 3, 200}) {
+        CAPTURE(later);
+        StagedRows staged(rule_of(2), 2);
+        const auto push_in_turn = [&](std::uint64_t first, std::uint64_t count) {
+            for (std::uint64_t i = 0; i < count; ++i) push(staged, {step(first + i)}, {0});
+        };
+        push_in_turn(0, 51);
+        RowBatch first = staged.take();
+        push_in_turn(51, later);
+        RowBatch second = staged.take();
+        push_in_turn(51 + later, later);
+        staged.cut_off(0);
+        push_in_turn(51 + 2 * later, later);
+        first.written = 7;
+        CHECK_FALSE(fails_at(1, [&] { staged.give_back(std::move(second)); }));
+        CHECK_FALSE(fails_at(1, [&] { staged.give_back(std::move(first)); }));
+        staged.cut_off(0);
+        Ids expected;
+        for (std::uint64_t id = 7; id < 51 + 3 * later; ++id) expected.push_back(id);
+        CHECK(ids(staged.take()) == expected);
+        CHECK(staged.counts().written == 7);
+    }
+}
+
+TEST_CASE("if there is no memory for it, nothing is taken") {
+    StagedRows staged(rule_of(1), 1);
+    push(staged, {step(0), step(1)});
+    bool failed = true;
+    for (std::uint64_t n = 1; failed; ++n) {
+        RowBatch batch;
+        failed = fails_at(n, [&] { batch = staged.take(); });
+        if (failed) CHECK(staged.finished() == 2);
+        if (!failed) CHECK(ids(batch) == Ids{0, 1});
+    }
+}
+
 TEST_CASE("dropped rows are gone, those in flight are not") {
     StagedRows staged(rule_of(3), 2);
     push(staged, {step(0), step(10)});
@@ -221,6 +260,21 @@ TEST_CASE("rows without a priority get the largest until then") {
     CHECK(batch.largest == 0);
     CHECK(write_rows(*buffer, batch) == 6);
     CHECK(leaves_of(*buffer)[7] == 3.0F);
+}
+
+TEST_CASE("a computed priority that is not finite is none, though its leaf would be") {
+    const ScratchDirectory scratch;
+    SegmentOptions options;
+    options.directory = scratch.path();
+    const RingShape shape{8, sizeof(Step), stride, true, 0.0, 0.0};
+    const auto buffer = ReplayBuffer::create({"staged", shape, 7, R"({"fields": []})", options});
+    StagedRows staged(rule_of(1), 1);
+    const double infinity = std::numeric_limits<double>::infinity();
+    push(staged, {step(0), step(1)}, {}, {infinity, 2.0});
+    RowBatch batch = staged.take();
+    write_rows(*buffer, batch);
+    CHECK(buffer->max_priority() == 2.0);
+    CHECK(leaves_of(*buffer)[0] == 1.0F);
 }
 
 TEST_CASE("a batch longer than the buffer") {
