@@ -353,7 +353,7 @@ def test_only_guards_take_mutexes(path):
     if stem(path.name) != "guard" and path.name not in WAIT_WITH_STANDARD_MUTEXES:
         standard = r"\bstd::(\w*mutex|scoped_lock|unique_lock|lock_guard|shared_lock)\b"
         assert not re.search(standard, code_of(path))
-        assert path.parent == CORE or not re.search(r"\b(Shared)?Mutex\b", code_of(path))
+        assert path.parent == CORE or not re.search(r"\b(Shared|Recursive)?Mutex\b", code_of(path))
 
 
 @pytest.mark.parametrize("path", binding_files, ids=named)
