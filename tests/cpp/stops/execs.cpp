@@ -42,13 +42,9 @@ void become_the_next_run() {
     _exit(98);
 }
 
-int explore(ReplayBuffer& buffer, Board& board, Seat& seat, Random random) {
+int explore_until_exec(ReplayBuffer& buffer, Board& board, Seat& seat, Random random) {
     legacy.seed = random.next();
     Explorer explorer(buffer, board, seat);
-    static constexpr StopPoint steps[] = {
-        StopPoint::busy_raised,    StopPoint::position_taken, StopPoint::slot_looked_at,
-        StopPoint::claim_taken,    StopPoint::field_copied,   StopPoint::field_copied,
-        StopPoint::leaf_in_stored, StopPoint::row_committed,  StopPoint::filled_to_raise};
     const bool stays = random.one_in(4);
     const auto become = stays ? become_another_program : become_the_next_run;
     if (random.one_in(3)) {
@@ -58,7 +54,7 @@ int explore(ReplayBuffer& buffer, Board& board, Seat& seat, Random random) {
             become();
         }).detach();
     } else {
-        armed.point = steps[random.below(std::size(steps))];
+        armed.point = steps_inside_add[random.below(std::size(steps_inside_add))];
         armed.countdown = random.between(1, 24);
         armed.seat = &seat;
         armed.act = become;
@@ -104,7 +100,7 @@ class ExecCampaign {
         const Random its_random(random_.next());
         children.start([&] {
             legacy = {folder_.path(), board_fd_, 0, board_};
-            return explore(arena.live(), *board_, seat, its_random);
+            return explore_until_exec(arena.live(), *board_, seat, its_random);
         });
     }
 
@@ -203,7 +199,7 @@ int explore_after_exec(char** arguments) {
     const Random random(std::strtoull(arguments[3], nullptr, 10));
     try {
         const auto buffer = ReplayBuffer::attach(Arena::name, options_of(legacy.folder));
-        return explore(*buffer, *legacy.board, seat, random);
+        return explore_until_exec(*buffer, *legacy.board, seat, random);
     } catch (const std::exception& error) {
         std::fprintf(stderr, "after an exec: %s\n", error.what());
         return 99;

@@ -31,7 +31,7 @@ using mpbuffer::stop_point_names;
 
 namespace {
 
-enum class Campaign { steps, chaos, forks, namespaces, execs };
+enum class Mode { steps, chaos, forks, namespaces, execs };
 constexpr int exit_skipped = 77;
 
 struct Arguments {
@@ -43,7 +43,7 @@ struct Arguments {
     double slack = 1;
     std::string only;
     bool is_short = false;
-    Campaign campaign = Campaign::steps;
+    Mode mode = Mode::steps;
 };
 
 struct Report {
@@ -193,12 +193,12 @@ int run_chaos_campaign(const Arguments& arguments) {
             return (all + arguments.jobs - 1) / arguments.jobs;
         };
         const auto run = [&] {
-            switch (arguments.campaign) {
-                case Campaign::forks:
+            switch (arguments.mode) {
+                case Mode::forks:
                     return run_forks_beside_adds(share(arguments.hits), findings, random);
-                case Campaign::namespaces:
+                case Mode::namespaces:
                     return run_namespaces(share(arguments.kills), findings, random);
-                case Campaign::execs: return run_execs(share(arguments.kills), findings, random);
+                case Mode::execs: return run_execs(share(arguments.kills), findings, random);
                 default:
                     return run_chaos(share(arguments.kills), share(arguments.stops), findings,
                                      random);
@@ -248,28 +248,27 @@ int main(int count, char** values) {
         } else if (name == "--short") {
             arguments.is_short = true;
         } else if (name == "--chaos") {
-            arguments.campaign = Campaign::chaos;
+            arguments.mode = Mode::chaos;
         } else if (name == "--forks") {
-            arguments.campaign = Campaign::forks;
+            arguments.mode = Mode::forks;
         } else if (name == "--namespaces") {
-            arguments.campaign = Campaign::namespaces;
+            arguments.mode = Mode::namespaces;
         } else if (name == "--execs") {
-            arguments.campaign = Campaign::execs;
+            arguments.mode = Mode::execs;
         } else {
             std::fprintf(stderr, "unknown argument %s\n", name.c_str());
             return 2;
         }
     }
     if (arguments.is_short) {
-        arguments.hits = arguments.campaign == Campaign::forks ? 50 : 12;
-        arguments.kills = arguments.campaign == Campaign::chaos ? 300 : 100;
+        arguments.hits = arguments.mode == Mode::forks ? 50 : 12;
+        arguments.kills = arguments.mode == Mode::chaos ? 300 : 100;
         arguments.stops = 100;
     }
-    if (arguments.campaign == Campaign::namespaces && !may_make_pid_namespaces()) {
+    if (arguments.mode == Mode::namespaces && !may_make_pid_namespaces()) {
         std::printf("skipped: no right to make pid namespaces\n");
         return exit_skipped;
     }
     install_hook();
-    return arguments.campaign == Campaign::steps ? run_steps(arguments)
-                                                 : run_chaos_campaign(arguments);
+    return arguments.mode == Mode::steps ? run_steps(arguments) : run_chaos_campaign(arguments);
 }

@@ -41,7 +41,7 @@ void stand_still() {
     while (the_board->go.load() == 0) pause_microseconds(200);
 }
 
-int explore(Arena& arena, Seat& seat, Random random) {
+int explore_abroad(Arena& arena, Seat& seat, Random random) {
     Board& board = arena.board();
     ReplayBuffer* buffer = &arena.live();
     std::unique_ptr<ReplayBuffer> attached;
@@ -50,13 +50,9 @@ int explore(Arena& arena, Seat& seat, Random random) {
         buffer = attached.get();
     }
     Explorer explorer(*buffer, board, seat);
-    static constexpr StopPoint steps[] = {
-        StopPoint::busy_raised,    StopPoint::position_taken, StopPoint::slot_looked_at,
-        StopPoint::claim_taken,    StopPoint::field_copied,   StopPoint::field_copied,
-        StopPoint::leaf_in_stored, StopPoint::row_committed,  StopPoint::filled_to_raise};
     the_board = &board;
     closes_descriptors = random.one_in(2);
-    armed.point = steps[random.below(std::size(steps))];
+    armed.point = steps_inside_add[random.below(std::size(steps_inside_add))];
     armed.countdown = random.between(1, 24);
     armed.seat = &seat;
     armed.act = stand_still;
@@ -102,7 +98,7 @@ class NamespaceCampaign {
     void start(Arena& arena, Children& children, Seat& seat) {
         const Random its_random(random_.next());
         const NewPidNamespace other;
-        children.start([&] { return explore(arena, seat, its_random); });
+        children.start([&] { return explore_abroad(arena, seat, its_random); });
     }
 
     void kill(Actor& actor) {

@@ -5,8 +5,18 @@
 #include <cstdint>
 
 #include "chaos.hpp"
+#include "stop_points.hpp"
 
 namespace stops {
+
+// The copy twice: between two fields is the middle.
+constexpr mpbuffer::StopPoint steps_inside_add[] = {
+    mpbuffer::StopPoint::busy_raised,     mpbuffer::StopPoint::position_taken,
+    mpbuffer::StopPoint::slot_looked_at,  mpbuffer::StopPoint::claim_taken,
+    mpbuffer::StopPoint::field_copied,    mpbuffer::StopPoint::field_copied,
+    mpbuffer::StopPoint::leaf_in_stored,  mpbuffer::StopPoint::row_committed,
+    mpbuffer::StopPoint::filled_to_raise,
+};
 
 // Whether this process may make pid namespaces.
 bool may_make_pid_namespaces();
