@@ -439,6 +439,7 @@ def live(options):
 def end_with_daemons_inside(options):
     """The interpreter ends while daemon threads are in calls; how is chosen by the seed."""
     program = Program(options)
+    sys.unraisablehook = program.unraisable
     threads = [
         threading.Thread(target=program.work, args=(each,), daemon=True)
         for each in program.scenes[:-1]
