@@ -261,12 +261,16 @@ def _accept_cpprb_arguments(ctx: Any, backend: str | None) -> None:
             raise ProcessError("ctx is a SyncManager that has been shut down")
 
 
+# Asked for once: a handler that raises inside getLogger() leaves a lock of logging's taken.
+_LOGGER = logging.getLogger("mpbuffer")
+
+
 class _CreationLog:
     """Told how many bytes are allocated; says so once a second."""
 
     def __init__(self, name: str, logger: Any) -> None:
         usable = isinstance(logger, (logging.Logger, logging.LoggerAdapter))
-        self._logger = logger if usable else logging.getLogger("mpbuffer")
+        self._logger = logger if usable else _LOGGER
         self._name = name
         self._next = time.monotonic() + 1.0
 
