@@ -123,10 +123,11 @@ void leave() {
     const std::unique_ptr<Section> section = pop();
     for (std::size_t number = 1; number < NSIG; ++number) {
         if (!section->due[number]) continue;
-        auto* const frame = reinterpret_cast<PyObject*>(PyEval_GetFrame());
+        const auto frame = py::reinterpret_steal<py::object>(
+            reinterpret_cast<PyObject*>(PyThreadState_GetFrame(PyThreadState_Get())));
         const auto result = py::reinterpret_steal<py::object>(
             PyObject_CallFunction(section->handlers[number].ptr(), "iO", static_cast<int>(number),
-                                  frame == nullptr ? Py_None : frame));
+                                  frame ? frame.ptr() : Py_None));
         if (!result) section->raised.take();
     }
     section->raised.raise();
