@@ -1,6 +1,7 @@
 #include "chaos.hpp"
 
 #include <cstdio>
+#include <functional>
 #include <thread>
 
 #include "children.hpp"
@@ -250,18 +251,17 @@ ChaosResult run_forks_beside_adds(std::uint64_t forks, Findings& findings, Rando
         Arena arena(folder.path(), *board, random.between(2, 64), random.between(5, 3000), findings,
                     random);
         board->quit = 0;
-        // One thread adds at a time, so they may share a seat.
-        const auto add_on = [&arena, board, &seat = board->seats[1]] {
+        const auto add_on = [&arena, board](Seat& seat) {
             Explorer explorer(arena.live(), *board, seat);
             while (board->quit.load() == 0) {
                 explorer.add(std::min<std::uint64_t>(arena.capacity(), 7));
             }
         };
-        std::thread first(add_on);
-        std::thread second(add_on);
+        std::thread first(add_on, std::ref(board->seats[1]));
+        std::thread second(add_on, std::ref(board->seats[2]));
         Children children;
         for (std::size_t i = 0; i < 50 && result.forks < forks; ++i, ++result.forks) {
-            Seat& seat = board->seats[2 + i];
+            Seat& seat = board->seats[3 + i];
             const bool dies = random.one_in(4);
             Child child = children.start([&arena, &seat, board, dies] {
                 Explorer explorer(arena.live(), *board, seat);
