@@ -518,7 +518,8 @@ std::vector<ProcessStatus> ReplayBuffer::processes() const {
     std::vector<ProcessStatus> all;
     for (unsigned number = 1; number <= processes_.high_water(); ++number) {
         const ProcessRecord& record = processes_.record(number);
-        if (record.epoch.load(std::memory_order_acquire) == 0) continue;
+        // Acquire: pairs with the release of enroll(), for the pid.
+        if (record.mapped_at.load(std::memory_order_acquire) == 0) continue;
         const char state = number == identity_.number ? 'R' : processes_.state(number, lock_fd);
         if (state == 'X') continue;
         const RingState& counts = record.ring[0];

@@ -573,35 +573,47 @@ TEST_CASE("without a /proc nobody is proved dead who may live") {
 
 TEST_CASE("who may not look into a process does not prove it dead") {
     const Watchdog watchdog;
-    SharedTable shared;
-    ForkedChild ghost([&](const Channel& parent) {
-        parent.tell(shared.table.enroll(open_lock_descriptor(shared.data_fd)).number);
-        execl("/bin/sleep", "sleep", "1000", nullptr);
-        return 1;
-    });
-    CHECK(ghost.hear() == 1);
-    CHECK(comes_true([&] { return shared.dead(1); }));
-    ForkedChild asker([&](const Channel& parent) {
-        if (geteuid() != 0 || setresgid(65534, 65534, 65534) != 0 ||
-            setresuid(65534, 65534, 65534) != 0) {
-            parent.tell(2);
+    for (const bool hidden : {false, true}) {
+        CAPTURE(hidden);
+        SharedTable shared;
+        ForkedChild ghost([&](const Channel& parent) {
+            parent.tell(shared.table.enroll(open_lock_descriptor(shared.data_fd)).number);
+            execl("/bin/sleep", "sleep", "1000", nullptr);
+            return 1;
+        });
+        CHECK(ghost.hear() == 1);
+        CHECK(comes_true([&] { return shared.dead(1); }));
+        ForkedChild asker([&](const Channel& parent) {
+            const auto hide = [] {
+                return unshare(CLONE_NEWNS) == 0 &&
+                       mount("none", "/", nullptr, MS_REC | MS_PRIVATE, nullptr) == 0 &&
+                       mount("proc", "/proc", "proc", 0, "hidepid=2") == 0;
+            };
+            const auto become_another_user = [] {
+                return geteuid() == 0 && setresgid(65534, 65534, 65534) == 0 &&
+                       setresuid(65534, 65534, 65534) == 0;
+            };
+            if ((hidden && !hide()) || !become_another_user()) {
+                parent.tell(2);
+                return 0;
+            }
+            if (hidden && read_process_stat(ghost.pid())) return 1;
+            parent.tell(shared.dead(1) ? 1 : 0);
+            parent.hear();
+            parent.tell(shared.dead(1) ? 1 : 0);
             return 0;
+        });
+        const std::uint64_t answer = asker.hear();
+        if (answer == 2) {
+            MESSAGE("skipped: no right to become another user, or to mount /proc");
+            continue;
         }
-        parent.tell(shared.dead(1) ? 1 : 0);
-        parent.hear();
-        parent.tell(shared.dead(1) ? 1 : 0);
-        return 0;
-    });
-    const std::uint64_t answer = asker.hear();
-    if (answer == 2) {
-        MESSAGE("skipped: no right to become another user");
-        return;
+        CHECK(answer == 0);
+        ghost.signal(SIGKILL);
+        ghost.wait();
+        asker.tell();
+        CHECK(asker.hear() == 1);  // there is no such process any more, whoever asks
     }
-    CHECK(answer == 0);
-    ghost.signal(SIGKILL);
-    ghost.wait();
-    asker.tell();
-    CHECK(asker.hear() == 1);  // there is no such process any more, whoever asks
 }
 
 TEST_CASE("a start time of another time namespace proves nothing") {
