@@ -142,12 +142,12 @@ TEST_CASE("giving back needs no memory, whatever was staged meanwhile") {
         push_in_turn(51, later);
         RowBatch second = staged.take();
         push_in_turn(51 + later, later);
-        staged.cut_off(0);
+        end_episode(staged, 0);
         push_in_turn(51 + 2 * later, later);
         first.written = 7;
         CHECK_FALSE(fails_at(1, [&] { staged.give_back(std::move(second)); }));
         CHECK_FALSE(fails_at(1, [&] { staged.give_back(std::move(first)); }));
-        staged.cut_off(0);
+        end_episode(staged, 0);
         Ids expected;
         for (std::uint64_t id = 7; id < 51 + 3 * later; ++id) expected.push_back(id);
         CHECK(ids(staged.take()) == expected);
