@@ -7,25 +7,35 @@ program runs in a process of its own, under a watchdog.
 import pytest
 from watched_processes import run_python
 
-# `inside(action)` takes batches until one is waited for, and then runs the action in a handler.
+# `inside(action)` takes batches until a handler has run the action in a call of next(): while it
+# waits or, less often, just after it; then `refused` and `outcomes_in_child` try again.
 WAITING = """
 import gc, os, signal, sys, time
 import numpy as np, mpbuffer
 
 kind, prefetch, rows = mpbuffer.{kind}, {prefetch}, 500_000
-buffer = kind(4, {{"x": {{}}}})
-buffer.add(x=np.arange(4.0))
+
+
+def open_both():
+    global buffer, batches
+    buffer = kind(4, {{"x": {{}}}})
+    buffer.add(x=np.arange(4.0))
+    batches = buffer.batches(rows, prefetch=prefetch)
+
+
+open_both()
 took = 0
 while took < 0.2:
     rows *= 2
     start = time.monotonic()
     buffer.sample(rows)
     took = time.monotonic() - start
-batches = buffer.batches(rows, prefetch=prefetch)
-ran = []
+open_both()
 
 
 def inside(action):
+    ran = []
+
     def handler(number, frame):
         if frame.f_code.co_name != "__next__" or ran:
             return
@@ -46,12 +56,33 @@ def inside(action):
 
 
 def refused(error, words):
-    try:
-        inside(action)
-    except error as refusal:
-        assert words in str(refusal), refusal
-    else:
-        raise SystemExit("the call returned")
+    for _ in range(20):
+        try:
+            inside(action)
+        except error as refusal:
+            assert words in str(refusal), refusal
+            return
+        open_both()
+    raise SystemExit("the call returned")
+
+
+def outcomes_in_child(refusal):
+    "Let the handler fork; the child ends by `refusal()` if it is refused its parent's batch."
+    for _ in range(20):
+        children = []
+        try:
+            right(inside(lambda: children.append(os.fork())))
+        except RuntimeError as error:
+            assert children == [0] and "forked child" in str(error), error
+            return refusal()
+        if children == [0]:
+            os._exit(7)
+        status = os.waitstatus_to_exitcode(os.waitpid(children[0], 0)[1])
+        assert status in (0, 7), status
+        right(next(batches))
+        if status == 0:
+            return
+    raise SystemExit("the child got a batch")
 
 
 def right(batch):
@@ -146,37 +177,23 @@ def action():
 right(inside(action))
 """,
     "forks": """
-children = []
-
-def action():
-    children.append(os.fork())
-
-try:
-    right(inside(action))
-except RuntimeError as error:
-    assert children == [0] and "forked child" in str(error), error
+def refusal():
     batches.close()
     os._exit(0)
-assert children[0] != 0, "the child got a batch"
-assert os.waitstatus_to_exitcode(os.waitpid(children[0], 0)[1]) == 0
-right(next(batches))
+
+outcomes_in_child(refusal)
 """,
     "forks, and the child goes on": """
-children = []
-
-def action():
-    children.append(os.fork())
-
-try:
-    right(inside(action))
-except RuntimeError as error:
+def refusal():
+    global batches
     del batches
     gc.collect()
     with kind(8, {"x": {}}) as other:
         other.add(x=np.arange(8))
         assert len(next(other.batches(2, prefetch=1))["x"]) == 2
     sys.exit(0)
-assert os.waitstatus_to_exitcode(os.waitpid(children[0], 0)[1]) == 0
+
+outcomes_in_child(refusal)
 """,
 }
 
