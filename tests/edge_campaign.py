@@ -33,7 +33,7 @@ TABLE = ("calls", "signals", "forks", "exits", "kept")
 # the full form and in the short one.
 KINDS = {
     "threads": ("calls", (10**6, 2_500), (6_000, 800)),
-    "handlers": ("signals", (10**4, 250), (300, 60)),
+    "handlers": ("signals", (10**4, 250), (150, 60)),
     "forks": ("forks", (10**3, 300), (40, 60)),
     "kept": ("kept", (2 * 10**4, 500), (400, 60)),
     "exits": ("exits", (10**3, 10**9), (10, 10**9)),

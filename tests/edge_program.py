@@ -141,7 +141,7 @@ class Program:
         self.progress[scene.number] += 1
         if self.kind == "forks" and scene.rng.random() < 0.01:
             self.fork(scene)
-        elif self.kind == "handlers" and scene.rng.random() < 0.05:
+        elif self.kind == "handlers" and scene.rng.random() < 0.1:
             os.kill(os.getpid(), signal.SIGUSR1)
         self.reap()
 
@@ -194,7 +194,9 @@ class Program:
 
         def handle(number, frame):
             self.handled += 1
-            signal.setitimer(signal.ITIMER_REAL, rng.choice((0.0003, 0.002, 0.02)))
+            signal.setitimer(signal.ITIMER_REAL, rng.choice((0.0003, 0.001, 0.01)))
+            if rng.random() < 0.5:
+                return
             may_raise, scene.may_raise = scene.may_raise, False
             self.may_leave = frame.f_code.co_filename.startswith(ours)
             try:
@@ -216,10 +218,10 @@ class Program:
         slow = SlowBatches(self.world)
         try:
             while not self.over and any(thread.is_alive() for thread in threads):
-                with contextlib.suppress(self.Raised):
+                with contextlib.suppress(self.Raised, *self.expected):
                     try:
                         scene.may_raise = True
-                        if scene.rng.random() < 0.02:
+                        if scene.rng.random() < 0.005:
                             slow.take(scene)
                         else:
                             self.call(scene)

@@ -1,4 +1,4 @@
-"""A call that waits for another thread's long call lets the program's threads run meanwhile."""
+"""A long call, and one that waits for a long one, lets the program's threads run meanwhile."""
 
 import contextlib
 import functools
@@ -8,6 +8,7 @@ import threading
 import time
 
 import edge_recipes
+import numpy as np
 import pytest
 from edge_recipes import RECIPES, Scene, Slot, World
 from watched_processes import DEADLINE
@@ -147,6 +148,53 @@ def test_threads_run_while_a_call_waits_for_a_long_one(large, name):
     large.scenes.remove(scene)
     if waiting.seconds > ENOUGH:
         assert waiting.rate > python.rate / 5
+
+
+def after_new_rows(large, buffer):
+    buffer.add(**large.many_rows)
+    return lambda: buffer.sample(32)
+
+
+def after_release(large, buffer):
+    buffer.release_learner()
+    return lambda: buffer.sample(32)
+
+
+def after_clear(large, buffer):
+    buffer.clear()
+    buffer.add(**large.many_rows)
+    return lambda: len(buffer)
+
+
+def of_many_indexes(large, buffer):
+    indexes = buffer.sample(300_000)["indexes"]
+    return lambda: buffer.update_priorities(indexes, np.ones(len(indexes)))
+
+
+@pytest.mark.parametrize(
+    "prepare",
+    [
+        after_new_rows,
+        after_release,
+        after_clear,
+        of_many_indexes,
+        lambda large, buffer: lambda: buffer.sample(300_000),
+        lambda large, buffer: buffer.get_all_transitions,
+        lambda large, buffer: lambda: buffer.add(**large.many_rows),
+    ],
+    ids=["fold", "take_over", "recount", "update", "sample", "all_rows", "add"],
+)
+def test_threads_run_during_a_long_call(large, prepare):
+    buffer = large.slots[0].buffer
+    buffer.add(**large.many_rows)
+    with Background(lambda: time.sleep(0.0005)) as ticker:
+        running, python = Counted(ticker), Counted(ticker)
+        deadline = time.monotonic() + 1.0
+        while time.monotonic() < deadline and running.seconds < 2 * ENOUGH:
+            running.during(prepare(large, buffer), NOTICED)
+            python.during(spin)
+    if running.seconds > ENOUGH:
+        assert running.rate > python.rate / 5
 
 
 def test_a_call_that_held_the_gil_would_be_noticed():
