@@ -4,6 +4,8 @@
 #include <cmath>
 #include <cstdio>
 
+#include "guard.hpp"
+
 namespace py = pybind11;
 
 namespace mpbuffer::bindings {
@@ -78,19 +80,23 @@ void convert_priorities(const BufferState& state, const char* what, PyObject* va
     const PriorityRule rule = state.core->priority_rule();
     converted.leaves.resize(n);
     const std::span<const double> all = converted.all(n);
-    for (std::size_t i = 0; i < n; ++i) {
-        const double priority = all[i];
-        const float leaf = rule.leaf(priority);
-        if (!(priority >= 0) || !std::isfinite(priority) || !std::isfinite(leaf)) {
-            throw_python(PyExc_ValueError,
-                         std::string(what) + ": priority " + std::to_string(i) + " is " +
-                             in_words(priority) +
-                             ", expected a finite number that is not negative and whose "
-                             "(priority + eps)^alpha fits into float32");
+    std::size_t right = 0;
+    {
+        const CoreCall call;
+        let_others_scan(n);
+        for (; right < n; ++right) {
+            const double priority = all[right];
+            const float leaf = rule.leaf(priority);
+            if (!(priority >= 0) || !std::isfinite(priority) || !std::isfinite(leaf)) break;
+            converted.leaves[right] = leaf;
+            converted.largest = std::max(converted.largest, priority);
         }
-        converted.leaves[i] = leaf;
-        converted.largest = std::max(converted.largest, priority);
     }
+    if (right == n) return;
+    throw_python(PyExc_ValueError, std::string(what) + ": priority " + std::to_string(right) +
+                                       " is " + in_words(all[right]) +
+                                       ", expected a finite number that is not negative and whose "
+                                       "(priority + eps)^alpha fits into float32");
 }
 
 void throw_positional(Py_ssize_t nargs) {

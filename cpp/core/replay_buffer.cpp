@@ -624,6 +624,7 @@ std::uint64_t ReplayBuffer::update(std::span<const std::int64_t> slots,
                                    std::span<const double> priorities,
                                    std::span<const float> leaves) {
     const Guard guard(learner_mutex_);
+    let_others_scan(slots.size());
     return learner().update(slots, generations, priorities, leaves);
 }
 
