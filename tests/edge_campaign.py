@@ -143,15 +143,13 @@ print(*(name for name in os.listdir("/dev/shm") if "-{prefix}." in name))
     return subprocess.check_output([options.python, "-c", script], text=True).split()
 
 
-def run_campaign(options):
+def run_campaign(options, totals, methods, programs):
+    """Count in all three until enough is done, or a fault has come; returns the exit status."""
     wanted = {}
     for kind in options.kinds:
         name, *forms = KINDS[kind]
         given = getattr(options, name)
         wanted[name] = forms[options.short][0] if given is None else given
-    totals = collections.Counter()
-    methods = collections.Counter()
-    programs = collections.Counter()
     seed = options.seed
     running = []
     with tempfile.TemporaryDirectory() as folder:
@@ -183,7 +181,7 @@ def run_campaign(options):
                     except Fault as fault:
                         print(f"FAULT: {each.kind}, seed {each.seed}: {fault}")
                         print("the program:", shlex.join(each.command))
-                        return 1, totals, methods, programs
+                        return 1
                     if counted is not None:
                         running.remove(each)
                         each.close()
@@ -198,8 +196,8 @@ def run_campaign(options):
         left = leftovers(options, f"edge.{os.getpid()}")
         if left:
             print(f"FAULT: segments that nobody uses stay: {left}")
-            return 1, totals, methods, programs
-    return 0, totals, methods, programs
+            return 1
+    return 0
 
 
 def main():
@@ -216,13 +214,19 @@ def main():
     options = parser.parse_args()
     options.kinds = options.only or list(KINDS)
     begun = time.monotonic()
-    status, totals, methods, programs = run_campaign(options)
+    counts = [collections.Counter() for _ in range(3)]
+    try:
+        status = run_campaign(options, *counts)
+    except KeyboardInterrupt:
+        print("interrupted")
+        status = 130
+    totals, methods, programs = counts
     print(f"\nseed {options.seed}, {time.monotonic() - begun:.0f} s, programs: {dict(programs)}")
     for name in TABLE:
         print(f"  {name:8} {totals[name]:>9,}")
     quiet = [name for name, _ in methods.most_common()[-5:]]
     print(f"  methods  {len(methods):>9,}, least often {quiet}")
-    print("no freeze, no abort, no leak, no wrong row" if status == 0 else "FAULTS: see above")
+    print("FAULTS: see above" if status == 1 else "no freeze, no abort, no leak, no wrong row")
     return status
 
 
