@@ -32,9 +32,9 @@ TABLE = ("calls", "signals", "forks", "exits", "kept")
 # What programs of a kind are run for, how much of it, and calls of each of their threads; both in
 # the full form and in the short one.
 KINDS = {
-    "threads": ("calls", (10**6, 2_500), (6_000, 800)),
+    "threads": ("calls", (10**6, 2_500), (3_000, 400)),
     "handlers": ("signals", (10**4, 250), (150, 60)),
-    "forks": ("forks", (10**3, 300), (40, 60)),
+    "forks": ("forks", (10**3, 300), (20, 40)),
     "kept": ("kept", (2 * 10**4, 500), (400, 60)),
     "exits": ("exits", (10**3, 10**9), (10, 10**9)),
 }

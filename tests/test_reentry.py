@@ -198,10 +198,16 @@ outcomes_in_child(refusal)
 }
 
 
-@pytest.mark.parametrize(
-    ("kind", "prefetch"), [("ReplayBuffer", 1), ("PrioritizedReplayBuffer", 3)]
-)
-@pytest.mark.parametrize("what", ENDINGS)
+def each_with_one_buffer():
+    """Each ending with either buffer, in the fast form with one of them in turn."""
+    buffers = (("ReplayBuffer", 1), ("PrioritizedReplayBuffer", 3))
+    for i, what in enumerate(ENDINGS):
+        for j, (kind, prefetch) in enumerate(buffers):
+            marks = [] if i % 2 == j else [pytest.mark.slow]
+            yield pytest.param(what, kind, prefetch, marks=marks)
+
+
+@pytest.mark.parametrize(("what", "kind", "prefetch"), list(each_with_one_buffer()))
 def test_a_handler_that_runs_while_a_batch_is_awaited(what, kind, prefetch):
     script = WAITING.format(kind=kind, prefetch=prefetch, program=ENDINGS[what])
     done = run_python(script=script)
