@@ -546,9 +546,9 @@ LearnerStatus ReplayBuffer::learner_status() const {
         if (!whole) return {};
         status.process = 0;
     } else if (!whole) {
-        throw LearnerBusy("cannot read the learner's status of '" + name_ + "': the learner, " +
-                          holder_of_learner_role() +
-                          ", stands still while it publishes it; continue that process");
+        throw LearnerBusy("cannot read the learner's status of '" + name_ +
+                          "': " + holder_of_learner_role() +
+                          " and stopped while publishing; continue that process");
     }
     return status;
 }

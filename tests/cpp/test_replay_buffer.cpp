@@ -472,7 +472,7 @@ TEST_CASE("a status that is half published is never returned for a whole one") {
     raw.line->sequence += 1;  // as if it had been stopped in the middle
     raw.line->total = 12345;
     CHECK_THROWS_WITH_AS((void)buffer->learner_status(),
-                         doctest::Contains("stands still while it publishes"), LearnerBusy);
+                         doctest::Contains("stopped while publishing"), LearnerBusy);
     raw.line->sequence += 1;
     CHECK(buffer->learner_status().total == 12345);
     raw.line->sequence += 1;

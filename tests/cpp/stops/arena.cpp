@@ -378,7 +378,12 @@ void Arena::each_call(bool all_slots_held, bool role_is_free) {
         within(findings_, "rows_added", 0, [&] { return buffer.rows_added(); });
         within(findings_, "max_priority", 0, [&] { return buffer.max_priority(); });
         within(findings_, "processes", 0, [&] { return buffer.processes(); });
-        within(findings_, "learner_status", 0, [&] { return buffer.learner_status(); });
+        within(findings_, "learner_status", 0, [&] {
+            try {
+                (void)buffer.learner_status();
+            } catch (const LearnerBusy&) {  // it stands still in the middle of publishing
+            }
+        });
         within(findings_, "leaves", 0, [&] { return buffer.leaves(); });
     };
     of_handle(*live_);
