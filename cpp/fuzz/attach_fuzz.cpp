@@ -177,7 +177,7 @@ Subject make_subject(const std::string& name, const Plan& plan) {
         buffer->gather(4, 0.4, {{&target, 1}, indexes.data(), generations.data(), weights.data()});
         const std::array<double, 4> priorities{1, 2, 3, 4};
         const std::array<float, 4> new_leaves{1, 2, 3, 4};
-        buffer->learner().update(indexes, generations, priorities, new_leaves);
+        buffer->update(indexes, generations, priorities, new_leaves);
     }
     buffer->close();
     if (plan.with_claims) {
@@ -558,8 +558,8 @@ void use(ReplayBuffer& buffer, const std::byte* base, Recipe& recipe, Mutation* 
                     }
                     std::span<const std::uint64_t> known(generations.data(), count);
                     if (choice % 16 == 5) known = {};
-                    buffer.learner().update({indexes.data(), count}, known,
-                                            {priorities.data(), count}, {leaves.data(), count});
+                    buffer.update({indexes.data(), count}, known, {priorities.data(), count},
+                                  {leaves.data(), count});
                 });
                 break;
             case 7:
@@ -590,8 +590,11 @@ void use(ReplayBuffer& buffer, const std::byte* base, Recipe& recipe, Mutation* 
                 break;
             case 13:
                 if (ring.prioritized == 0) break;
-                ends_well("generation",
-                          [&] { (void)buffer.learner().generation(recipe.below(ring.capacity)); });
+                ends_well("generation", [&] {
+                    const auto slot = static_cast<std::int64_t>(recipe.below(ring.capacity));
+                    std::uint64_t seq = 0;
+                    buffer.find_generations({&slot, 1}, {&seq, 1});
+                });
                 break;
             case 14: ends_well("release", [&] { buffer.release_learner(); }); break;
             case 15:
