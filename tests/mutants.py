@@ -116,14 +116,6 @@ MUTANTS = [
         "mpbuffer_stops --only filled_to_raise --hits 300",
     ),
     Mutant(
-        "the count does not notice a clear that has not ended",
-        "stored size",
-        "replay_buffer.cpp",
-        "if (doubts != local_->doubts_seen || cleared != local_->cleared_seen) return",
-        "if (doubts != local_->doubts_seen) return",
-        "mpbuffer_stops --only clear_before_raised --hits 200",
-    ),
-    Mutant(
         "a clear is two stores: it moves the cursor itself",
         "clear",
         "slot_ring.hpp",
