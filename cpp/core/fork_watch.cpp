@@ -34,7 +34,9 @@ void after_fork_in_parent() { list_mutex.unlock_around_fork(); }
 void after_fork_in_child_process() {
     fork_generation_counter.fetch_add(1, std::memory_order_relaxed);
     notify_fork_watched();
-    // Not unlocked: the mutex knows its owner by a thread id that the child does not have.
+    // Unlocking alone would not do, but tools that watch locks want to see it: the mutex knows its
+    // owner by a thread id that the child does not have.
+    list_mutex.unlock_around_fork();
     list_mutex.renew_in_child();
 }
 

@@ -143,7 +143,8 @@ Identity ProcessTable::enroll(int lock_fd, std::uint64_t* left_busy) {
         }
 
         // Past the epochs whose claims would pass for this one's.
-        std::uint64_t not_left = mine.epochs_not_left.load(std::memory_order_relaxed);
+        std::uint64_t not_left =
+            mine.epochs_not_left.load(std::memory_order_relaxed) & all_low_epochs;
         if (not_left == all_low_epochs) not_left = 0;
         Identity identity{number, mine.epoch.load(std::memory_order_relaxed) + 1};
         while ((not_left & low_epoch_bit(identity.epoch)) != 0) ++identity.epoch;
