@@ -112,7 +112,8 @@ bool read_whole(const LearnerLine& line, int looks, Read&& read) {
     return false;
 }
 
-// The same for some 20 ms: false if its writer died or was stopped in the middle. Within a CoreCall.
+// The same for some 20 ms: false if its writer died or was stopped in the middle. Within a
+// CoreCall.
 template <class Read>
 bool read_patiently(const LearnerLine& line, Read&& read) {
     constexpr int looks_at_once = 64;
