@@ -288,12 +288,12 @@ MUTANTS = [
         "leaf seq before leaf",
         "flaw 11",
         "learner.cpp",
-        "    tree_.store_leaf(slot, leaf);\n"
+        "    store_leaf(slot, leaf);\n"
         "    stop_point(StopPoint::leaf_stored);\n"
         "    leaf_seq_[slot].store(seq, std::memory_order_release);  // L1\n",
         "    leaf_seq_[slot].store(seq, std::memory_order_release);  // L1\n"
         "    stop_point(StopPoint::leaf_stored);\n"
-        "    tree_.store_leaf(slot, leaf);\n",
+        "    store_leaf(slot, leaf);\n",
         "mpbuffer_stops --only leaf_stored --hits 200",
     ),
     Mutant(
