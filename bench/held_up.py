@@ -153,7 +153,7 @@ class Calls:
         yield "`len` after a clear", cleared, lambda: len(buffer)
         yield (
             "`sample(32)` after a clear and new rows",
-            cleared_and_new(buffer),
+            cleared_and_new,
             lambda: buffer.sample(32),
         )
         yield "`len` after a death in `add`", lambda: leave_a_doubt(buffer), lambda: len(buffer)
