@@ -77,17 +77,27 @@ bool Learner::settled(std::uint64_t slot, std::uint64_t seq) const {
            rule_.is_leaf(tree_.leaf(slot));
 }
 
+inline void Learner::store_leaf(std::uint64_t slot, float leaf, std::uint64_t& sampleable) {
+    const bool before = tree_.leaf(slot) > 0;
+    tree_.store_leaf(slot, leaf);
+    sampleable += static_cast<std::uint64_t>(leaf > 0) - static_cast<std::uint64_t>(before);
+}
+
 // Takes the leaf that came with row `seq`; false if the row is not there (any more).
-bool Learner::settle(std::uint64_t slot, std::uint64_t seq) {
+inline bool Learner::settle(std::uint64_t slot, std::uint64_t seq, std::uint64_t& sampleable) {
     float leaf = 0;
     if (!ring_.read_leaf_in(slot, seq, leaf)) return false;
     if (!rule_.is_leaf(leaf)) [[unlikely]]
         leaf = rule_.leaf(ring_.max_priority());
-    store_leaf(slot, leaf);
+    store_leaf(slot, leaf, sampleable);
     stop_point(StopPoint::leaf_stored);
     leaf_seq_[slot].store(seq, std::memory_order_release);  // L1
     stop_point(StopPoint::leaf_seq_stored);
     return true;
+}
+
+bool Learner::settle(std::uint64_t slot, std::uint64_t seq) {
+    return settle(slot, seq, sampleable_);
 }
 
 // Whether the row is this handle's own, and no index that was sampled in its slot can mean another.
@@ -95,11 +105,7 @@ bool Learner::own_row(std::uint64_t slot, std::uint64_t seq) const {
     return last_sampled_[slot] == 0 && own_rows_.has(seq);
 }
 
-void Learner::store_leaf(std::uint64_t slot, float leaf) {
-    const bool before = tree_.leaf(slot) > 0;
-    tree_.store_leaf(slot, leaf);
-    sampleable_ += static_cast<std::uint64_t>(leaf > 0) - static_cast<std::uint64_t>(before);
-}
+void Learner::store_leaf(std::uint64_t slot, float leaf) { store_leaf(slot, leaf, sampleable_); }
 
 void Learner::expect(std::uint64_t slot, std::uint64_t seq) {
     std::uint64_t& expected = pending_[slot];
@@ -125,17 +131,20 @@ void Learner::fold_range(std::uint64_t first, std::uint64_t last) {
     const std::uint64_t capacity = ring_.capacity();
     const std::uint64_t first_slot = first % capacity;
     std::uint64_t slot = first_slot;
+    std::uint64_t sampleable = sampleable_;
     for (std::uint64_t seq = first; seq < last; ++seq) {
-        if (!settled(slot, seq) && !settle(slot, seq)) [[unlikely]] {
+        if (!settled(slot, seq) && !settle(slot, seq, sampleable)) [[unlikely]] {
             const std::uint64_t word = ring_.word(slot).load(std::memory_order_acquire);
             // A later claim is left to the fold that reaches it.
             if (slot_word::seq(word) <= seq) {
+                if (!slot_word::is_committed(word)) store_leaf(slot, 0, sampleable);
+                sampleable_ = sampleable;  // before what may throw
                 expect(slot, seq);
-                if (!slot_word::is_committed(word)) store_leaf(slot, 0);
             }
         }
         if (++slot == capacity) slot = 0;
     }
+    sampleable_ = sampleable;
     stop_point(StopPoint::fold_to_refresh);
     const std::uint64_t count = last - first;
     rows_folded_ += count;

@@ -7,7 +7,8 @@
 //
 // Ordering: a stretch is written before `end_` (release), which `has` loads (acquire); a place is
 // looked at before `begin_` passes it (release), which `note` loads (acquire) before it uses the
-// place again. The newest stretch is never passed, so that it can grow.
+// place again. The newest stretch is never passed: it may grow, and its rows may not be committed
+// yet.
 #pragma once
 
 #include <array>
@@ -21,7 +22,8 @@ class OwnRows {
     static constexpr std::uint64_t most = 1024;
 
     // The positions [first, first + count); all later than those noted before.
-    void note(std::uint64_t first, std::uint64_t count) noexcept {
+    // Not inline: most adds have nobody to tell.
+    [[gnu::noinline]] void note(std::uint64_t first, std::uint64_t count) noexcept {
         const std::uint64_t end = end_.load(std::memory_order_relaxed);
         if (end != 0 && at(end - 1).last.load(std::memory_order_relaxed) == first) {
             at(end - 1).last.store(first + count, std::memory_order_relaxed);

@@ -16,15 +16,15 @@ std::uint64_t splitmix64(std::uint64_t& state) {
     return mixed ^ (mixed >> 31);
 }
 
-constexpr float smallest_leaf = std::numeric_limits<float>::min();
+// Where the base lies between these two, and the exponent between -1 and 1, float32's power is
+// within 1e-6 of the exact one, and takes less than half the time of double's.
+constexpr double least_base = 0x1p-16;
+constexpr double largest_base = 0x1p16;
 
-// base^exponent, rounded to float32. Where the logarithm of the base and the exponent are small,
-// float32's power is within 1e-6 of it, and takes less than half the time of double's.
-float power(double base, double exponent) {
-    if (base >= 0x1p-16 && base <= 0x1p16 && std::abs(exponent) <= 1) [[likely]] {
-        return std::pow(static_cast<float>(base), static_cast<float>(exponent));
-    }
-    return static_cast<float>(std::pow(base, exponent));
+[[gnu::noinline]] float leaf_by_double(double base, double alpha) {
+    constexpr float smallest = std::numeric_limits<float>::min();
+    const auto leaf = static_cast<float>(std::pow(base, alpha));
+    return base > 0 && leaf < smallest ? smallest : leaf;
 }
 
 }  // namespace
@@ -61,20 +61,21 @@ std::uint64_t Generator::below(std::uint64_t bound) {
 
 void importance_weights(const float* leaves, std::size_t count, float least, double beta,
                         float* weights) {
+    const auto exponent = static_cast<float>(-beta);
+    const double largest = beta <= 1 ? largest_base : 0;
     for (std::size_t i = 0; i < count; ++i) {
-        weights[i] = power(double{leaves[i]} / double{least}, -beta);
+        const double ratio = double{leaves[i]} / double{least};  // at least 1
+        weights[i] = ratio <= largest ? std::pow(static_cast<float>(ratio), exponent)
+                                      : static_cast<float>(std::pow(ratio, -beta));
     }
 }
 
 float leaf_of(double priority, double alpha, double eps) {
     const double base = priority + eps;
-    const float leaf = power(base, alpha);
-    return base > 0 && leaf < smallest_leaf ? smallest_leaf : leaf;
-}
-
-bool is_leaf(float leaf, double alpha, double eps) {
-    if (leaf == 0) return alpha > 0 && eps == 0;
-    return leaf >= smallest_leaf && std::isfinite(leaf);
+    if (base >= least_base && base <= largest_base && alpha <= 1) [[likely]] {
+        return std::pow(static_cast<float>(base), static_cast<float>(alpha));
+    }
+    return leaf_by_double(base, alpha);
 }
 
 }  // namespace mpbuffer

@@ -4,6 +4,7 @@
 #include <array>
 #include <cstddef>
 #include <cstdint>
+#include <limits>
 
 namespace mpbuffer {
 
@@ -43,6 +44,11 @@ void importance_weights(const float* leaves, std::size_t count, float least, dou
 float leaf_of(double priority, double alpha, double eps);
 
 // Whether some priority has this leaf.
-bool is_leaf(float leaf, double alpha, double eps);
+inline bool is_leaf(float leaf, double alpha, double eps) {
+    if (leaf >= std::numeric_limits<float>::min()) [[likely]] {
+        return leaf <= std::numeric_limits<float>::max();
+    }
+    return leaf == 0 && alpha > 0 && eps == 0;
+}
 
 }  // namespace mpbuffer

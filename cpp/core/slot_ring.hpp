@@ -197,6 +197,8 @@ class SlotRing {
             const std::uint64_t filled = counters_->filled.load(std::memory_order_acquire);
             const std::uint64_t cleared = clear_before();
             const auto [first, end] = take_positions(wanted, cleared);
+            if (writer.own_rows != nullptr) [[unlikely]]
+                writer.own_rows->note(first, end - first);
             std::uint64_t raise = 0;
             std::uint64_t slot = first % capacity_;
             for (std::uint64_t seq = first; seq != end; ++seq) {
@@ -211,7 +213,6 @@ class SlotRing {
                 }
                 if (++slot == capacity_) slot = 0;
             }
-            if (writer.own_rows != nullptr) writer.own_rows->note(first, end - first);
             stop_point(StopPoint::filled_to_raise);
             if (raise != 0) raise_filled(filled, raise);
             stop_point(StopPoint::filled_raised);
