@@ -116,7 +116,10 @@ def explore(buffer, notes, seat, words, batch, threads=1):
                         prepared.append((part, priorities_of(part["identity"], 0)))
                 rows, priorities = prepared.pop()
                 first, counter = counter, counter + batch
-                position = buffer.learner_status().folded
+                try:
+                    position = buffer.learner_status().folded
+                except mpbuffer.LearnerBusy:  # it was stopped while it published
+                    position = 0
                 notes.activity[seat] = ADDING
                 try:
                     buffer.add(**rows, priorities=priorities)
