@@ -1,6 +1,7 @@
 #include "generations.hpp"
 
 #include <cstdlib>
+#include <iterator>
 #include <map>
 
 #include "errors.hpp"
@@ -21,6 +22,14 @@ struct LiveBlock {
 std::map<std::uintptr_t, LiveBlock>& live_blocks() {
     static auto* blocks = new std::map<std::uintptr_t, LiveBlock>;
     return *blocks;
+}
+
+std::map<std::uintptr_t, LiveBlock>::iterator live_block_around(std::uintptr_t address) {
+    auto& blocks = live_blocks();
+    const auto behind = blocks.upper_bound(address);
+    if (behind == blocks.begin()) return blocks.end();
+    const auto block = std::prev(behind);
+    return address - block->first < block->second.index_bytes ? block : blocks.end();
 }
 
 constexpr const char* capsule_name = "mpbuffer.sample_block";
@@ -64,16 +73,14 @@ py::object SampleBlock::to_array(std::size_t count) const {
 
 std::uint64_t* generations_beside(std::int64_t* indexes, std::size_t count, std::uint64_t handle) {
     const auto at = reinterpret_cast<std::uintptr_t>(indexes);
-    auto block = live_blocks().upper_bound(at);
-    if (block == live_blocks().begin()) return nullptr;
-    --block;
-    const std::size_t offset = at - block->first;
-    if (offset >= block->second.index_bytes) return nullptr;
+    const auto block = live_block_around(at);
+    if (block == live_blocks().end()) return nullptr;
     if (block->second.handle != handle) {
         throw_python(PyExc_ValueError,
                      "cannot sample into out['indexes']: it is another buffer's, expected one that "
                      "this buffer returned, or an array of your own");
     }
+    const std::size_t offset = at - block->first;
     if (offset % sizeof *indexes != 0 ||
         offset + count * sizeof *indexes > block->second.index_bytes) {
         return nullptr;
@@ -81,20 +88,18 @@ std::uint64_t* generations_beside(std::int64_t* indexes, std::size_t count, std:
     return reinterpret_cast<std::uint64_t*>(at + block->second.index_bytes);
 }
 
-std::uint64_t GenerationFinder::find(const std::int64_t* address) {
+GenerationsBeside::GenerationsBeside(const std::int64_t* address, std::uint64_t handle) {
+    const auto block = live_block_around(reinterpret_cast<std::uintptr_t>(address));
+    if (block == live_blocks().end() || block->second.handle != handle) return;
+    first_ = block->first;
+    index_bytes_ = block->second.index_bytes;
+}
+
+std::uint64_t GenerationsBeside::of(const std::int64_t* address) const {
     const auto at = reinterpret_cast<std::uintptr_t>(address);
-    if (at < first_ || at >= last_) {
-        auto block = live_blocks().upper_bound(at);
-        if (block == live_blocks().begin()) return 0;
-        --block;
-        if (block->second.handle != handle_ || at - block->first >= block->second.index_bytes)
-            return 0;
-        first_ = block->first;
-        last_ = block->first + block->second.index_bytes;
-        distance_ = block->second.index_bytes;
-    }
-    if ((at - first_) % sizeof(std::int64_t) != 0) return 0;
-    return *reinterpret_cast<const std::uint64_t*>(at + distance_);
+    const std::size_t offset = at - first_;
+    if (offset >= index_bytes_ || offset % sizeof *address != 0) return 0;
+    return *reinterpret_cast<const std::uint64_t*>(at + index_bytes_);
 }
 
 }  // namespace mpbuffer::bindings

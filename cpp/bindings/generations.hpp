@@ -3,7 +3,7 @@
 // A sample's indexes and the generations (seqs) of the rows drawn lie in one block of memory, which
 // the array's base keeps alive. An array, slice or tensor that shares that memory is recognised by
 // its address, so that an update finds the generation of each index with nothing asked of the user.
-// A copy is not. Everything here needs the GIL.
+// A copy is not. What asks which blocks live needs the GIL.
 #pragma once
 
 #include <pybind11/pybind11.h>
@@ -27,17 +27,19 @@ struct SampleBlock {
 // of that handle; nullptr if in none. ValueError if in another buffer's.
 std::uint64_t* generations_beside(std::int64_t* indexes, std::size_t count, std::uint64_t handle);
 
-// The generation of the index at `address`, if it lies in a live block of that handle; else 0.
-class GenerationFinder {
+// The live block of a handle in which `address` lies, if any. It is found with the GIL; an array
+// over the block keeps it alive while its generations are read without.
+class GenerationsBeside {
   public:
-    explicit GenerationFinder(std::uint64_t handle) : handle_(handle) {}
-    std::uint64_t find(const std::int64_t* address);
+    GenerationsBeside() = default;  // of no block
+    GenerationsBeside(const std::int64_t* address, std::uint64_t handle);
+
+    // The generation of the index at `address`; 0 where the block has none.
+    std::uint64_t of(const std::int64_t* address) const;
 
   private:
-    std::uint64_t handle_;
     std::uintptr_t first_ = 0;
-    std::uintptr_t last_ = 0;
-    std::size_t distance_ = 0;
+    std::size_t index_bytes_ = 0;
 };
 
 }  // namespace mpbuffer::bindings

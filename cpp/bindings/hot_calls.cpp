@@ -6,11 +6,15 @@
 #include <cstdio>
 #include <cstring>
 #include <limits>
+#include <optional>
+#include <utility>
 
 #include "docstrings.hpp"
 #include "error.hpp"
 #include "errors.hpp"
 #include "field_arguments.hpp"
+#include "generations.hpp"
+#include "guard.hpp"
 #include "output_batch.hpp"
 #include "staging_calls.hpp"
 
@@ -149,7 +153,14 @@ PyObject* sample(PyObject* self, PyObject* const* args, Py_ssize_t nargs, PyObje
     });
 }
 
-std::vector<std::uint64_t> convert_generations(PyObject* value, std::size_t n) {
+// A generation that cannot be the slot's is none: its index was changed after sampling.
+std::uint64_t of_slot(std::uint64_t generation, std::int64_t slot, std::uint64_t capacity) {
+    return generation % capacity == static_cast<std::uint64_t>(slot) ? generation : 0;
+}
+
+// Those that the caller names, in place of what was found beside the indexes.
+void convert_generations(const BufferState& state, PyObject* value, ConvertedIndexes& indexes) {
+    const std::size_t n = indexes.slots.size();
     const char* const what = "cannot update priorities: generations";
     const py::object source = as_array(what, value);
     auto* const raw = reinterpret_cast<PyArrayObject*>(source.ptr());
@@ -169,7 +180,12 @@ std::vector<std::uint64_t> convert_generations(PyObject* value, std::size_t n) {
     if (!cast) throw py::error_already_set();
     const auto* first = static_cast<const std::uint64_t*>(
         PyArray_DATA(reinterpret_cast<PyArrayObject*>(cast.ptr())));
-    return {first, first + n};
+    const std::uint64_t capacity = state.core->capacity();
+    const CoreCall call;
+    let_others_scan(n);
+    for (std::size_t i = 0; i < n; ++i) {
+        indexes.generations[i] = of_slot(first[i], indexes.slots[i], capacity);
+    }
 }
 
 PyObject* update_priorities(PyObject* self, PyObject* const* args, Py_ssize_t nargs,
@@ -192,14 +208,7 @@ PyObject* update_priorities(PyObject* self, PyObject* const* args, Py_ssize_t na
         ConvertedPriorities priorities;
         convert_priorities(state, "cannot update priorities", given[1], n, priorities);
         if (given[2] != nullptr && given[2] != Py_None) {
-            indexes.generations = convert_generations(given[2], n);
-        }
-        // A generation that cannot be this slot's is none: the array was changed after sampling.
-        for (std::size_t i = 0; i < n; ++i) {
-            if (indexes.generations[i] % core.capacity() !=
-                static_cast<std::uint64_t>(indexes.slots[i])) {
-                indexes.generations[i] = 0;
-            }
+            convert_generations(state, given[2], indexes);
         }
         return PyLong_FromUnsignedLongLong(
             core.update(indexes.slots, indexes.generations, priorities.all(n), priorities.leaves));
@@ -326,35 +335,52 @@ ConvertedIndexes convert_indexes(const BufferState& state, const char* verb, PyO
         source = to_int64(what, raw);
         raw = reinterpret_cast<PyArrayObject*>(source.ptr());
     }
+    py::object iterator;  // where one stride does not reach all
+    if (PyArray_NDIM(raw) > 1) {
+        iterator =
+            py::reinterpret_steal<py::object>(PyArray_IterNew(reinterpret_cast<PyObject*>(raw)));
+        if (!iterator) throw py::error_already_set();
+    }
+    const auto* const first = reinterpret_cast<const std::int64_t*>(PyArray_BYTES(raw));
+    const GenerationsBeside beside =
+        shared ? GenerationsBeside(first, state.handle) : GenerationsBeside();
+    const std::uint64_t capacity = state.core->capacity();
     ConvertedIndexes converted;
-    converted.slots.resize(count);
-    converted.generations.resize(count);
-    GenerationFinder finder(state.handle);
+    std::optional<std::pair<std::size_t, std::int64_t>> outside;
     const auto take = [&](std::size_t i, const std::int64_t* address) {
         const std::int64_t slot = *address;
-        if (slot < 0 || static_cast<std::uint64_t>(slot) >= state.core->capacity()) {
-            throw_python(PyExc_IndexError, what + ": index " + std::to_string(i) + " is " +
-                                               std::to_string(slot) + ", expected one in [0, " +
-                                               std::to_string(state.core->capacity()) + ")");
+        if (slot < 0 || static_cast<std::uint64_t>(slot) >= capacity) {
+            outside = {i, slot};
+            return false;
         }
         converted.slots[i] = slot;
-        converted.generations[i] = shared ? finder.find(address) : 0;
+        converted.generations[i] = of_slot(beside.of(address), slot, capacity);
+        return true;
     };
-    if (PyArray_NDIM(raw) <= 1) {
-        const npy_intp step = PyArray_NDIM(raw) == 1 ? PyArray_STRIDE(raw, 0) : 0;
-        const char* at = PyArray_BYTES(raw);
-        for (std::size_t i = 0; i < count; ++i, at += step) {
-            take(i, reinterpret_cast<const std::int64_t*>(at));
+    {
+        const CoreCall call;
+        let_others_scan(count);
+        converted.slots.resize(count);
+        converted.generations.resize(count);
+        if (!iterator) {
+            const npy_intp step = PyArray_NDIM(raw) == 1 ? PyArray_STRIDE(raw, 0) : 0;
+            const char* at = PyArray_BYTES(raw);
+            for (std::size_t i = 0; i < count; ++i, at += step) {
+                if (!take(i, reinterpret_cast<const std::int64_t*>(at))) break;
+            }
+        } else {
+            auto* const at = reinterpret_cast<PyArrayIterObject*>(iterator.ptr());
+            for (std::size_t i = 0; i < count; ++i) {
+                if (!take(i, static_cast<const std::int64_t*>(PyArray_ITER_DATA(at)))) break;
+                PyArray_ITER_NEXT(at);
+            }
         }
-        return converted;
     }
-    const auto iterator =
-        py::reinterpret_steal<py::object>(PyArray_IterNew(reinterpret_cast<PyObject*>(raw)));
-    if (!iterator) throw py::error_already_set();
-    auto* const at = reinterpret_cast<PyArrayIterObject*>(iterator.ptr());
-    for (std::size_t i = 0; PyArray_ITER_NOTDONE(at); ++i) {
-        take(i, static_cast<const std::int64_t*>(PyArray_ITER_DATA(at)));
-        PyArray_ITER_NEXT(at);
+    if (outside) {
+        throw_python(PyExc_IndexError, what + ": index " + std::to_string(outside->first) + " is " +
+                                           std::to_string(outside->second) +
+                                           ", expected one in [0, " + std::to_string(capacity) +
+                                           ")");
     }
     return converted;
 }

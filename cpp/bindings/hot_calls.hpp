@@ -32,7 +32,7 @@ struct BufferState {
     std::unique_ptr<ReplayBuffer> core;
     std::vector<FieldRule> rules;
     bool strict = false;
-    std::uint64_t handle = 0;          // this object's own number, for GenerationFinder
+    std::uint64_t handle = 0;          // this object's own number, for the blocks of its samples
     std::uint64_t episode_length = 0;  // rows added through this object since on_episode_end
     std::set<std::string> warned;      // names of unknown fields already told
     std::optional<NstepNames> nstep;
@@ -57,7 +57,7 @@ BufferState& state_of(BufferObject& object);
 double convert_beta(PyObject* value);
 
 // Slots in [0, size) out of any array of integers, and, where they lie in a live sample's memory,
-// the generations of the rows meant. Raises TypeError, IndexError.
+// the generations of the rows meant: of other slots never. Raises TypeError, IndexError.
 struct ConvertedIndexes {
     std::vector<std::int64_t> slots;
     std::vector<std::uint64_t> generations;  // 0 where not known

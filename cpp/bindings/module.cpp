@@ -16,6 +16,7 @@
 #include "error.hpp"
 #include "errors.hpp"
 #include "gil.hpp"
+#include "guard.hpp"
 #include "hot_calls.hpp"
 #include "inspection_calls.hpp"
 #include "numpy_api.hpp"
@@ -240,7 +241,11 @@ py::object generations(const py::object& self, const py::object& indexes) {
     if (!result) throw py::error_already_set();
     auto* values =
         static_cast<std::uint64_t*>(PyArray_DATA(reinterpret_cast<PyArrayObject*>(result.ptr())));
-    std::copy(converted.generations.begin(), converted.generations.end(), values);
+    {
+        const CoreCall call;
+        let_others_copy(converted.generations.size() * sizeof *values);
+        std::copy(converted.generations.begin(), converted.generations.end(), values);
+    }
     return result;
 }
 
