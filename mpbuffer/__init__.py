@@ -1,6 +1,6 @@
 """Replay buffers for reinforcement learning whose data live in POSIX shared memory."""
 
-from importlib.metadata import version as _version
+from typing import Any as _Any
 
 from mpbuffer import _core as _core  # before NumPy: it tells why subinterpreters are refused
 from mpbuffer.batches import Batches
@@ -33,7 +33,16 @@ from mpbuffer.weights import PublisherStatus, SharedWeights, WeightsVersion
 MPReplayBuffer = ReplayBuffer
 MPPrioritizedReplayBuffer = PrioritizedReplayBuffer
 
-__version__ = _version("mpbuffer")
+__version__: str
+
+
+def __getattr__(name: str) -> _Any:
+    if name != "__version__":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib.metadata import version  # takes as long as all modules of this package
+
+    return version("mpbuffer")
+
 
 __all__ = [
     "Batches",

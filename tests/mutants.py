@@ -288,12 +288,12 @@ MUTANTS = [
         "leaf seq before leaf",
         "flaw 11",
         "learner.cpp",
-        "    store_leaf(slot, leaf);\n"
+        "    store_leaf(slot, leaf, sampleable);\n"
         "    stop_point(StopPoint::leaf_stored);\n"
         "    leaf_seq_[slot].store(seq, std::memory_order_release);  // L1\n",
         "    leaf_seq_[slot].store(seq, std::memory_order_release);  // L1\n"
         "    stop_point(StopPoint::leaf_stored);\n"
-        "    store_leaf(slot, leaf);\n",
+        "    store_leaf(slot, leaf, sampleable);\n",
         "mpbuffer_stops --only leaf_stored --hits 200",
     ),
     Mutant(

@@ -9,6 +9,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import edge_mutants
+import mutants
 import pytest
 
 import mpbuffer
@@ -444,3 +446,13 @@ def test_the_stub_agrees_with_the_extension(checkers):
 @pytest.mark.timeout(300)
 def test_the_package_is_typed(checkers):
     assert_accepts(checkers["mypy"])
+
+
+@pytest.mark.parametrize(
+    ("folder", "mutant"),
+    [(CORE, mutant) for mutant in mutants.MUTANTS]
+    + [(ROOT, mutant) for mutant in edge_mutants.MUTANTS],
+    ids=lambda value: getattr(value, "name", ""),
+)
+def test_a_mutant_changes_one_place(folder, mutant):
+    assert (folder / mutant.file).read_text().count(mutant.old) == 1
