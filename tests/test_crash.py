@@ -246,9 +246,11 @@ class Campaign:
                 self.call_from_outside(buffer, words)
                 if self.counts["kills"] >= self.kills and self.counts["stops"] >= self.stops:
                     break
+            for pid in self.running:
+                os.kill(pid, signal.SIGCONT)
+            self.wait_for_rows(notes)
             notes.quit[0] = 1
             for pid in list(self.running):
-                os.kill(pid, signal.SIGCONT)
                 self.wait_for_end(pid)
             self.verify(buffer, notes, words, size)
         finally:
@@ -319,6 +321,14 @@ class Campaign:
             assert torn_rows(buffer.sample_uniform(4), words) == 0, "a row is torn"
         assert buffer.get_stored_size() <= buffer.get_buffer_size()
         assert time.monotonic() - start < CALL_SECONDS, "a call waited for another process"
+
+    def wait_for_rows(self, notes):
+        """Until an explorer has some to account for: those just started may have none yet."""
+        explorers = [each["seat"] for each in self.running.values() if not each["learner"]]
+        deadline = time.monotonic() + DEADLINE
+        while not notes.acknowledged[explorers].any():
+            assert time.monotonic() < deadline, "no explorer adds"
+            time.sleep(0.0005)
 
     def wait_for_end(self, pid):
         deadline = time.monotonic() + DEADLINE
