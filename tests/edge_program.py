@@ -143,7 +143,9 @@ class Program:
             self.fork(scene)
         elif self.kind == "handlers" and scene.rng.random() < 0.1:
             os.kill(os.getpid(), signal.SIGUSR1)
+        may_raise, scene.may_raise = scene.may_raise, False  # not amid the books of this program
         self.reap()
+        scene.may_raise = may_raise
 
     def fault(self, what):
         self.faults.append(what)
@@ -171,6 +173,8 @@ class Program:
             if self.world.is_child:  # whatever the call that it was forked in ended with
                 raise LeaveChild from error
             self.fault(f"the main thread:\n{traceback.format_exc()}")
+        if self.world.is_child:  # what it was to leave by was raised in a destructor
+            raise LeaveChild
         for thread in threads:
             thread.join()
         self.over = self.world.quiet = True
@@ -405,7 +409,8 @@ def check_priorities(world):
 
 
 def settle(threads):
-    """Let threads of the core that copy rows end: a moment after the call that they were for."""
+    """Let threads of the core end: a moment after their batches, or the call that they were for."""
+    gc.collect()
     deadline = time.monotonic() + 10
     while len(os.listdir("/proc/self/task")) > threads and time.monotonic() < deadline:
         time.sleep(0.01)
