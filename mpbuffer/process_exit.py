@@ -36,8 +36,11 @@ class _Watch:
 _BEFORE_WAITING_FOR_CHILDREN = 0
 _AFTER_WAITING_FOR_CHILDREN = -100
 
-_open: weakref.WeakSet[Any] = weakref.WeakSet()
-_open_on_others: weakref.WeakSet[Any] = weakref.WeakSet()
+# In the order of opening. Listing the keys of a dict runs no Python code, so that nothing comes
+# between; a WeakSet must not grow while it is listed.
+_OpenOnes = dict[weakref.ref[Any], None]
+_open: _OpenOnes = {}
+_open_on_others: _OpenOnes = {}
 _watches: dict[str, _Watch] = {}
 _thread_variables = threading.local()
 _wait_for_threads: Callable[[], None] = getattr(threading, "_shutdown", lambda: None)
@@ -49,14 +52,19 @@ def close_at_exit(buffer: _Closable, *, uses_others: bool = False) -> None:
     With `uses_others`, before those without; an exception goes to ``sys.unraisablehook`` and keeps
     nothing open.
     """
-    (_open_on_others if uses_others else _open).add(buffer)
+    open_ones = _open_on_others if uses_others else _open
+    open_ones[weakref.ref(buffer, lambda reference: open_ones.pop(reference, None))] = None
     _watch_packages()
 
 
 def close_buffers() -> None:
     """Close the buffers and no more: that any thread may do, whatever the others are at."""
-    for buffer in list(_open):
+    for buffer in _living(_open):
         buffer.close()
+
+
+def _living(open_ones: _OpenOnes) -> list[Any]:
+    return [one for reference in list(open_ones) if (one := reference()) is not None]
 
 
 def _close_users() -> None:
@@ -67,11 +75,11 @@ def _close_users() -> None:
     try:
         _wait_for_threads()
     finally:
-        _close_each(list(_open_on_others))
+        _close_each(_living(_open_on_others))
 
 
 def _close_all() -> None:
-    _close_each([*_open_on_others, *_open])
+    _close_each([*_living(_open_on_others), *_living(_open)])
 
 
 class _Closing(tuple[_Closable]):
