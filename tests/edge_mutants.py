@@ -24,7 +24,7 @@ from mutants import BUILD_SECONDS, ROOT, run
 CAMPAIGN = Path(__file__).with_name("edge_campaign.py")
 CAMPAIGN_SECONDS = 900
 # Enough to pass for right, and at most what a mutant gets to be caught.
-ENOUGH = {"threads": "60_000", "signals": "1_000", "forks": "250", "kept": "1_500", "exits": "40"}
+ENOUGH = {"calls": "60_000", "signals": "1_000", "forks": "250", "kept": "1_500", "exits": "40"}
 
 
 @dataclasses.dataclass(frozen=True)
