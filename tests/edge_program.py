@@ -17,6 +17,7 @@ import ctypes
 import faulthandler
 import gc
 import json
+import logging
 import mmap
 import os
 import random
@@ -82,6 +83,15 @@ class PinnedTorch:
     def empty(nbytes, *, dtype, pin_memory):
         assert pin_memory and dtype is np.uint8
         return PinnedTensor(int(nbytes))
+
+
+def is_amid_locks(frame):
+    """Whether what is raised there may leave a lock of logging or threading taken for good."""
+    while frame is not None:
+        if frame.f_code.co_filename in (logging.__file__, threading.__file__):
+            return True
+        frame = frame.f_back
+    return False
 
 
 class LeaveChild(BaseException):
@@ -193,8 +203,10 @@ class Program:
         scene = self.scenes[-1]
         rng = random.Random(f"{self.options.seed}.handlers")
 
-        # What is raised inside logging or threading may leave a lock of theirs taken for good.
         ours = str(Path(__file__).parent), str(Path(sys.modules["mpbuffer"].__file__).parent)
+
+        def may_raise_in(frame):
+            return frame.f_code.co_filename.startswith(ours) and not is_amid_locks(frame)
 
         def handle(number, frame):
             self.handled += 1
@@ -202,7 +214,7 @@ class Program:
             if rng.random() < 0.5:
                 return
             may_raise, scene.may_raise = scene.may_raise, False
-            self.may_leave = frame.f_code.co_filename.startswith(ours)
+            self.may_leave = may_raise_in(frame)
             try:
                 scene.mischief()
             finally:
@@ -210,7 +222,7 @@ class Program:
 
         def interrupted(number, frame):
             self.handled += 1
-            if scene.may_raise and frame.f_code.co_filename.startswith(ours):
+            if scene.may_raise and may_raise_in(frame):
                 raise self.Raised
 
         signal.signal(signal.SIGALRM, handle)
