@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import logging
-import os
 import secrets
-import sys
 import time
 from collections.abc import Mapping
 from typing import Any, Literal, NamedTuple, TypeVar
@@ -16,6 +14,13 @@ import numpy.typing as npt
 from mpbuffer import _core
 from mpbuffer.batches import Batches
 from mpbuffer.errors import BufferClosed, SegmentMismatch
+from mpbuffer.handing_on import (
+    NotCopied,
+    descriptor_for_child,
+    names_of,
+    opened_copy,
+    opened_once_there,
+)
 from mpbuffer.keeping import keep_after_exit
 from mpbuffer.nstep import NstepRule, check_nstep, nstep_rule
 from mpbuffer.process_exit import close_at_exit
@@ -103,13 +108,18 @@ class LearnerStatus(NamedTuple):
     rows_folded: int
 
 
-def attach(name: str) -> ReplayBuffer:
+def attach(name: str, *, timeout: float = 0.0) -> ReplayBuffer:
     """Open the buffer that another process of this user has made.
 
     Parameters
     ----------
     name : str
-        What its ``name`` says.
+        What its ``name`` says. A buffer that was made without ``name=`` is found as long as a
+        process has it open that this one may look at: of the same user, not setuid or otherwise
+        protected, and in this pid namespace or below.
+    timeout : float, optional
+        How many seconds to wait for the name at most: for programs that are started together. It
+        may be ``math.inf``.
 
     Returns
     -------
@@ -124,9 +134,15 @@ def attach(name: str) -> ReplayBuffer:
         If it is damaged, of another layout, or somebody else's.
     ProcessTableFull
         If 1022 handles are open already.
+    ValueError
+        If `timeout` is no number of at least 0, or `name` cannot be a name.
     """
+    return opened_once_there(_attached, name, timeout)
+
+
+def _attached(name: str, descriptor: int) -> ReplayBuffer:
     buffer: ReplayBuffer = PrioritizedReplayBuffer.__new__(PrioritizedReplayBuffer)
-    description = _open(buffer, name)
+    description = _open(buffer, name, descriptor)
     if not _core.shape(buffer)["prioritized"]:
         opened, buffer = buffer, ReplayBuffer.__new__(ReplayBuffer)
         _core.move(opened, buffer)
@@ -134,7 +150,7 @@ def attach(name: str) -> ReplayBuffer:
     return buffer
 
 
-def _open(buffer: ReplayBuffer, name: str, descriptor: int = -1) -> str:
+def _open(buffer: ReplayBuffer, name: str, descriptor: int) -> str:
     try:
         return _core.attach(buffer, name, descriptor)
     except UnicodeDecodeError as error:
@@ -157,27 +173,14 @@ def _finish_attaching(buffer: ReplayBuffer, name: str, description: str) -> None
 
 
 def _attach_copy(cls: type[AnyBuffer], name: str, source: Any) -> AnyBuffer:
-    """Open a pickled buffer: through the descriptor that came along, or by name."""
-    buffer = cls.__new__(cls)
-    if source is None:
-        description = _open(buffer, name)
-    else:
-        descriptor = source.detach()
-        try:
-            description = _open(buffer, name, descriptor)
-        finally:
-            os.close(descriptor)
-    _finish_attaching(buffer, name, description)
-    return buffer
+    """Open a pickled buffer."""
 
+    def opened(name: str, descriptor: int) -> AnyBuffer:
+        buffer = cls.__new__(cls)
+        _finish_attaching(buffer, name, _open(buffer, name, descriptor))
+        return buffer
 
-def _descriptor_for_child(descriptor: int) -> Any:
-    """Return what carries `descriptor` to the process being spawned; None if none is."""
-    for package in ("multiprocessing", "multiprocess"):
-        context = sys.modules.get(f"{package}.context")
-        if context is not None and context.get_spawning_popen() is not None:
-            return sys.modules[f"{package}.reduction"].DupFd(descriptor)
-    return None
+    return opened_copy(opened, name, source)
 
 
 _MOST_ROWS = 2**40
@@ -193,16 +196,6 @@ def _whole_size(size: float) -> int:
     if size > _MOST_ROWS:
         raise ValueError(f"size must be at most 2**40, got {size!r}")
     return int(size)
-
-
-def _checked_name(name: str | None) -> str:
-    if name is None:
-        return _core.default_name()
-    if not isinstance(name, str):
-        raise TypeError(f"name must be a str, got {name!r}")
-    if not name.isprintable():
-        raise ValueError(f"name must be 1 to 128 of [A-Za-z0-9._-], got {name!r}")
-    return name
 
 
 def _checked_fields(
@@ -281,13 +274,21 @@ class _CreationLog:
             self._logger.info("creating %r: %.1f GB allocated", self._name, done / 2**30)
 
 
-class ReplayBuffer(_core.ReplayBuffer):
+class ReplayBuffer(_core.ReplayBuffer, NotCopied):
     """A replay buffer in shared memory, sampled uniformly.
 
     Hand it to processes under fork, spawn or forkserver, or open it elsewhere by
-    ``mpbuffer.attach(name)``: every process adds and samples in place. The segment is removed when
-    the last handle is closed; a handle is closed by close(), by leaving a ``with`` block, when it
-    is garbage collected, and when its process ends.
+    ``mpbuffer.attach(name)``: every process adds and samples in place. A handle is closed by
+    close(), by leaving a ``with`` block, when it is garbage collected, and when its process ends;
+    the memory is freed with the last one.
+
+    Made without `name`, the memory has no name either: however its processes end, nothing is left,
+    and the size of /dev/shm does not matter. With `name` it is a file in /dev/shm, which other
+    containers and pid namespaces can be given, too; if its last process is killed, it is left
+    there until this user's next creation or ``mpbuffer gc``.
+
+    A buffer is not copied: ``copy.copy`` and ``copy.deepcopy`` raise TypeError. A pickle made while
+    no process is being started has the name alone, and warns once.
 
     Parameters
     ----------
@@ -300,7 +301,10 @@ class ReplayBuffer(_core.ReplayBuffer):
     default_dtype : dtype_like, optional
         float32.
     name : str, optional
-        1 to 128 of ``[A-Za-z0-9._-]``; chosen if not given.
+        1 to 128 of ``[A-Za-z0-9._-]``.
+    overwrite : bool, optional
+        Whether to take `name` from a buffer of this user that has it, as when a notebook's cell is
+        run again. Those who use that one keep it, without a name, until they close it.
     seed : int, optional
         Of every handle's draws, in [0, 2**64); each handle's stream follows from the seed and its
         line in the process table. Random if not given.
@@ -338,7 +342,7 @@ class ReplayBuffer(_core.ReplayBuffer):
     SegmentExists
         If `name` is in use.
     NotEnoughMemory
-        If there is too little room: in /dev/shm, in this cgroup, or in memory.
+        If there is too little room: in memory, in this cgroup, or, with `name`, in /dev/shm.
     TypeError, ValueError
         If an argument is none of the above; ``multiprocessing.ProcessError`` if `ctx` is a
         SyncManager that was shut down.
@@ -351,6 +355,7 @@ class ReplayBuffer(_core.ReplayBuffer):
         *,
         default_dtype: npt.DTypeLike | None = None,
         name: str | None = None,
+        overwrite: bool = False,
         seed: int | None = None,
         strict: bool = False,
         numa_interleave: bool = False,
@@ -365,6 +370,7 @@ class ReplayBuffer(_core.ReplayBuffer):
             env_dict,
             default_dtype,
             name,
+            overwrite,
             seed,
             strict,
             numa_interleave,
@@ -381,6 +387,7 @@ class ReplayBuffer(_core.ReplayBuffer):
         env_dict: EnvDict | None,
         default_dtype: npt.DTypeLike | None,
         name: str | None,
+        overwrite: bool,
         seed: int | None,
         strict: bool,
         numa_interleave: bool,
@@ -398,7 +405,7 @@ class ReplayBuffer(_core.ReplayBuffer):
             env_dict, default_dtype, Nstep, prioritized=prioritized, warned_frame=4
         )
         number = _seed_number(seed)
-        segment_name = _checked_name(name)
+        segment_name, nameless = names_of(name, bool(overwrite))
         exponents = _exponent("alpha", alpha), _exponent("eps", eps)
         _accept_cpprb_arguments(ctx, backend)
         _core.create(
@@ -412,6 +419,8 @@ class ReplayBuffer(_core.ReplayBuffer):
             bool(strict),
             describe(prioritized, fields, strict, nstep),
             bool(numa_interleave),
+            nameless,
+            bool(overwrite),
             _CreationLog(segment_name, logger),
         )
         try:
@@ -430,17 +439,20 @@ class ReplayBuffer(_core.ReplayBuffer):
         *,
         default_dtype: npt.DTypeLike | None = None,
         Nstep: Mapping[str, Any] | None = None,
+        named: bool = False,
     ) -> int:
         """Return how many rows fit into that share of the memory that is free now.
 
-        What counts is the least of /dev/shm's free space, the machine's available memory, and what
-        this cgroup may still take: what the creation of a buffer will ask.
+        What counts is the lesser of the machine's available memory and what this cgroup may still
+        take: what the creation of a buffer will ask.
 
         Parameters
         ----------
         env_dict : mapping of str to mapping
         default_dtype, Nstep : optional
             As the buffer will be given them.
+        named : bool, optional
+            Whether the buffer will have a ``name=``: then /dev/shm's free space counts, too.
         share : float, optional
             More than 0, at most 1. Explorers, networks and the learner's sum tree need some, too.
 
@@ -462,16 +474,16 @@ class ReplayBuffer(_core.ReplayBuffer):
             env_dict, default_dtype, Nstep, prioritized=prioritized, warned_frame=3
         )
         description = describe(prioritized, fields, False, nstep)
-        return _core.largest_size(fields, prioritized, description, share)
+        return _core.largest_size(fields, prioritized, description, share, not named)
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle the handle, not the rows: by descriptor while spawning a process, else by name."""
-        source = _descriptor_for_child(_core.data_descriptor(self))
+        source = descriptor_for_child(_core.data_descriptor(self), self.name)
         return _attach_copy, (type(self), self.name, source), self.__dict__ or None
 
     @property
-    def name(self) -> str:
-        """What ``mpbuffer.attach`` opens it by."""
+    def name(self) -> str:  # type: ignore[override]
+        """What ``mpbuffer.attach`` opens it by: the argument, or what was chosen."""
         return _core.name(self)
 
     @property
@@ -702,8 +714,8 @@ class PrioritizedReplayBuffer(_core.PrioritizedReplayBuffer, ReplayBuffer):
 
     Parameters
     ----------
-    size, env_dict, default_dtype, name, seed, strict, numa_interleave, Nstep : optional
-    ctx, backend, logger, check_for_update : optional
+    size, env_dict, default_dtype, name, overwrite, seed, strict, numa_interleave : optional
+    Nstep, ctx, backend, logger, check_for_update : optional
         As for ReplayBuffer. No field may be named ``priorities``, ``weights`` or ``indexes``.
     alpha : float, optional
         Exponent of the priorities, at least 0 (0: uniform).
@@ -720,6 +732,7 @@ class PrioritizedReplayBuffer(_core.PrioritizedReplayBuffer, ReplayBuffer):
         eps: float = 1e-4,
         default_dtype: npt.DTypeLike | None = None,
         name: str | None = None,
+        overwrite: bool = False,
         seed: int | None = None,
         strict: bool = False,
         numa_interleave: bool = False,
@@ -734,6 +747,7 @@ class PrioritizedReplayBuffer(_core.PrioritizedReplayBuffer, ReplayBuffer):
             env_dict,
             default_dtype,
             name,
+            overwrite,
             seed,
             strict,
             numa_interleave,
@@ -828,6 +842,21 @@ class PrioritizedReplayBuffer(_core.PrioritizedReplayBuffer, ReplayBuffer):
             If another handle has the learner's role.
         """
         return _core.generations(self, indexes)
+
+    def acquire_learner(self) -> None:
+        """Take the learner's role now, instead of at the first sample().
+
+        A stray sample() in another process then fails there, and not in the learner. Takes time
+        that depends on the rows there are, as the first sample() would: some 15 ns for each.
+
+        Raises
+        ------
+        LearnerBusy
+            If another handle has the role; tells which, at once.
+        BufferClosed
+            After close().
+        """
+        _core.acquire_learner(self)
 
     def release_learner(self) -> None:
         """Give up the learner's role, if this handle has it; another process can take it then.

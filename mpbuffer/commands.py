@@ -55,7 +55,10 @@ as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 )
 @as_json
 def list_command(interval: float, as_json: bool) -> None:
-    """List this user's buffers, also those that nobody has open any more (stale)."""
+    """List this user's buffers, also named ones that nobody has open any more (stale).
+
+    Buffers without a name are found through the processes that have them open.
+    """
     reports = list_segments(interval)
     if as_json:
         _print_json(reports)
@@ -81,6 +84,7 @@ def collect_command(dry_run: bool) -> None:
     """Remove the buffers that nobody has open any more, and nothing else.
 
     A buffer is removed only if the kernel says that no process, stopped ones included, has it open.
+    Only named ones can be left behind: the memory of others goes with their last process.
     """
     names = remove_dead_segments(dry_run=dry_run)
     for name in names:
@@ -182,9 +186,12 @@ def _print_report(report: Report) -> None:
     facts.add_column(no_wrap=True)
     facts.add_column(overflow="fold")
     facts.add_row("name", report["name"])
-    facts.add_row("file", report["path"])
+    if report["nameless"]:
+        facts.add_row("memory", f"without a name, {report['path']}")
+    else:
+        facts.add_row("file", report["path"])
     facts.add_row("state", "live" if report["live"] else "stale: nobody has it open")
-    facts.add_row("memory", _bytes(report["bytes"]))
+    facts.add_row("size", _bytes(report["bytes"]))
     if not report["readable"]:
         _show(facts)
         _print_findings(report)

@@ -39,8 +39,9 @@ def inspect(name: str, *, every_slot: bool = True) -> Report:
     -------
     dict
         Values of JSON types. ``damage`` is a list of sentences, empty if the segment is sound;
-        ``damages`` how many there would be; ``notes`` tell of what is no damage. The rest is left
-        out where damage hides it.
+        ``damages`` how many there would be; ``notes`` tell of what is no damage. ``path`` is the
+        file, or, of a segment without a name, where a process has it open, and ``nameless`` says
+        which. The rest is left out where damage hides it.
 
     Raises
     ------

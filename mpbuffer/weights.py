@@ -6,7 +6,6 @@ import importlib
 import json
 import math
 import operator
-import os
 import sys
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -15,7 +14,13 @@ import numpy as np
 import numpy.typing as npt
 
 from mpbuffer import _core
-from mpbuffer.buffer import _checked_name, _descriptor_for_child
+from mpbuffer.handing_on import (
+    NotCopied,
+    descriptor_for_child,
+    names_of,
+    opened_copy,
+    opened_once_there,
+)
 from mpbuffer.process_exit import close_at_exit
 from mpbuffer.schema import _dtype_from_json, _dtype_to_json, refusing_damage
 
@@ -83,7 +88,7 @@ class WeightsVersion(dict[str, Any]):
         return type(self), (dict(self), self.version, self.age)
 
 
-class SharedWeights:
+class SharedWeights(NotCopied):
     """Named arrays in shared memory, replaced as a whole.
 
     One handle at a time, the publisher, replaces all arrays by publish(), in one copy and without
@@ -99,9 +104,10 @@ class SharedWeights:
     superseded versions are still being copied, each by a running process, the newest one waits
     until one of these copies is done. It comes then, unless a still newer one has replaced it.
 
-    Memory for `slots` versions is allocated at creation. The segment is removed when the last
-    handle is closed; a handle is closed by close(), by leaving a ``with`` block, when it is garbage
-    collected, and when its process ends.
+    Memory for `slots` versions is allocated at creation. A handle is closed by close(), by leaving
+    a ``with`` block, when it is garbage collected, and when its process ends; the memory is freed
+    with the last one. With and without `name`, it is as a ReplayBuffer's, and so are copies and
+    pickles.
 
     Parameters
     ----------
@@ -110,7 +116,9 @@ class SharedWeights:
         those of all versions to come. Arrays of any NumPy dtype of fixed size, and tensors of any
         dtype on any device.
     name : str, optional
-        1 to 128 of ``[A-Za-z0-9._-]``; chosen if not given.
+        1 to 128 of ``[A-Za-z0-9._-]``.
+    overwrite : bool, optional
+        Whether to take `name` from weights or a buffer of this user.
     slots : int, optional
         How many versions there is room for, 3 to 64.
 
@@ -119,7 +127,7 @@ class SharedWeights:
     SegmentExists
         If `name` is in use.
     NotEnoughMemory
-        If there is too little room: in /dev/shm, in this cgroup, or in memory.
+        If there is too little room: in memory, in this cgroup, or, with `name`, in /dev/shm.
     TypeError, ValueError
         If `weights` is no such mapping, or another argument is not as above.
     """
@@ -128,7 +136,12 @@ class SharedWeights:
     _parts: tuple[_Part, ...]
 
     def __init__(
-        self, weights: Mapping[str, Any], *, name: str | None = None, slots: int = 4
+        self,
+        weights: Mapping[str, Any],
+        *,
+        name: str | None = None,
+        overwrite: bool = False,
+        slots: int = 4,
     ) -> None:
         if not isinstance(weights, Mapping):
             raise TypeError(f"weights must map names to arrays, got {weights!r}")
@@ -140,7 +153,7 @@ class SharedWeights:
             raise TypeError(f"slots must be an int, got {slots!r}") from None
         if not _LEAST_SLOTS <= slot_count <= _MOST_SLOTS:
             raise ValueError(f"slots must be {_LEAST_SLOTS} to {_MOST_SLOTS}, got {slots!r}")
-        segment_name = _checked_name(name)
+        segment_name, nameless = names_of(name, bool(overwrite))
         parts, arrays = [], []
         for key, value in weights.items():
             part, array = _first_version_of(key, value)
@@ -148,18 +161,25 @@ class SharedWeights:
             arrays.append(array)
         self._parts = tuple(parts)
         self._handle = _core.WeightsHandle.create(
-            segment_name, slot_count, arrays, _describe(self._parts)
+            segment_name,
+            slot_count,
+            arrays,
+            _describe(self._parts),
+            nameless,
+            bool(overwrite),
         )
         close_at_exit(self)
 
     @classmethod
-    def attach(cls, name: str) -> SharedWeights:
+    def attach(cls, name: str, *, timeout: float = 0.0) -> SharedWeights:
         """Open the weights that another process of this user has made.
 
         Parameters
         ----------
         name : str
             What its ``name`` says.
+        timeout : float, optional
+            How many seconds to wait for the name at most.
 
         Returns
         -------
@@ -174,8 +194,10 @@ class SharedWeights:
             If it is damaged, of another layout, a replay buffer, or somebody else's.
         ProcessTableFull
             If 1022 handles are open already.
+        ValueError
+            If `timeout` is no number of at least 0, or `name` cannot be a name.
         """
-        return cls._opened(name, -1)
+        return opened_once_there(cls._opened, name, timeout)
 
     @classmethod
     def _opened(cls, name: str, descriptor: int) -> SharedWeights:
@@ -193,11 +215,11 @@ class SharedWeights:
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle the handle, not the weights: by descriptor while spawning, else by name."""
-        source = _descriptor_for_child(self._handle.data_descriptor())
+        source = descriptor_for_child(self._handle.data_descriptor(), self.name)
         return _attach_copy, (type(self), self.name, source)
 
     @property
-    def name(self) -> str:
+    def name(self) -> str:  # type: ignore[override]
         """What ``SharedWeights.attach`` opens it by."""
         return self._handle.name()
 
@@ -397,14 +419,8 @@ class SharedWeights:
 
 
 def _attach_copy(cls: type[SharedWeights], name: str, source: Any) -> SharedWeights:
-    """Open a pickled handle: through the descriptor that came along, or by name."""
-    if source is None:
-        return cls._opened(name, -1)
-    descriptor = source.detach()
-    try:
-        return cls._opened(name, descriptor)
-    finally:
-        os.close(descriptor)
+    """Open a pickled handle."""
+    return opened_copy(cls._opened, name, source)
 
 
 def _is_tensor(value: Any) -> bool:

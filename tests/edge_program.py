@@ -26,6 +26,7 @@ import sys
 import threading
 import time
 import traceback
+import warnings
 import weakref
 from itertools import accumulate
 from pathlib import Path
@@ -339,13 +340,19 @@ class SlowBatches:
 
 def mapped_segments(prefix):
     """Names that this process has mapped or opened; those of removed files as well."""
-    wanted = f"/dev/shm/mpbuffer-{os.getuid()}-{prefix}."
+    named = f"/dev/shm/mpbuffer-{os.getuid()}-{prefix}."
+    nameless = f"/memfd:mpbuffer-{os.getuid()}-"
     found = [line.split(maxsplit=5)[5] for line in Path("/proc/self/maps").read_text().splitlines()
-             if wanted in line]  # fmt: skip
+             if named in line or nameless in line]  # fmt: skip
     for descriptor in os.listdir("/proc/self/fd"):
         with contextlib.suppress(OSError):
             found.append(os.readlink(f"/proc/self/fd/{descriptor}"))
-    return {path.removeprefix(wanted).split()[0] for path in found if path.startswith(wanted)}
+    return {
+        path.removeprefix(kind).split()[0]
+        for path in found
+        for kind in (named, nameless)
+        if path.startswith(kind)
+    }
 
 
 def check_that_nothing_is_pinned(prefix):
@@ -496,6 +503,7 @@ def main():
     faulthandler.register(signal.SIGUSR2, all_threads=True)
     sys.setswitchinterval(1e-4)
     gc.freeze()
+    warnings.simplefilter("ignore")  # handles are pickled here as they should not be
     if options.kind == "kept":
         sys.modules["torch"] = PinnedTorch
     gc.set_threshold(300, 5, 5)

@@ -7,6 +7,7 @@ one of EXPECTED. Anything else is a fault.
 
 import collections
 import contextlib
+import copy
 import gc
 import itertools
 import logging
@@ -116,7 +117,7 @@ class Slot:
         buffer = CLASSES[self.cls](
             self.size,
             described,
-            name=name or self.world.new_name(),
+            name=name or self.world.some_name(),
             Nstep=self.Nstep,
             **more,
             **options,
@@ -180,6 +181,10 @@ class World:
 
     def new_name(self):
         return f"{self.prefix}.{os.getpid()}.{next(self.numbers)}"
+
+    def some_name(self):
+        """A name, or None: for memory without one."""
+        return self.new_name() if next(self.numbers) % 3 else None
 
     def new_weights(self):
         return mpbuffer.SharedWeights(weights_of(0.0), name=self.new_name() + WEIGHTS)
@@ -492,6 +497,11 @@ def learner_status(scene):
         raise Wrong(f"{status}")
 
 
+@recipe("PrioritizedReplayBuffer.acquire_learner", weight=0.5)
+def acquire_learner(scene):
+    scene.slot("PrioritizedReplayBuffer").buffer.acquire_learner()
+
+
 @recipe("PrioritizedReplayBuffer.release_learner", weight=0.5)
 def release_learner(scene):
     scene.slot("PrioritizedReplayBuffer").buffer.release_learner()
@@ -544,6 +554,25 @@ def leave_cycle(scene):
         one = slot.rows(1)
         held[2].add(**{name: values[0] for name, values in one.items()})
     Knot(*held)
+
+
+def refuse_copies(handle):
+    for copied in (copy.copy, copy.deepcopy):
+        try:
+            copied(handle)
+        except TypeError:
+            continue
+        raise Wrong(f"{copied.__name__} made a second handle")
+
+
+@on_buffers("__copy__", "__deepcopy__", weight=0.1)
+def copy_buffer(scene, slot):
+    refuse_copies(slot.buffer)
+
+
+@recipe("SharedWeights.__copy__", "SharedWeights.__deepcopy__", weight=0.1)
+def copy_weights(scene):
+    refuse_copies(some_weights(scene))
 
 
 @on_buffers("__reduce__", weight=0.2)

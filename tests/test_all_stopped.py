@@ -140,7 +140,7 @@ def calls_of(buffer):
     indirect=["start_method"],
 )
 def test_each_call_ends(cls, context, segment_file):
-    with cls(SLOTS, {"a": {"shape": ROW, "dtype": "f8"}}) as buffer:
+    with cls(SLOTS, {"a": {"shape": ROW, "dtype": "f8"}}, name="all-stopped") as buffer:
         path = segment_file(buffer.name)
         ours, theirs = context.Pipe(duplex=False)
         explorers = [

@@ -1012,7 +1012,7 @@ def test_names(segment_file):
     unnamed, other = ReplayBuffer(10, {"a": {}}), ReplayBuffer(10, {"a": {}})
     assert unnamed.name
     assert unnamed.name != other.name
-    assert segment_file(unnamed.name).exists()
+    assert not segment_file(unnamed.name).exists()
 
 
 @pytest.mark.parametrize("name", ["", "a/b", "../up", "sp ace", "x" * 129, "nul\0", "ü", 5, b"x"])
@@ -1028,7 +1028,7 @@ def test_the_longest_name():
 
 
 def test_close_removes_the_segment(segment_file):
-    buffer = ReplayBuffer(10, {"a": {}})
+    buffer = ReplayBuffer(10, {"a": {}}, name="closed")
     path = segment_file(buffer.name)
     assert path.exists()
     assert buffer.closed is False
@@ -1040,14 +1040,15 @@ def test_close_removes_the_segment(segment_file):
 
 
 def test_dropping_the_object_closes(segment_file):
-    buffer = ReplayBuffer(10, {"a": {}})
+    buffer = ReplayBuffer(10, {"a": {}}, name="dropped")
     path = segment_file(buffer.name)
+    assert path.exists()
     del buffer
     assert not path.exists()
 
 
 def test_with_block(segment_file):
-    with PrioritizedReplayBuffer(10, {"a": {}}) as buffer:
+    with PrioritizedReplayBuffer(10, {"a": {}}, name="in-a-block") as buffer:
         path = segment_file(buffer.name)
         buffer.add(a=1)
         assert path.exists()
@@ -1134,12 +1135,14 @@ def test_classes_are_not_leaked_by_their_objects(cls):
     assert abs(sys.getrefcount(cls) - before) < 10
 
 
-def test_copies_of_the_object_are_handles_of_the_same_buffer():
-    buffer = ReplayBuffer(10, {"a": {}})
-    for other in (copy.copy(buffer), copy.deepcopy(buffer)):
-        other.add(a=1)
-        assert other.name == buffer.name
-    assert len(buffer) == 2
+@pytest.mark.parametrize("copied", [copy.copy, copy.deepcopy])
+@pytest.mark.parametrize("cls", [ReplayBuffer, PrioritizedReplayBuffer])
+def test_a_buffer_is_not_copied(cls, copied):
+    with cls(10, {"a": {}}) as buffer:
+        with pytest.raises(TypeError, match=f"cannot copy {buffer.name!r}.*attach"):
+            copied(buffer)
+        with pytest.raises(TypeError, match="cannot copy"):
+            copied({"agent": [buffer]}["agent"][0])
 
 
 def test_close_while_other_threads_use_the_buffer():

@@ -108,14 +108,11 @@ class ApexRun:
             time.sleep(0.02)
 
     def explorers(self):
-        """Pids of its processes that have a buffer's segment mapped, but the learner's.
-
-        A segment that was made without a name keeps its number for one in that listing.
-        """
+        """Pids of its processes that have a buffer's segment mapped, but the learner's."""
         mapped = []
         for pid in processes_of_session(self.process.pid):
             with contextlib.suppress(OSError):
-                if re.search("/dev/shm/(mpbuffer-|#)", Path(f"/proc/{pid}/maps").read_text()):
+                if re.search("/memfd:mpbuffer-", Path(f"/proc/{pid}/maps").read_text()):
                     mapped.append(pid)
         return [pid for pid in mapped if pid != self.process.pid]
 

@@ -82,7 +82,7 @@ def with_description(data, text):
 
 def bytes_of_segment(cls, segment_file, rows=5, **options):
     """What the file of a closed buffer was."""
-    with cls(10, FIELDS, **options) as buffer:
+    with cls(10, FIELDS, name="hostile.bytes", **options) as buffer:
         for _ in range(rows):
             buffer.add(**ROW)
         if cls is PrioritizedReplayBuffer and rows:
@@ -207,7 +207,7 @@ def test_what_is_no_file(make, segment_file):
 
 def test_a_link_to_a_living_buffer(segment_file):
     path = segment_file("hostile.link")
-    with ReplayBuffer(10, FIELDS) as buffer:
+    with ReplayBuffer(10, FIELDS, name="hostile.file") as buffer:
         path.symlink_to(segment_file(buffer.name))
         try:
             assert_refused("hostile.link", "symbolic link")
@@ -220,7 +220,7 @@ def test_a_link_to_a_living_buffer(segment_file):
 @pytest.mark.parametrize("mode", [0o644, 0o660, 0o606, 0o666, 0o777])
 @both_classes
 def test_a_file_that_others_may_open(cls, mode, segment_file):
-    with cls(10, FIELDS) as buffer:
+    with cls(10, FIELDS, name="hostile.file") as buffer:
         path = segment_file(buffer.name)
         path.chmod(mode)
         assert_refused(buffer.name, f"{mode:04o}", "0600")
@@ -231,7 +231,7 @@ def test_a_file_that_others_may_open(cls, mode, segment_file):
 @pytest.mark.skipif(os.getuid() != 0, reason="only root can give files away")
 @both_classes
 def test_a_file_of_another_user(cls, segment_file, plant):
-    with cls(10, FIELDS) as buffer:
+    with cls(10, FIELDS, name="hostile.file") as buffer:
         path = segment_file(buffer.name)
         os.chown(path, 12345, -1)
         assert_refused(buffer.name, "12345", os.getuid())
@@ -427,7 +427,7 @@ DESCRIPTIONS = {
 def test_a_description_that_is_wrong(cls, what, segment_file, plant):
     change, mentions = DESCRIPTIONS[what]
     # Living, so that a refused attach is not the last one out, and can be tried again.
-    with cls(10, FIELDS) as buffer:
+    with cls(10, FIELDS, name="hostile.file") as buffer:
         path = segment_file(buffer.name)
         whole = path.read_bytes()
         text = change(json.loads(description_of(whole)))
@@ -441,7 +441,7 @@ def test_a_description_that_is_wrong(cls, what, segment_file, plant):
 
 
 def test_a_description_that_is_only_written_otherwise(segment_file):
-    with ReplayBuffer(10, FIELDS) as buffer:
+    with ReplayBuffer(10, FIELDS, name="hostile.file") as buffer:
         buffer.add(**ROW)
         path = segment_file(buffer.name)
         whole = path.read_bytes()
@@ -804,7 +804,7 @@ print("done")
 
 def test_a_child_finds_the_process_table_full(segment_file):
     """The records say that all numbers belong to living processes (to this one)."""
-    with ReplayBuffer(10, {"a": {}}) as buffer:
+    with ReplayBuffer(10, {"a": {}}, name="hostile.file") as buffer:
         status = Path("/proc/self/stat").read_text().rpartition(")")[2].split()
         namespaces = [os.stat(f"/proc/self/ns/{kind}").st_ino for kind in ("pid", "time")]
         path = segment_file(buffer.name)
@@ -947,7 +947,7 @@ def test_an_interpreter_without_standard_streams():
 import os
 os.closerange(0, 3)
 import mpbuffer
-buffer = mpbuffer.ReplayBuffer(10, {"a": {}})
+buffer = mpbuffer.ReplayBuffer(10, {"a": {}}, name="hostile.streams")
 buffer.add(a=1)
 segment = os.stat(f"/dev/shm/mpbuffer-{os.getuid()}-{buffer.name}")
 ours = []

@@ -696,7 +696,7 @@ for number in os.listdir("/proc/self/fd"):
         target = os.readlink(f"/proc/self/fd/{number}")
     except OSError:
         continue
-    if target.startswith("/dev/shm"):
+    if target.startswith(("/dev/shm", "/memfd:mpbuffer")):
         sys.exit(f"inherited {target}")
 """
 
@@ -1223,21 +1223,21 @@ assert total == 64 << 20, total
 for cls in (mpbuffer.ReplayBuffer, mpbuffer.PrioritizedReplayBuffer):
     for size in (1_000_000, 70_000, 10**9):
         try:
-            cls(size, {"obs": {"shape": 250}})
+            cls(size, {"obs": {"shape": 250}}, name="large")
         except mpbuffer.NotEnoughMemory as error:
             assert isinstance(error, MemoryError)
             said = str(error)
-            assert "/dev/shm" in said, said
+            assert "/dev/shm" in said and "--shm-size" in said, said
             assert len(re.findall(r"\\d+(?:[.,]\\d+)*", said)) >= 2, said
             print(said)
         else:
             raise AssertionError("created a buffer larger than /dev/shm")
         assert entries() == []
 
-first = mpbuffer.ReplayBuffer(40_000, {"obs": {"shape": 250}})  # about 41 MB
+first = mpbuffer.ReplayBuffer(40_000, {"obs": {"shape": 250}}, name="first")  # about 41 MB
 first.add(obs=np.full((40_000, 250), 7.0))
 try:
-    mpbuffer.ReplayBuffer(40_000, {"obs": {"shape": 250}})
+    mpbuffer.ReplayBuffer(40_000, {"obs": {"shape": 250}}, name="second")
 except mpbuffer.NotEnoughMemory as error:
     print(error)
 else:
@@ -1246,7 +1246,7 @@ assert len(entries()) == 1, entries()
 assert (first.get_all_transitions()["obs"] == 7).all()
 first.close()
 for _ in range(5):
-    with mpbuffer.ReplayBuffer(40_000, {"obs": {"shape": 250}}) as again:
+    with mpbuffer.ReplayBuffer(40_000, {"obs": {"shape": 250}}, name="again") as again:
         again.add(obs=np.ones((40_000, 250)))
 assert entries() == []
 """

@@ -97,6 +97,7 @@ py::dict inspect(const std::string& name, bool every_slot) {
     py::dict all;
     all["name"] = report.name;
     all["path"] = report.path;
+    all["nameless"] = report.nameless;
     all["bytes"] = report.bytes;
     all["live"] = report.live;
     all["damages"] = report.damages;

@@ -106,7 +106,7 @@ void open_with(py::handle object, Open&& open) {
 void create(const py::object& self, const std::string& name, std::uint64_t size,
             const std::vector<FieldDescription>& fields, bool prioritized, double alpha, double eps,
             std::uint64_t seed, bool strict, const std::string& description, bool interleave_nodes,
-            const py::object& progress) {
+            bool nameless, bool overwrite, const py::object& progress) {
     open_with(self, [&](BufferState& state) {
         state.rules = make_rules(fields);
         const Schema schema = make_schema(state.rules);
@@ -114,6 +114,8 @@ void create(const py::object& self, const std::string& name, std::uint64_t size,
         const RingShape shape{size, schema.row_bytes(), schema.stride(), prioritized, alpha, eps};
         SegmentOptions options;
         options.interleave_nodes = interleave_nodes;
+        options.nameless = nameless;
+        options.overwrite = overwrite;
         options.progress = [&progress](std::size_t done) {
             run_signal_handlers();
             running_python([&] { progress(done); });
@@ -124,11 +126,11 @@ void create(const py::object& self, const std::string& name, std::uint64_t size,
 
 // How many rows make a segment of at most that share of what may be allocated now.
 std::uint64_t largest_size(const std::vector<FieldDescription>& fields, bool prioritized,
-                           const std::string& description, double share) {
+                           const std::string& description, double share, bool nameless) {
     std::vector<FieldRule> rules = make_rules(fields);
     const Schema schema = make_schema(rules);
     constexpr double largest_segment = 0x1p45;
-    const auto free = static_cast<double>(largest_room(SegmentOptions().directory));
+    const auto free = static_cast<double>(largest_room(nameless ? "" : SegmentOptions().directory));
     const double room = std::min(share * free, largest_segment);
     const auto fits = [&](std::uint64_t size) {
         const RingShape shape{size, schema.row_bytes(), schema.stride(), prioritized, 0.0, 0.0};
@@ -327,9 +329,10 @@ PYBIND11_MODULE_EXEC(_core, module) {
     module.def("create", create, py::arg("buffer"), py::arg("name"), py::arg("size"),
                py::arg("fields"), py::arg("prioritized"), py::arg("alpha"), py::arg("eps"),
                py::arg("seed"), py::arg("strict"), py::arg("description"),
-               py::arg("interleave_nodes"), py::arg("progress"));
+               py::arg("interleave_nodes"), py::arg("nameless"), py::arg("overwrite"),
+               py::arg("progress"));
     module.def("largest_size", largest_size, py::arg("fields"), py::arg("prioritized"),
-               py::arg("description"), py::arg("share"));
+               py::arg("description"), py::arg("share"), py::arg("nameless"));
     module.def("attach", attach, py::arg("buffer"), py::arg("name"), py::arg("descriptor") = -1);
     module.def("move", move, py::arg("source"), py::arg("target"));
     module.def("set_fields", set_fields, py::arg("buffer"), py::arg("fields"), py::arg("strict"));
@@ -342,7 +345,7 @@ PYBIND11_MODULE_EXEC(_core, module) {
         "data_descriptor",
         [](const py::object& self) { return state_of(self).core->data_descriptor(); },
         py::arg("buffer"));
-    module.def("default_name", default_name);
+    module.def("generate_name", generate_name);
     module.def(
         "checked_beta", [](const py::object& beta) { return convert_beta(beta.ptr()); },
         py::arg("beta"));
@@ -366,6 +369,9 @@ PYBIND11_MODULE_EXEC(_core, module) {
         py::arg("buffer"));
     module.def(
         "rows_added", [](const py::object& self) { return state_of(self).core->rows_added(); },
+        py::arg("buffer"));
+    module.def(
+        "acquire_learner", [](const py::object& self) { state_of(self).core->take_learner_role(); },
         py::arg("buffer"));
     module.def(
         "release_learner", [](const py::object& self) { state_of(self).core->release_learner(); },

@@ -51,11 +51,14 @@ Parts parts_for(const SharedWeights& core, const py::list& arrays, bool to_write
 }
 
 std::unique_ptr<SharedWeights> create(const std::string& name, unsigned slots,
-                                      const py::list& arrays, const std::string& description) {
+                                      const py::list& arrays, const std::string& description,
+                                      bool nameless, bool overwrite) {
     const Parts parts = parts_of(arrays, false);
     const std::vector<const std::byte*> first(parts.pointers.begin(), parts.pointers.end());
-    return SharedWeights::create({name, parts.bytes, slots, description, interruptible_options()},
-                                 first);
+    SegmentOptions options = interruptible_options();
+    options.nameless = nameless;
+    options.overwrite = overwrite;
+    return SharedWeights::create({name, parts.bytes, slots, description, options}, first);
 }
 
 std::unique_ptr<SharedWeights> attach(const std::string& name, int descriptor) {
@@ -92,7 +95,7 @@ void add_weights_type(py::module_& module) {
         module, "WeightsHandle", "One handle of shared weights.",
         py::metaclass(reinterpret_cast<PyObject*>(&PyType_Type)))
         .def_static("create", create, py::arg("name"), py::arg("slots"), py::arg("arrays"),
-                    py::arg("description"))
+                    py::arg("description"), py::arg("nameless"), py::arg("overwrite"))
         .def_static("attach", attach, py::arg("name"), py::arg("descriptor") = -1)
         .def("set_parts", &SharedWeights::set_parts, py::arg("part_bytes"))
         .def("publish", publish, py::arg("arrays"))

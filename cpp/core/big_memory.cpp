@@ -47,13 +47,18 @@ int populate(std::byte* memory, std::size_t bytes) {
 // A mapping cut into pieces, which several threads fetch one after another.
 class Pieces {
   public:
-    Pieces(std::byte* memory, std::size_t bytes) : memory_(memory), bytes_(bytes) {}
+    Pieces(std::byte* memory, std::size_t bytes, const RoomLeft& room_left)
+        : memory_(memory), bytes_(bytes), room_left_(room_left) {}
 
     // False when nothing is left, or a piece has failed.
     bool supply_next() {
         const std::size_t at = next_.fetch_add(piece_bytes);
         if (at >= bytes_ || failure_ != 0) return false;
         const std::size_t size = std::min(piece_bytes, bytes_ - at);
+        if (at != 0 && !room_left_(bytes_ - at)) {
+            failure_ = ENOMEM;
+            return false;
+        }
         if (const int code = populate(memory_ + at, size); code != 0) {
             failure_ = code;
             return false;
@@ -68,6 +73,7 @@ class Pieces {
   private:
     std::byte* memory_;
     std::size_t bytes_;
+    const RoomLeft& room_left_;
     std::atomic<std::size_t> next_{0};
     std::atomic<std::size_t> done_{0};
     std::atomic<int> failure_{0};
@@ -140,8 +146,8 @@ std::vector<unsigned long> node_mask(const std::string& list) {
 }  // namespace
 
 Supply supply_pages(std::byte* memory, std::size_t bytes, const Progress& progress,
-                    std::size_t& supplied) {
-    Pieces pieces(memory, bytes);
+                    const RoomLeft& room_left, std::size_t& supplied) {
+    Pieces pieces(memory, bytes, room_left);
     supplied = 0;
     const auto report = [&progress](std::size_t done) {
         if (progress) call_back([&] { progress(done); });

@@ -11,16 +11,20 @@ namespace mpbuffer {
 // Told how many bytes have been done, many times a second; may throw to give up.
 using Progress = std::function<void(std::size_t)>;
 
+// Asked before each further piece whether there is room for the bytes that are still missing; by
+// several threads at once. Throws nothing.
+using RoomLeft = std::function<bool(std::size_t)>;
+
 enum class Supply {
     done,         // every page is there, and in this process's page table
-    no_room,      // the file system has no more pages
+    no_room,      // the file system, or what was asked, has no room for more pages
     unsupported,  // by a kernel before 5.14; nothing was done
 };
 
 // Makes every page of a shared mapping, by as many threads as pay. `supplied`: how many bytes there
 // are at the end. Throws what `progress` throws; pages made until then stay.
 Supply supply_pages(std::byte* memory, std::size_t bytes, const Progress& progress,
-                    std::size_t& supplied);
+                    const RoomLeft& room_left, std::size_t& supplied);
 
 // Asks for huge pages; the kernel's settings decide (transparent_hugepage/shmem_enabled for shared
 // memory, transparent_hugepage/enabled for private). No effect otherwise.

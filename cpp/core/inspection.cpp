@@ -47,11 +47,12 @@ constexpr int looks = 5;
 // Of this process alone: a child that is forked meanwhile does not keep the file.
 class ReadOnlyFile final : private ForkWatched {
   public:
-    ReadOnlyFile(const std::string& path, const std::string& verb)
-        : file_([&path] {
+    ReadOnlyFile(const std::string& path, bool follow, const std::string& verb)
+        : file_([&path, follow] {
+              const int flags = O_RDONLY | O_NONBLOCK | O_CLOEXEC | (follow ? 0 : O_NOFOLLOW);
               int fd;
               do {
-                  fd = open(path.c_str(), O_RDONLY | O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC);
+                  fd = open(path.c_str(), flags);
               } while (fd == -1 && errno == EINTR);
               return fd;
           }) {
@@ -630,7 +631,13 @@ Inspection inspect_segment(const std::string& name, Scrutiny scrutiny, const std
     Inspection report;
     report.name = name;
     report.path = segment_path(name, directory);
-    const ReadOnlyFile file(report.path, "cannot inspect '" + name + "'");
+    if (access(report.path.c_str(), F_OK) != 0) {
+        if (std::string path = nameless_path(name); !path.empty()) {
+            report.path = std::move(path);
+            report.nameless = true;
+        }
+    }
+    const ReadOnlyFile file(report.path, report.nameless, "cannot inspect '" + name + "'");
     report.bytes = file.size();
     report.mode = file.mode();
     report.live = held_elsewhere(file.descriptor(), lock_byte::presence);

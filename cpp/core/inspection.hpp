@@ -61,7 +61,8 @@ struct InspectedWeights {
 
 struct Inspection {
     std::string name;
-    std::string path;
+    std::string path;  // of nameless memory: of a process that has it open
+    bool nameless = false;
     std::uint64_t bytes = 0;
     unsigned mode = 0;
     bool live = false;    // somebody has it open

@@ -118,6 +118,7 @@ constexpr std::uint64_t overhead_divisor = 64;
 
 bool lives_in_memory(const std::string& directory) {
     struct statfs facts;
+    if (directory.empty()) return true;
     if (statfs(directory.c_str(), &facts) == -1) return true;
     switch (static_cast<std::uint32_t>(facts.f_type)) {
         case 0x01021994:  // tmpfs
@@ -128,10 +129,7 @@ bool lives_in_memory(const std::string& directory) {
     }
 }
 
-}  // namespace
-
-std::vector<RoomLimit> room_limits(const std::string& directory, const MemoryRoots& roots) {
-    std::vector<RoomLimit> limits;
+void add_limit_of_file_system(const std::string& directory, std::vector<RoomLimit>& limits) {
     struct statvfs space;
     if (statvfs(directory.c_str(), &space) == -1) {
         throw_system_failure("cannot ask for the free space of " + directory, errno);
@@ -140,6 +138,20 @@ std::vector<RoomLimit> room_limits(const std::string& directory, const MemoryRoo
         limits.push_back({static_cast<std::uint64_t>(space.f_bavail) * space.f_frsize,
                           directory + " has", false});
     }
+}
+
+// How many of the bytes the limit has no room for.
+std::uint64_t missing(std::uint64_t bytes, const RoomLimit& limit) {
+    const std::uint64_t overhead = limit.memory ? kernel_overhead(bytes) : 0;
+    const std::uint64_t room = limit.bytes > overhead ? limit.bytes - overhead : 0;
+    return bytes > room ? bytes - room : 0;
+}
+
+}  // namespace
+
+std::vector<RoomLimit> room_limits(const std::string& directory, const MemoryRoots& roots) {
+    std::vector<RoomLimit> limits;
+    if (!directory.empty()) add_limit_of_file_system(directory, limits);
     struct rlimit file_size;
     if (getrlimit(RLIMIT_FSIZE, &file_size) == 0 && file_size.rlim_cur != RLIM_INFINITY) {
         limits.push_back({static_cast<std::uint64_t>(file_size.rlim_cur),
@@ -170,24 +182,30 @@ std::uint64_t largest_room(const std::string& directory, const MemoryRoots& root
     return least;
 }
 
+bool has_room(std::size_t bytes, const std::string& directory, const MemoryRoots& roots) {
+    const std::vector<RoomLimit> limits = room_limits(directory, roots);
+    return std::all_of(limits.begin(), limits.end(),
+                       [bytes](const RoomLimit& limit) { return missing(bytes, limit) == 0; });
+}
+
 void require_room(std::size_t bytes, const std::string& what, const std::string& directory,
                   const MemoryRoots& roots) {
-    const std::uint64_t overhead = kernel_overhead(bytes);
-    const auto missing = [&](const RoomLimit& limit) {
-        const std::uint64_t room =
-            limit.memory ? (limit.bytes > overhead ? limit.bytes - overhead : 0) : limit.bytes;
-        return bytes > room ? bytes - room : 0;
-    };
     const std::vector<RoomLimit> limits = room_limits(directory, roots);
-    const auto worst = std::max_element(
-        limits.begin(), limits.end(),
-        [&](const RoomLimit& a, const RoomLimit& b) { return missing(a) < missing(b); });
-    if (worst == limits.end() || missing(*worst) == 0) return;
-    throw NotEnoughMemory("cannot " + what + ": needs " + readable_bytes(bytes) +
-                          (worst->memory && worst->bytes >= bytes
-                               ? " and " + readable_bytes(overhead) + " for the kernel's tables"
-                               : "") +
-                          ", " + worst->where + " " + readable_bytes(worst->bytes) + " free");
+    const auto worst = std::max_element(limits.begin(), limits.end(),
+                                        [bytes](const RoomLimit& a, const RoomLimit& b) {
+                                            return missing(bytes, a) < missing(bytes, b);
+                                        });
+    if (worst == limits.end() || missing(bytes, *worst) == 0) return;
+    std::string why = "cannot " + what + ": needs " + readable_bytes(bytes);
+    if (worst->memory && worst->bytes >= bytes) {
+        why += " and " + readable_bytes(kernel_overhead(bytes)) + " for the kernel's tables";
+    }
+    why += ", " + worst->where + " " + readable_bytes(worst->bytes) + " free";
+    if (worst->where == directory + " has") {
+        why += "; leave out name=, since memory without a name needs no room there, or make " +
+               directory + " larger (docker run --shm-size)";
+    }
+    throw NotEnoughMemory(why);
 }
 
 std::string readable_bytes(std::uint64_t bytes) {

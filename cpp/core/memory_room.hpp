@@ -5,7 +5,9 @@
 // system lives in memory (tmpfs, ramfs), /proc/meminfo's MemAvailable and what each ancestor
 // cgroup (v1 and v2) still allows: limit - usage + its page cache that can be reclaimed. Limits
 // that are absent, unreadable, "max" or absurdly large are none. An answer about this moment
-// only: the caller still allocates every page before it uses one.
+// only: the caller still allocates every page before it uses one, and asks again meanwhile.
+//
+// An empty directory stands for memory without a name, which lies in no file system.
 #pragma once
 
 #include <cstddef>
@@ -26,13 +28,17 @@ struct RoomLimit {
     bool memory;          // a limit on memory, which also has to hold the kernel's page tables
 };
 
-// Every limit that applies to a new file in directory. Throws SystemFailure if there is none such.
+// Every limit that applies to a new file in directory. Throws SystemFailure if there is no such
+// directory.
 std::vector<RoomLimit> room_limits(const std::string& directory, const MemoryRoots& roots = {});
 
 // what: verb and object, such as "create 'apex'". Throws NotEnoughMemory, which says how much is
 // needed, how much there is, and where the limit stands.
 void require_room(std::size_t bytes, const std::string& what, const std::string& directory,
                   const MemoryRoots& roots = {});
+
+// Whether require_room() lets so many bytes pass.
+bool has_room(std::size_t bytes, const std::string& directory, const MemoryRoots& roots = {});
 
 // The most bytes that require_room() lets pass.
 std::uint64_t largest_room(const std::string& directory, const MemoryRoots& roots = {});

@@ -8,6 +8,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <atomic>
 #include <cerrno>
 #include <cstdint>
 #include <cstdio>
@@ -15,11 +16,13 @@
 #include <ctime>
 #include <filesystem>
 #include <optional>
+#include <set>
 #include <utility>
 
 #include "error.hpp"
 #include "file_locks.hpp"
 #include "guard.hpp"
+#include "nameless_memory.hpp"
 #include "stop_points.hpp"
 
 namespace mpbuffer {
@@ -63,6 +66,21 @@ std::string path_of(const std::string& directory, const std::string& name) {
 
 bool is_temporary(const std::string& name) { return name.rfind(temporary_prefix, 0) == 0; }
 
+std::string label_of(const std::string& name) { return file_prefix() + name; }
+
+// The number at the end of a generated name; 0 if it is no such name.
+std::uint64_t id_in(const std::string& name) {
+    constexpr std::size_t digits = 12;
+    if (name.size() < digits + 2 || name[name.size() - digits - 1] != '-') return 0;
+    std::uint64_t id = 0;
+    for (const char digit : name.substr(name.size() - digits)) {
+        const bool is_letter = digit >= 'a' && digit <= 'f';
+        if (!is_letter && (digit < '0' || digit > '9')) return 0;
+        id = id * 16 + static_cast<std::uint64_t>(is_letter ? digit - 'a' + 10 : digit - '0');
+    }
+    return id;
+}
+
 std::string absolute(const std::string& directory) {
     std::error_code ignored;
     const std::string path = std::filesystem::absolute(directory, ignored).string();
@@ -101,9 +119,13 @@ bool looks_like_segment(int fd, bool temporary) {
 
 enum class Removal { absent, removed, in_use, being_removed, not_ours };
 
-Removal remove_if_dead(const std::string& path, bool temporary, bool look_only = false) {
+enum class Remove { nothing, what_is_dead, whatever_is_ours };
+
+Removal remove_if_dead(const std::string& path, bool temporary,
+                       Remove what = Remove::what_is_dead) {
     struct stat facts;
     if (lstat(path.c_str(), &facts) == -1) {
+        if (errno == EACCES) throw_system_failure("cannot look at " + path, errno);
         return errno == ENOENT ? Removal::absent : Removal::not_ours;
     }
     if (!S_ISREG(facts.st_mode) || facts.st_uid != geteuid()) return Removal::not_ours;
@@ -115,7 +137,7 @@ Removal remove_if_dead(const std::string& path, bool temporary, bool look_only =
         return Removal::not_ours;
     }
     const PassingLock nobody_left(file.number(), lock_byte::presence, LockKind::exclusive);
-    if (!nobody_left.held()) {
+    if (!nobody_left.held() && what != Remove::whatever_is_ours) {
         // One question: whoever held the lock a moment ago may have removed the file since.
         return held_shared_elsewhere(file.number(), lock_byte::presence) &&
                        resolves_to(path, file.number())
@@ -124,21 +146,23 @@ Removal remove_if_dead(const std::string& path, bool temporary, bool look_only =
     }
     if (!resolves_to(path, file.number())) return Removal::being_removed;
     if (!looks_like_segment(file.number(), temporary)) return Removal::not_ours;
-    if (!look_only && unlink(path.c_str()) == -1 && errno != ENOENT) return Removal::not_ours;
+    if (what != Remove::nothing && unlink(path.c_str()) == -1 && errno != ENOENT) {
+        return Removal::not_ours;
+    }
     return Removal::removed;
 }
 
 // Makes the way free for a segment of that name, or throws SegmentExists.
-void require_free_name(const std::string& path, const std::string& name) {
+void require_free_name(const std::string& path, const std::string& name, Remove what) {
     const std::string taken = "cannot create '" + name + "': " + path + " ";
     for (int attempt = 0; attempt < patience_in_milliseconds; ++attempt) {
-        switch (remove_if_dead(path, false)) {
+        switch (remove_if_dead(path, false, what)) {
             case Removal::absent:
             case Removal::removed: return;
             case Removal::in_use:
                 throw SegmentExists(taken +
                                     "is in use by a living process; expected a free name, or "
-                                    "attach to it");
+                                    "attach to it, or pass overwrite=True to take the name");
             case Removal::not_ours:
                 throw SegmentExists(taken +
                                     "exists and is no mpbuffer segment of this user; expected a "
@@ -149,6 +173,12 @@ void require_free_name(const std::string& path, const std::string& name) {
     throw SegmentExists(taken +
                         "is being removed by another process and still there; expected a "
                         "free name");
+}
+
+// What can be told before anything is made. With `overwrite` publish() takes the name away.
+void require_possible_name(const std::string& path, const std::string& name, bool overwrite) {
+    if (overwrite && remove_if_dead(path, false, Remove::nothing) == Removal::in_use) return;
+    require_free_name(path, name, overwrite ? Remove::nothing : Remove::what_is_dead);
 }
 
 // Every name in the directory that begins with this user's prefix, without the prefix.
@@ -170,15 +200,33 @@ std::vector<std::string> names_in(const std::string& directory) {
 
 // Some kernels and sandboxes make a file without a name but refuse to give it one later; found
 // out with an empty file, as giving a name works only once. Under a ForkPause.
-int open_nameless(const std::string& directory) {
+int open_tmpfile(const std::string& directory) {
     const int flags = O_TMPFILE | O_RDWR;
     const PassingDescriptor trial([&] { return open_retrying(directory.c_str(), flags, 0600); });
     if (trial.number() < 0) return -1;
-    const std::string path = path_of(directory, temporary_prefix + default_name());
+    const std::string path = path_of(directory, temporary_prefix + generate_name());
     const std::string link = "/proc/self/fd/" + std::to_string(trial.number());
     if (linkat(AT_FDCWD, link.c_str(), AT_FDCWD, path.c_str(), AT_SYMLINK_FOLLOW) == -1) return -1;
     unlink(path.c_str());
     return open_retrying(directory.c_str(), flags, 0600);
+}
+
+bool is_published(const NamelessPlace& place, std::uint64_t id) {
+    const PassingDescriptor file(
+        [&] { return open_retrying(place.path.c_str(), O_RDONLY | O_NONBLOCK); });
+    return file.number() >= 0 && is_nameless(file.number(), place.label, id);
+}
+
+// Why there may be no file of that name, and what to do.
+std::string why_not_found(const std::string& name) {
+    if (id_in(name) == 0) {
+        return "; expected a buffer that some process has open (where systemd's RemoveIPC=yes "
+               "holds, "
+               "the end of its user's session removes it)";
+    }
+    return ", and no process that can be looked at has memory of that name open; a buffer that "
+           "another user's, a non-dumpable or another pid namespace's process is to find needs a "
+           "name=";
 }
 
 // The shared presence lock; patient with a sweep or a last one out that is just looking.
@@ -201,19 +249,24 @@ bool take_presence(int fd) {
 
 [[noreturn]] void throw_no_room(std::size_t bytes, std::size_t done, const std::string& verb,
                                 const SegmentOptions& options, int code) {
+    require_room(bytes - done, verb.substr(verb.find(' ') + 1),
+                 options.nameless ? "" : options.directory, options.memory_roots);
     throw NotEnoughMemory(verb + ": needs " + readable_bytes(bytes) + ", only " +
-                          readable_bytes(done) + " could be allocated in " + options.directory +
-                          ": " + errno_sentence(code));
+                          readable_bytes(done) + " could be allocated" +
+                          (options.nameless ? "" : " in " + options.directory) + ": " +
+                          errno_sentence(code));
 }
 
 // Allocates every page, in pieces between which the user may interrupt. The kernel undoes a piece
 // when a signal comes, so under a fast timer a piece must shrink to get through at all.
-void allocate(int fd, std::size_t bytes, const std::string& verb, const SegmentOptions& options) {
+void allocate(int fd, std::size_t bytes, const std::string& verb, const RoomLeft& room_left,
+              const SegmentOptions& options) {
     std::size_t piece = largest_piece;
     std::size_t done = 0;
     unsigned interruptions = 0;
     while (done < bytes) {
         if (options.progress) call_back([&] { options.progress(done); });
+        if (!room_left(bytes - done)) throw_no_room(bytes, done, verb, options, ENOMEM);
         const std::size_t wanted = std::min(piece, bytes - done);
         if (fallocate(fd, 0, static_cast<off_t>(done), static_cast<off_t>(wanted)) == 0) {
             done += wanted;
@@ -228,9 +281,7 @@ void allocate(int fd, std::size_t bytes, const std::string& verb, const SegmentO
         if (code == ENOSPC || code == ENOMEM || code == EDQUOT || code == EFBIG) {
             throw_no_room(bytes, done, verb, options, code);
         }
-        throw_system_failure(verb + ": " + readable_bytes(bytes) + " in " + options.directory +
-                                 " cannot be allocated",
-                             code);
+        throw_system_failure(verb + ": " + readable_bytes(bytes) + " cannot be allocated", code);
     }
 }
 
@@ -272,6 +323,8 @@ SharedSegment& SharedSegment::operator=(SharedSegment&& other) noexcept {
     size_ = std::exchange(other.size_, 0);
     data_fd_ = std::move(other.data_fd_);
     published_ = std::exchange(other.published_, false);
+    nameless_ = other.nameless_;
+    overwrites_ = other.overwrites_;
     name_ = std::move(other.name_);
     directory_ = std::move(other.directory_);
     path_ = std::move(other.path_);
@@ -302,21 +355,65 @@ SharedSegment SharedSegment::create(const std::string& name, std::size_t bytes,
                                     const SegmentOptions& options) {
     require_valid_name(name);
     const std::string verb = "cannot create '" + name + "'";
-    if (bytes < sizeof segment_magic) {
+    const std::size_t least =
+        options.nameless ? nameless_id_offset + sizeof(std::uint64_t) : sizeof segment_magic;
+    if (bytes < least) {
         throw InvalidArgument(verb + ": got a size of " + std::to_string(bytes) +
-                              " bytes, expected at least " + std::to_string(sizeof segment_magic));
+                              " bytes, expected at least " + std::to_string(least));
+    }
+    if (options.nameless && (options.overwrite || id_in(name) == 0)) {
+        throw InvalidArgument(verb + " without a name: expected a generated name, to find it by");
     }
     SharedSegment segment;
     segment.name_ = name;
     segment.directory_ = absolute(options.directory);
+    segment.nameless_ = options.nameless;
+    segment.overwrites_ = options.overwrite;
     sweep(segment.directory_);
-    require_free_name(path_of(segment.directory_, name), name);
-    require_room(bytes, "create '" + name + "'", options.directory, options.memory_roots);
+    if (options.nameless) {
+        require_room(bytes, "create '" + name + "'", "", options.memory_roots);
+        segment.open_nameless_memory(verb);
+    } else {
+        require_possible_name(path_of(segment.directory_, name), name, options.overwrite);
+        require_room(bytes, "create '" + name + "'", options.directory, options.memory_roots);
+        segment.open_file(verb, options);
+    }
+    // A child that progress has forked goes on in here, and has nothing to go on with.
+    SegmentOptions in_this_process = options;
+    if (options.progress) {
+        in_this_process.progress = [&, maker = fork_generation()](std::size_t done) {
+            options.progress(done);
+            if (fork_generation() == maker) return;
+            throw BufferClosed(verb +
+                               ": this process was forked in the middle of it, and its parent has "
+                               "the segment; create or attach in the child after the fork");
+        };
+    }
+    segment.make_pages(bytes, verb, in_this_process);
+    if (options.nameless) seal_size(segment.data_fd_.number());
+    stop_point(StopPoint::segment_allocated);
+    return segment;
+}
 
+void SharedSegment::open_nameless_memory(const std::string& verb) {
+    PassingDescriptor file([this] { return make_nameless(label_of(name_)); });
+    if (file.number() < 0) {
+        throw_system_failure(verb + " without a name: memfd_create is refused; give it a name=",
+                             errno);
+    }
+    const int fd = file.number();
+    take(file);
+    stop_point(StopPoint::segment_made);
+    require_ofd_locks(fd);
+    take_presence(fd);  // nobody else has it
+    stop_point(StopPoint::segment_present);
+}
+
+void SharedSegment::open_file(const std::string& verb, const SegmentOptions& options) {
     if (!options.force_named_creation) {
-        PassingDescriptor file([&] { return open_nameless(segment.directory_); });
+        PassingDescriptor file([this] { return open_tmpfile(directory_); });
         if (const int fd = file.number(); fd >= 0) {
-            segment.take(file);
+            take(file);
             stop_point(StopPoint::segment_made);
             fchmod(fd, 0600);  // whatever the umask took away
             require_ofd_locks(fd);
@@ -325,8 +422,8 @@ SharedSegment SharedSegment::create(const std::string& name, std::size_t bytes,
         }
     }
     // A sweep may find the temporary name before the lock is on it; then another is made.
-    for (int attempt = 0; !segment.is_open(); ++attempt) {
-        const std::string path = path_of(segment.directory_, temporary_prefix + default_name());
+    for (int attempt = 0; !is_open(); ++attempt) {
+        const std::string path = path_of(directory_, temporary_prefix + generate_name());
         const int flags = O_RDWR | O_CREAT | O_EXCL | O_NOFOLLOW;
         PassingDescriptor file([&] { return open_retrying(path.c_str(), flags, 0600); });
         if (file.number() < 0) throw_creation_failure(verb, options.directory, errno);
@@ -345,27 +442,13 @@ SharedSegment SharedSegment::create(const std::string& name, std::size_t bytes,
         }
         struct stat facts;
         if (present && fstat(file.number(), &facts) == 0 && facts.st_nlink > 0) {
-            segment.take(file);
-            segment.path_ = path;
+            take(file);
+            path_ = path;
             stop_point(StopPoint::segment_present);
         } else if (attempt == 100) {
             throw_creation_failure(verb, options.directory, EBUSY);
         }
     }
-    // A child that progress has forked goes on in here, and has nothing to go on with.
-    SegmentOptions in_this_process = options;
-    if (options.progress) {
-        in_this_process.progress = [&, maker = fork_generation()](std::size_t done) {
-            options.progress(done);
-            if (fork_generation() == maker) return;
-            throw BufferClosed(verb +
-                               ": this process was forked in the middle of it, and its parent has "
-                               "the segment; create or attach in the child after the fork");
-        };
-    }
-    segment.make_pages(bytes, verb, in_this_process);
-    stop_point(StopPoint::segment_allocated);
-    return segment;
 }
 
 void SharedSegment::publish() {
@@ -374,6 +457,14 @@ void SharedSegment::publish() {
     if (published_) throw InvalidArgument(verb + ": it is published already");
     if (std::memcmp(data_, segment_magic, sizeof segment_magic) != 0) {
         throw InvalidArgument(verb + ": its first bytes are not the magic that every segment has");
+    }
+    if (nameless_) {
+        // Release: whoever reads the id reads, in the same file, what was written before it.
+        std::atomic_ref(*reinterpret_cast<std::uint64_t*>(data_ + nameless_id_offset))
+            .store(id_in(name_), std::memory_order_release);
+        stop_point(StopPoint::segment_linked);
+        published_ = true;
+        return;
     }
     const std::string path = path_of(directory_, name_);
     const std::string link = "/proc/self/fd/" + std::to_string(data_fd_.require(verb));
@@ -395,7 +486,8 @@ void SharedSegment::publish() {
             return;
         }
         if (errno != EEXIST) throw_creation_failure(verb, directory_, errno);
-        require_free_name(path, name_);
+        require_free_name(path, name_,
+                          overwrites_ ? Remove::whatever_is_ours : Remove::what_is_dead);
     }
     throw SegmentExists(verb + ": " + path + " was taken again each time it became free");
 }
@@ -415,8 +507,8 @@ SharedSegment SharedSegment::attach(const std::string& name, const SegmentOption
             switch (errno) {
                 case ENOENT:
                 case ENOTDIR:
-                    throw SegmentNotFound(verb + ": there is no " + path +
-                                          "; expected a buffer that some process has open");
+                    if (segment.attach_nameless(verb)) return segment;
+                    throw SegmentNotFound(verb + ": there is no " + path + why_not_found(name));
                 case ELOOP:
                     throw SegmentMismatch(verb + ": " + path +
                                           " is a symbolic link, expected a regular file");
@@ -442,6 +534,27 @@ SharedSegment SharedSegment::attach(const std::string& name, const SegmentOption
     }
     throw SegmentNotFound(verb + ": " + path +
                           " is being removed; expected a buffer that some process has open");
+}
+
+// False if no process of this user has it open where the caller may look.
+bool SharedSegment::attach_nameless(const std::string& verb) {
+    const std::uint64_t id = id_in(name_);
+    if (id == 0) return false;
+    const std::string label = label_of(name_);
+    for (const NamelessPlace& place :
+         find_nameless([&](const auto& each) { return each == label; })) {
+        PassingDescriptor file(
+            [&] { return open_retrying(place.path.c_str(), O_RDWR | O_NONBLOCK); });
+        if (file.number() < 0 || !is_nameless(file.number(), label, id)) continue;
+        const std::size_t bytes = require_segment_file(file.number(), place.path, verb);
+        if (!take_presence(file.number())) continue;
+        path_.clear();
+        published_ = true;
+        take(file);
+        map(bytes, verb);
+        return true;
+    }
+    return false;
 }
 
 SharedSegment SharedSegment::attach_descriptor(int fd, const std::string& name,
@@ -475,11 +588,19 @@ void SharedSegment::make_pages(std::size_t bytes, const std::string& verb,
     map(bytes, verb);
     prefer_huge_pages(data_, bytes);
     if (options.interleave_nodes) interleave_nodes(data_, bytes, verb);
+    const std::string bounded_by = nameless_ ? "" : options.directory;
+    const RoomLeft room_left = [&](std::size_t missing) noexcept {
+        try {
+            return has_room(missing, bounded_by, options.memory_roots);
+        } catch (const std::exception&) {  // the kernel tells
+            return true;
+        }
+    };
     std::size_t supplied = 0;
-    switch (supply_pages(data_, bytes, options.progress, supplied)) {
+    switch (supply_pages(data_, bytes, options.progress, room_left, supplied)) {
         case Supply::done: return;
         case Supply::no_room: throw_no_room(bytes, supplied, verb, options, ENOSPC);
-        case Supply::unsupported: allocate(fd, bytes, verb, options);
+        case Supply::unsupported: allocate(fd, bytes, verb, room_left, options);
     }
 }
 
@@ -555,7 +676,8 @@ std::vector<std::string> SharedSegment::sweep(const std::string& directory, bool
     for (const std::string& name : names_in(directory)) {
         try {
             const std::string path = path_of(directory, name);
-            if (remove_if_dead(path, is_temporary(name), look_only) == Removal::removed) {
+            const Remove what = look_only ? Remove::nothing : Remove::what_is_dead;
+            if (remove_if_dead(path, is_temporary(name), what) == Removal::removed) {
                 removed.push_back(name);
             }
         } catch (const Error&) {  // a file that cannot be asked is left alone
@@ -572,14 +694,30 @@ std::vector<std::string> SharedSegment::list(const std::string& directory) {
                !S_ISREG(facts.st_mode) || facts.st_uid != geteuid();
     };
     names.erase(std::remove_if(names.begin(), names.end(), hidden), names.end());
+    const std::string prefix = file_prefix();
+    const auto ours = [&](const std::string& label) { return label.starts_with(prefix); };
+    std::set<std::string> nameless;
+    for (const NamelessPlace& place : find_nameless(ours)) {
+        const std::string name = place.label.substr(prefix.size());
+        if (!nameless.contains(name) && is_published(place, id_in(name))) nameless.insert(name);
+    }
+    names.insert(names.end(), nameless.begin(), nameless.end());
     return names;
+}
+
+std::string nameless_path(const std::string& name) {
+    const std::string label = label_of(name);
+    for (NamelessPlace& place : find_nameless([&](const auto& each) { return each == label; })) {
+        if (is_published(place, id_in(name))) return std::move(place.path);
+    }
+    return {};
 }
 
 std::string segment_path(const std::string& name, const std::string& directory) {
     return path_of(directory, name);
 }
 
-std::string default_name() {
+std::string generate_name() {
     std::uint64_t random = 0;
     if (getrandom(&random, sizeof random, GRND_NONBLOCK) != sizeof random) {
         timespec now = {};
@@ -588,8 +726,9 @@ std::string default_name() {
                  static_cast<std::uint64_t>(now.tv_sec);
     }
     char name[40];
-    std::snprintf(name, sizeof name, "%ld-%012llx", static_cast<long>(getpid()),
-                  static_cast<unsigned long long>(random & 0xffffffffffffu));
+    std::snprintf(
+        name, sizeof name, "%ld-%012llx", static_cast<long>(getpid()),
+        static_cast<unsigned long long>(std::max<std::uint64_t>(random & 0xffffffffffffu, 1)));
     return name;
 }
 

@@ -16,6 +16,8 @@ using namespace mpbuffer;
 
 namespace {
 
+const RoomLeft enough_room = [](std::size_t) { return true; };
+
 constexpr std::size_t mb = std::size_t{1} << 20;
 
 // A file of shared memory without a page, mapped.
@@ -54,7 +56,7 @@ TEST_CASE("every page is supplied, whatever the size") {
          {std::size_t{1}, std::size_t{5000}, 8 * mb, 8 * mb + 1, 97 * mb}) {
         const Mapped file(bytes);
         std::size_t supplied = 0;
-        const Supply outcome = supply_pages(file.memory, bytes, {}, supplied);
+        const Supply outcome = supply_pages(file.memory, bytes, {}, enough_room, supplied);
         if (outcome == Supply::unsupported) return;
         CHECK(outcome == Supply::done);
         CHECK(supplied == bytes);
@@ -69,14 +71,16 @@ TEST_CASE("progress is told, grows, and may give up") {
     std::vector<std::size_t> told;
     std::size_t supplied = 0;
     const auto note = [&told](std::size_t done) { told.push_back(done); };
-    if (supply_pages(file.memory, file.bytes, note, supplied) == Supply::unsupported) return;
+    if (supply_pages(file.memory, file.bytes, note, enough_room, supplied) == Supply::unsupported)
+        return;
     CHECK(told.front() == 0);
     CHECK(std::is_sorted(told.begin(), told.end()));
     CHECK(told.back() <= file.bytes);
 
     const Mapped other(200 * mb);
     const auto give_up = [](std::size_t) { throw std::runtime_error("enough"); };
-    CHECK_THROWS_WITH(supply_pages(other.memory, other.bytes, give_up, supplied), "enough");
+    CHECK_THROWS_WITH(supply_pages(other.memory, other.bytes, give_up, enough_room, supplied),
+                      "enough");
     CHECK(other.allocated() < other.bytes);
 }
 

@@ -120,7 +120,7 @@ TEST_CASE("names") {
     CHECK_THROWS_AS(require_valid_name(std::string(129, 'x')), InvalidArgument);
     CHECK_THROWS_AS(require_valid_name(std::string("a\0b", 3)), InvalidArgument);
     std::set<std::string> names;
-    for (int n = 0; n < 1000; ++n) names.insert(default_name());
+    for (int n = 0; n < 1000; ++n) names.insert(generate_name());
     CHECK(names.size() == 1000);
     CHECK_NOTHROW(require_valid_name(*names.begin()));
     CHECK(names.begin()->rfind(std::to_string(getpid()) + "-", 0) == 0);
@@ -176,7 +176,7 @@ TEST_CASE("create, publish, attach, last one out, without a name and with a temp
 }
 
 TEST_CASE("the default directory is left as it was") {
-    const std::string name = "test-" + default_name();
+    const std::string name = "test-" + generate_name();
     const std::string path = "/dev/shm/mpbuffer-" + std::to_string(geteuid()) + "-" + name;
     {
         const SharedSegment segment = make(name, {});
@@ -833,8 +833,8 @@ TEST_CASE("a small /dev/shm: an error at once, or when somebody else fills it me
         SegmentOptions options = in(scratch);
         const std::string early = refusal<NotEnoughMemory>(
             [&] { SharedSegment::create("apex", std::size_t{200} << 20, options); });
-        if (early !=
-            "cannot create 'apex': needs 200.0 MB, " + scratch.path() + " has 96.0 MB free") {
+        if (!contains(early, "cannot create 'apex': needs 200.0 MB, " + scratch.path() +
+                                 " has 96.0 MB free; leave out name=")) {
             return 1;
         }
         int filler = -1;
@@ -845,7 +845,7 @@ TEST_CASE("a small /dev/shm: an error at once, or when somebody else fills it me
         };
         const std::string late = refusal<NotEnoughMemory>(
             [&] { SharedSegment::create("apex", std::size_t{80} << 20, options); });
-        if (!contains(late, "needs 80.0 MB, only ") || !contains(late, "ENOSPC")) return 2;
+        if (!contains(late, "needs ") || !contains(late, " MB free")) return 2;
         // What the failed creation had is free again.
         SegmentOptions plain = in(scratch);
         if (!make("apex", plain).is_open()) return 3;

@@ -46,7 +46,7 @@ struct Arrays {
     std::vector<std::vector<std::byte>> parts;
 };
 
-WeightsSettings settings(unsigned slots = 4, const std::string& name = default_name()) {
+WeightsSettings settings(unsigned slots = 4, const std::string& name = generate_name()) {
     return {name, part_bytes, slots, "described", {}};
 }
 
@@ -236,7 +236,7 @@ TEST_CASE("weights and replay buffers are not taken for one another") {
     const auto weights = make();
     CHECK_THROWS_AS((void)ReplayBuffer::attach(weights->name()), SegmentMismatch);
     const auto buffer =
-        ReplayBuffer::create({default_name(), {10, 40, 64, false, 0, 0}, 1, "", {}});
+        ReplayBuffer::create({generate_name(), {10, 40, 64, false, 0, 0}, 1, "", {}});
     CHECK_THROWS_AS((void)SharedWeights::attach(buffer->name()), SegmentMismatch);
 }
 

@@ -1,0 +1,98 @@
+"""How a handle gets from one process to another: by descriptor, or by name."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+import warnings
+from collections.abc import Callable
+from typing import Any, NoReturn, TypeVar
+
+from mpbuffer import _core
+from mpbuffer.errors import SegmentNotFound
+
+__all__ = ["NotCopied", "descriptor_for_child", "names_of", "opened_copy", "opened_once_there"]
+
+Opened = TypeVar("Opened")
+
+_SECONDS_BETWEEN_LOOKS = 0.02
+_has_warned = False
+
+
+class NotCopied:
+    """What copy.copy() and copy.deepcopy() refuse: a copy would be a handle on the same memory."""
+
+    name: str
+
+    def __copy__(self) -> NoReturn:
+        raise TypeError(
+            f"cannot copy {self.name!r}: the copy would be a second handle on the same memory; use "
+            "this one, or attach() for a second one; read or sample what is in it to copy that"
+        )
+
+    def __deepcopy__(self, memo: Any) -> NoReturn:
+        self.__copy__()
+
+
+def names_of(name: str | None, overwrite: bool) -> tuple[str, bool]:
+    """Return the name of a segment to be made, and whether it is one without a name."""
+    if name is None:
+        if overwrite:
+            raise ValueError("overwrite=True takes a name away: give the name= that it is about")
+        return _core.generate_name(), True
+    if not isinstance(name, str):
+        raise TypeError(f"name must be a str, got {name!r}")
+    if not name.isprintable():
+        raise ValueError(f"name must be 1 to 128 of [A-Za-z0-9._-], got {name!r}")
+    return name, False
+
+
+def descriptor_for_child(descriptor: int, name: str) -> Any:
+    """Return what carries `descriptor` to the process being spawned.
+
+    None if none is being spawned: then the name is all that a pickle has, and a warning says so,
+    once in this process, to the caller of the caller.
+    """
+    global _has_warned
+    for package in ("multiprocessing", "multiprocess"):
+        context = sys.modules.get(f"{package}.context")
+        if context is not None and context.get_spawning_popen() is not None:
+            return sys.modules[f"{package}.reduction"].DupFd(descriptor)
+    if not _has_warned:
+        _has_warned = True
+        warnings.warn(
+            f"{name!r} was pickled while no process was being started: the pickle has its name, "
+            "not what is in it, and can be loaded as long as some process has it open; hand it to "
+            "processes as an argument of theirs, or let them attach() by name; to save what is in "
+            "it, save what get_all_transitions() or read() returns",
+            stacklevel=3,
+        )
+    return None
+
+
+def opened_copy(opened: Callable[[str, int], Opened], name: str, source: Any) -> Opened:
+    """Open what was pickled: through the descriptor that came along, or by name."""
+    if source is None:
+        return opened(name, -1)
+    descriptor = source.detach()
+    try:
+        return opened(name, descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def opened_once_there(opened: Callable[[str, int], Opened], name: str, timeout: float) -> Opened:
+    """Open by name, and wait for the name for at most so many seconds."""
+    seconds = float(timeout)
+    if not seconds >= 0:
+        raise ValueError(f"timeout must be at least 0 seconds, got {timeout!r}")
+    deadline = time.monotonic() + seconds
+    while True:
+        try:
+            return opened(name, -1)
+        except SegmentNotFound:
+            left = deadline - time.monotonic()
+            if left <= 0:
+                raise
+        time.sleep(min(left, _SECONDS_BETWEEN_LOOKS))
