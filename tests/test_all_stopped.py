@@ -123,6 +123,7 @@ def calls_of(buffer):
             "eps": (lambda: buffer.eps, ()),
             "_leaves": (buffer._leaves, ()),
             "_tree_total": (buffer._tree_total, ()),
+            "acquire_learner": (buffer.acquire_learner, ()),
             "release_learner": (buffer.release_learner, ()),
             "sample again": (lambda: buffer.sample(4), EmptyBuffer),
         }

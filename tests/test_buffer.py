@@ -1064,6 +1064,7 @@ USES = {
     "sample": lambda b: b.sample(1),
     "sample_uniform": lambda b: b.sample_uniform(1),
     "update_priorities": lambda b: b.update_priorities([0], [1.0]),
+    "acquire_learner": lambda b: b.acquire_learner(),
     "get_generations": lambda b: b.get_generations([0]),
     "get_all_transitions": lambda b: b.get_all_transitions(),
     "_encode_sample": lambda b: b._encode_sample([0]),

@@ -558,6 +558,7 @@ def try_all(buffer, **row):
             "get_generations": lambda: buffer.get_generations([0]),
             "learner_status": buffer.learner_status,
             "get_max_priority": buffer.get_max_priority,
+            "acquire_learner": buffer.acquire_learner,
             "release_learner": buffer.release_learner,
             "sample again": lambda: buffer.sample(2),
         }
@@ -587,7 +588,8 @@ if {learner_before} and {cls is PrioritizedReplayBuffer}:
     buffer.sample(1)
 os.closerange(3, 1000)
 outcomes = try_all(buffer, a=3)
-needs_lock = {{"sample", "sample again", "update_priorities", "get_generations", "release_learner"}}
+needs_lock = {{"sample", "sample again", "update_priorities", "get_generations"}}
+needs_lock |= {{"acquire_learner", "release_learner"}}
 needs_lock |= {{"processes", "learner_status"}}
 for name, outcome in outcomes.items():
     if outcome != "done":
@@ -851,6 +853,7 @@ CALLS_AFTER_CLOSE = {
     "rows_added": lambda b: b.rows_added(),
     "processes": lambda b: b.processes(),
     "learner_status": lambda b: b.learner_status(),
+    "acquire_learner": lambda b: b.acquire_learner(),
     "release_learner": lambda b: b.release_learner(),
     "explorer": lambda b: b.explorer().close(),
     "alpha": lambda b: b.alpha,

@@ -474,7 +474,7 @@ def test_attach_to_a_foreign_file(segment_file, content):
 
 
 def test_attach_to_a_damaged_segment(segment_file):
-    buffer = PrioritizedReplayBuffer(100, {"a": {"shape": 4}})
+    buffer = PrioritizedReplayBuffer(100, {"a": {"shape": 4}}, name="whole.test")
     content = segment_file(buffer.name).read_bytes()
     damaged = segment_file("damaged.test")
     for length in (1, 63, 64, 4095, 4096, len(content) // 2, len(content) - 1):
@@ -497,7 +497,7 @@ def test_attach_to_a_damaged_segment(segment_file):
 
 
 def test_attach_follows_no_link(segment_file):
-    buffer = ReplayBuffer(10, {"a": {}})
+    buffer = ReplayBuffer(10, {"a": {}}, name="file.test")
     link = segment_file("link.test")
     link.symlink_to(segment_file(buffer.name))
     try:
@@ -510,7 +510,7 @@ def test_attach_follows_no_link(segment_file):
 
 @pytest.mark.skipif(os.getuid() != 0, reason="only root can give a file away")
 def test_attach_to_a_segment_of_another_user(segment_file):
-    buffer = ReplayBuffer(10, {"a": {}})
+    buffer = ReplayBuffer(10, {"a": {}}, name="file.test")
     content = segment_file(buffer.name).read_bytes()
     with file_in_shared_memory(segment_file("theirs.test"), content) as path:
         os.chown(path, 12345, 12345)
@@ -536,7 +536,7 @@ def started_with(context, buffer):
 @pytest.mark.parametrize("how", ["del", "close"])
 def test_parent_drops_its_object_right_after_start(start_method, library, how, segment_file):
     context = pytest.importorskip(library).get_context(start_method)
-    buffer = ReplayBuffer(10, {"a": {}})
+    buffer = ReplayBuffer(10, {"a": {}}, name="file.test")
     buffer.add(a=1)
     path = segment_file(buffer.name)
     process, told, connection = started_with(context, buffer)
@@ -551,7 +551,7 @@ def test_parent_drops_its_object_right_after_start(start_method, library, how, s
 
 
 def test_the_last_one_out_removes_the_segment(context, segment_file):
-    buffer = ReplayBuffer(10, {"a": {}})
+    buffer = ReplayBuffer(10, {"a": {}}, name="file.test")
     path = segment_file(buffer.name)
     first, second = started_with(context, buffer), started_with(context, buffer)
     with killed_at_the_end([first[0], second[0]]):
@@ -568,7 +568,7 @@ def test_the_last_one_out_removes_the_segment(context, segment_file):
 
 
 def test_a_process_that_leaves_takes_nothing_from_those_that_stay(context, segment_file):
-    buffer = PrioritizedReplayBuffer(10, {"a": {}})
+    buffer = PrioritizedReplayBuffer(10, {"a": {}}, name="file.test")
     buffer.add(a=1)
     for number in range(3):
         with BufferElsewhere(context, buffer.name) as other:
@@ -581,7 +581,7 @@ def test_a_process_that_leaves_takes_nothing_from_those_that_stay(context, segme
 
 
 def test_handles_in_one_process(segment_file):
-    first = ReplayBuffer(10, {"a": {}})
+    first = ReplayBuffer(10, {"a": {}}, name="file.test")
     path = segment_file(first.name)
     second = mpbuffer.attach(first.name)
     third = pickle.loads(pickle.dumps(first))
@@ -597,10 +597,10 @@ def test_handles_in_one_process(segment_file):
     assert not path.exists()
 
 
-@pytest.mark.parametrize("name", [None, "killed.test"])
+@pytest.mark.parametrize("name", ["killed.test", "killed.next"])
 def test_what_a_killed_creator_leaves_the_next_creation_removes(context, name, segment_file):
     ours, theirs = context.Pipe()
-    creator = context.Process(target=work.create_and_wait, args=(name, theirs))
+    creator = context.Process(target=work.create_and_wait, args=("killed.test", theirs))
     creator.start()
     with killed_at_the_end([creator]):
         left = segment_file(receive_within(ours))
@@ -612,7 +612,7 @@ def test_what_a_killed_creator_leaves_the_next_creation_removes(context, name, s
     assert left.exists()
     with ReplayBuffer(10, {"a": {}}, name=name) as buffer:
         assert len(buffer) == 0
-        assert left.exists() == (name is not None)
+        assert left.exists() == (name == "killed.test")
     assert not left.exists()
 
 
@@ -623,7 +623,7 @@ import os, sys, multiprocessing, mpbuffer
 import explorer_processes as work
 if __name__ == "__main__":
     context = multiprocessing.get_context("fork")
-    buffer = mpbuffer.ReplayBuffer(10, {"a": {}})
+    buffer = mpbuffer.ReplayBuffer(10, {"a": {}}, name="file.test")
     ours, theirs = context.Pipe()
     child = context.Process(target=work.add_to_each, args=(buffer, 1, theirs))
     child.start()
@@ -659,7 +659,7 @@ if __name__ == "__main__":
 def test_nobody_else_may_read(umask, segment_file):
     before = os.umask(umask)
     try:
-        buffer = ReplayBuffer(10, {"a": {}})
+        buffer = ReplayBuffer(10, {"a": {}}, name="file.test")
         about = segment_file(buffer.name).stat()
     finally:
         os.umask(before)
@@ -671,20 +671,22 @@ def test_nobody_else_may_read(umask, segment_file):
 def test_descriptors_are_given_back():
     def held():
         maps = Path("/proc/self/maps").read_text()
-        return len(os.listdir("/proc/self/fd")), maps.count(str(SHARED_MEMORY))
+        return len(os.listdir("/proc/self/fd")), maps.count("mpbuffer-")
 
     ReplayBuffer(10, {"a": {}}).close()
     before = held()
-    for _ in range(50):
-        buffer = PrioritizedReplayBuffer(10, {"a": {}})
+    for number in range(50):
+        buffer = PrioritizedReplayBuffer(10, {"a": {}}, name="given.back" if number % 2 else None)
         buffer.add(a=1)
         buffer.sample(1)
         mpbuffer.attach(buffer.name).close()
         pickle.loads(pickle.dumps(buffer)).add(a=2)
-        with pytest.raises(mpbuffer.SegmentExists):
-            ReplayBuffer(10, {"a": {}}, name=buffer.name)
-        with pytest.raises(mpbuffer.SegmentNotFound):
-            mpbuffer.attach("no-such-buffer")
+        if number % 2:
+            with pytest.raises(mpbuffer.SegmentExists):
+                ReplayBuffer(10, {"a": {}}, name=buffer.name)
+        for nothing in ("no-such-buffer", "1-0123456789ab"):
+            with pytest.raises(mpbuffer.SegmentNotFound):
+                mpbuffer.attach(nothing)
         buffer.close()
     assert held() == before
 
@@ -756,7 +758,7 @@ def test_nothing_is_said_on_stderr(start_method, tmp_path):
 def test_however_a_program_ends_the_next_creation_finds_a_clean_house(end, segment_file):
     script = f"""
 import os, sys, mpbuffer
-buffer = mpbuffer.PrioritizedReplayBuffer(1000, {{"a": {{}}}})
+buffer = mpbuffer.PrioritizedReplayBuffer(1000, {{"a": {{}}}}, name="ended.test")
 buffer.add(a=1)
 sample = buffer.sample(1)
 print(buffer.name, flush=True)
@@ -915,7 +917,7 @@ def test_use_in_the_parent_while_the_child_uses_it():
 
 
 def test_the_parent_may_leave_before_the_child(segment_file):
-    buffer = ReplayBuffer(10, {"a": {}})
+    buffer = ReplayBuffer(10, {"a": {}}, name="file.test")
     path = segment_file(buffer.name)
     told = multiprocessing.get_context("fork").Event()
     child = os.fork()
@@ -940,7 +942,7 @@ def test_the_parent_may_leave_before_the_child(segment_file):
 def test_a_buffer_made_in_the_child(segment_file):
     context = multiprocessing.get_context("fork")
     ours, theirs = context.Pipe()
-    creator = context.Process(target=work.create_and_wait, args=(None, theirs))
+    creator = context.Process(target=work.create_and_wait, args=("child.test", theirs))
     creator.start()
     with killed_at_the_end([creator]):
         buffer = mpbuffer.attach(receive_within(ours))

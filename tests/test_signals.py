@@ -134,7 +134,7 @@ def test_ctrl_c(cls, call):
 def test_ctrl_c_while_others_hold_every_slot(cls, call, segment_file):
     if call in OF_THE_LEARNER and cls is ReplayBuffer:
         pytest.skip("no learner")
-    with cls(4, FIELDS) as buffer:
+    with cls(4, FIELDS, name="signals.file") as buffer:
         hold_every_slot(buffer, segment_file, 4)
         interrupt(LOOP.format(name=buffer.name, call=CALLS[call], held=True))
         buffer.add(a=[1, 2, 3, 4])
@@ -144,7 +144,7 @@ def test_ctrl_c_while_others_hold_every_slot(cls, call, segment_file):
 @both_classes
 def test_ctrl_c_ends_the_wait_of_an_add(cls, segment_file):
     """The wait itself, not the next call, and not only when SlotsHeld would have come."""
-    with cls(4, FIELDS) as buffer:
+    with cls(4, FIELDS, name="signals.file") as buffer:
         hold_every_slot(buffer, segment_file, 4)
         script = f"""
 import time
@@ -250,7 +250,7 @@ def test_handlers_run_while_all_rows_are_read(cls):
 @both_classes
 def test_handlers_run_while_an_add_waits(cls, segment_file):
     """Also one that uses the same handle, whose mutex the waiting add has taken."""
-    with cls(4, FIELDS) as buffer:
+    with cls(4, FIELDS, name="signals.file") as buffer:
         hold_every_slot(buffer, segment_file, 4)
         call = "buffer.add(a=1)"
         outcome, handled = outcome_with_handler(buffer.name, call, "buffer.clear(), len(buffer)")

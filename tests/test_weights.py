@@ -132,7 +132,9 @@ def test_a_version_can_be_pickled():
 
 @pytest.mark.parametrize("slots", [3, 4, 64])
 def test_room_for_more_versions(slots, segment_file):
-    with SharedWeights({"a": np.zeros(100_000, np.uint8)}, slots=slots) as weights:
+    with SharedWeights(
+        {"a": np.zeros(100_000, np.uint8)}, slots=slots, name="weights.file"
+    ) as weights:
         assert segment_file(weights.name).stat().st_size >= slots * 100_000
         for version in range(2, 3 * slots):
             assert weights.publish({"a": np.full(100_000, version, np.uint8)}) == version
@@ -237,7 +239,7 @@ def test_names_and_closed_handles():
 
 
 def test_a_forgotten_handle_is_closed(segment_file):
-    weights = SharedWeights(SMALL)
+    weights = SharedWeights(SMALL, name="weights.file")
     path = segment_file(weights.name)
     assert path.exists()
     del weights
@@ -247,7 +249,7 @@ def test_a_forgotten_handle_is_closed(segment_file):
 
 @pytest.mark.parametrize("text", ['{"class": "Shar', '{"class": "SharedWeights", "arrays": []}'])
 def test_a_damaged_description(text, segment_file):
-    with SharedWeights(SMALL) as weights:
+    with SharedWeights(SMALL, name="weights.file") as weights:
         path = segment_file(weights.name)
         data = bytearray(path.read_bytes())
         length = int.from_bytes(data[40:48], "little")
