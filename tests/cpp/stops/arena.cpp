@@ -18,6 +18,8 @@
 
 namespace stops {
 
+bool all_nameless = false;
+
 using namespace mpbuffer;
 
 namespace {
@@ -110,6 +112,7 @@ Board* new_board(int* fd) {
 Arena::Arena(const std::string& directory, Board& board, std::uint64_t capacity, std::size_t words,
              Findings& findings, Random& random)
     : directory_(directory),
+      name_(all_nameless || random.one_in(2) ? generate_name() : "arena"),
       board_(board),
       capacity_(capacity),
       words_(words),
@@ -124,14 +127,20 @@ Arena::Arena(const std::string& directory, Board& board, std::uint64_t capacity,
     for (Seat& seat : board_.seats) seat.reset();
     const RingShape shape{capacity, words * 8, (words * 8 + 63) / 64 * 64, true, 0.6, 1e-4};
     SegmentOptions creation = options();
+    creation.nameless = name_ != "arena";
     creation.force_named_creation = random.one_in(4);
-    live_ = ReplayBuffer::create({name, shape, random.next(), R"({"fields": []})", creation});
+    live_ = ReplayBuffer::create({name_, shape, random.next(), R"({"fields": []})", creation});
     view_ = std::make_unique<SegmentView>(*live_);
     explorer_ = std::make_unique<Explorer>(*live_, board_, board_.seats[0]);
     learner_ = std::make_unique<LearnerAtWork>(*live_, view_->ring, board_, board_.seats[0]);
 }
 
 Arena::~Arena() = default;
+
+bool Arena::is_there() const {
+    return std::filesystem::exists(segment_path(name_, directory_)) ||
+           !nameless_path(name_).empty();
+}
 
 SegmentOptions Arena::options() const {
     SegmentOptions options;
@@ -389,12 +398,20 @@ void Arena::each_call(bool all_slots_held, bool role_is_free) {
     of_handle(*live_);
     {
         auto other =
-            within(findings_, "attach", 0, [&] { return ReplayBuffer::attach(name, options()); });
+            within(findings_, "attach", 0, [&] { return ReplayBuffer::attach(name_, options()); });
         of_handle(*other);
         within(findings_, "close", 0, [&] { other->close(); });
     }
     within(findings_, "clear", 0, [&] { explorer_->clear(); });
     within(findings_, "stored_size", 0, [&] { return live_->stored_size(); });
+}
+
+void Arena::end(const ScratchFolder& folder) {
+    close_live();
+    if (is_there()) findings_.add("the segment was left behind");
+    for (const std::string& file : folder.files()) {
+        findings_.add("%s was left behind", file.c_str());
+    }
 }
 
 void Arena::close_live() {

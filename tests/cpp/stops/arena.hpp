@@ -92,6 +92,9 @@ auto within(Findings& findings, const char* name, double bound, Call&& call) {
 
 enum class Others { dead, stopped, stopped_in_clear };
 
+// Whether every arena's segment is without a name; else about half of them are.
+extern bool all_nameless;
+
 class Arena {
   public:
     Arena(const std::string& directory, Board& board, std::uint64_t capacity, std::size_t words,
@@ -103,7 +106,9 @@ class Arena {
     mpbuffer::SegmentOptions options() const;
     Board& board() { return board_; }
     std::uint64_t capacity() const { return capacity_; }
-    static constexpr const char* name = "arena";
+    const std::string& name() const { return name_; }
+    // Whether anybody could still find the segment.
+    bool is_there() const;
 
     // A little of everything that a living explorer, and the learner if free, may do.
     void work(bool may_learn);
@@ -123,6 +128,8 @@ class Arena {
     // What a seat's process complained of, then the seat is free again.
     void collect(Seat& seat);
     void close_live();
+    // The same, once all others have ended: nothing may be left.
+    void end(const ScratchFolder& folder);
     // Kills may come between a commit and its entry on the board.
     bool commits_may_be_unlogged = false;
 
@@ -131,6 +138,7 @@ class Arena {
     void verify_tree();
 
     std::string directory_;
+    std::string name_;
     Board& board_;
     std::uint64_t capacity_;
     std::size_t words_;

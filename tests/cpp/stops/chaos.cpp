@@ -49,7 +49,7 @@ int explore(Arena& arena, Seat& seat, Random random) {
     ReplayBuffer* buffer = &arena.live();
     std::unique_ptr<ReplayBuffer> attached;
     if (random.one_in(3)) {
-        attached = ReplayBuffer::attach(Arena::name, arena.options());
+        attached = ReplayBuffer::attach(arena.name(), arena.options());
         buffer = attached.get();
     }
     const std::uint64_t longest = std::min<std::uint64_t>(arena.capacity(), 24);
@@ -102,10 +102,7 @@ class Campaign {
             arena.commits_may_be_unlogged = true;
             for (int round = 0; round < 4; ++round) play(arena);
             result_.kills_with_claim_left += arena.claims_ever_left();
-            arena.close_live();
-            if (!folder_.files().empty()) {
-                findings_.add("%s was left behind", folder_.files()[0].c_str());
-            }
+            arena.end(folder_);
         }
         return result_;
     }
@@ -302,8 +299,7 @@ ChaosResult run_forks_beside_adds(std::uint64_t forks, Findings& findings, Rando
         arena.verify(Others::dead, 0, true);
         ++result.verifications;
         result.kills_with_claim_left += arena.claims_ever_left();
-        arena.close_live();
-        if (!folder.files().empty()) findings.add("%s was left", folder.files()[0].c_str());
+        arena.end(folder);
     }
     return result;
 }

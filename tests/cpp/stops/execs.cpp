@@ -19,6 +19,7 @@ namespace {
 // What this process hands on to the program that it becomes.
 struct Legacy {
     std::string folder;
+    std::string name;
     int board_fd = -1;
     std::uint64_t seed = 0;
     Board* board = nullptr;
@@ -37,8 +38,8 @@ void become_the_next_run() {
     const std::uint32_t seat = legacy.board->next_seat.fetch_add(1);
     if (seat >= max_seats) become_another_program();
     execl("/proc/self/exe", "mpbuffer_stops", "--exec-explorer", legacy.folder.c_str(),
-          std::to_string(legacy.board_fd).c_str(), std::to_string(seat).c_str(),
-          std::to_string(legacy.seed).c_str(), nullptr);
+          legacy.name.c_str(), std::to_string(legacy.board_fd).c_str(),
+          std::to_string(seat).c_str(), std::to_string(legacy.seed).c_str(), nullptr);
     _exit(98);
 }
 
@@ -86,10 +87,7 @@ class ExecCampaign {
             arena.commits_may_be_unlogged = true;
             for (int round = 0; round < 3; ++round) play(arena);
             result_.kills_with_claim_left += arena.claims_ever_left();
-            arena.close_live();
-            if (!folder_.files().empty()) {
-                findings_.add("%s was left behind", folder_.files()[0].c_str());
-            }
+            arena.end(folder_);
         }
         result_.execs = board_->execs;
         return result_;
@@ -99,7 +97,7 @@ class ExecCampaign {
     void start(Arena& arena, Children& children, Seat& seat) {
         const Random its_random(random_.next());
         children.start([&] {
-            legacy = {folder_.path(), board_fd_, 0, board_};
+            legacy = {folder_.path(), arena.name(), board_fd_, 0, board_};
             return explore_until_exec(arena.live(), *board_, seat, its_random);
         });
     }
@@ -193,12 +191,12 @@ ChaosResult run_execs(std::uint64_t kills, Findings& findings, Random& random) {
 }
 
 int explore_after_exec(char** arguments) {
-    const int board_fd = std::atoi(arguments[1]);
-    legacy = {arguments[0], board_fd, 0, board_of_file(board_fd)};
-    Seat& seat = legacy.board->seats[std::atoi(arguments[2])];
-    const Random random(std::strtoull(arguments[3], nullptr, 10));
+    const int board_fd = std::atoi(arguments[2]);
+    legacy = {arguments[0], arguments[1], board_fd, 0, board_of_file(board_fd)};
+    Seat& seat = legacy.board->seats[std::atoi(arguments[3])];
+    const Random random(std::strtoull(arguments[4], nullptr, 10));
     try {
-        const auto buffer = ReplayBuffer::attach(Arena::name, options_of(legacy.folder));
+        const auto buffer = ReplayBuffer::attach(legacy.name, options_of(legacy.folder));
         return explore_until_exec(*buffer, *legacy.board, seat, random);
     } catch (const std::exception& error) {
         std::fprintf(stderr, "after an exec: %s\n", error.what());

@@ -10,6 +10,8 @@
 //   mpbuffer_stops --namespaces [--kills N] | --execs [--kills N]
 //       explorers in pid namespaces of their own; explorers that become other programs
 //
+//   With --nameless every segment is without a name; else about half of them are.
+//
 // Ends with status 0 if there was no violation and every step was reached as often as asked for;
 // with 77 if what it needs is not allowed here.
 #include <sys/mman.h>
@@ -216,7 +218,7 @@ int run_chaos_campaign(const Arguments& arguments) {
 }  // namespace
 
 int main(int count, char** values) {
-    if (count == 6 && std::string(values[1]) == "--exec-explorer") {
+    if (count == 7 && std::string(values[1]) == "--exec-explorer") {
         install_hook();
         return explore_after_exec(values + 2);
     }
@@ -253,6 +255,8 @@ int main(int count, char** values) {
             arguments.mode = Mode::forks;
         } else if (name == "--namespaces") {
             arguments.mode = Mode::namespaces;
+        } else if (name == "--nameless") {
+            all_nameless = true;
         } else if (name == "--execs") {
             arguments.mode = Mode::execs;
         } else {

@@ -46,7 +46,7 @@ int explore_abroad(Arena& arena, Seat& seat, Random random) {
     ReplayBuffer* buffer = &arena.live();
     std::unique_ptr<ReplayBuffer> attached;
     if (random.one_in(2)) {
-        attached = ReplayBuffer::attach(Arena::name, arena.options());
+        attached = ReplayBuffer::attach(arena.name(), arena.options());
         buffer = attached.get();
     }
     Explorer explorer(*buffer, board, seat);
@@ -80,10 +80,7 @@ class NamespaceCampaign {
             Arena arena(folder_.path(), *board_, capacity, words, findings_, random_);
             arena.commits_may_be_unlogged = true;
             play(arena);
-            arena.close_live();
-            if (!folder_.files().empty()) {
-                findings_.add("%s was left behind", folder_.files()[0].c_str());
-            }
+            arena.end(folder_);
         }
         return result_;
     }

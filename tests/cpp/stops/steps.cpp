@@ -1,6 +1,5 @@
 #include "steps.hpp"
 
-#include <sys/stat.h>
 
 #include <algorithm>
 #include <deque>
@@ -54,7 +53,7 @@ int be_victim(Arena& arena, Seat& seat, StopPoint point, Fate fate, Random rando
     Explorer explorer(buffer, board, seat);
     LearnerAtWork learner(buffer, arena.view().ring, board, seat);
     if (point == StopPoint::draw_again_leaf_zeroed) {
-        second_handle = ReplayBuffer::attach(Arena::name, arena.options());
+        second_handle = ReplayBuffer::attach(arena.name(), arena.options());
         overtaker = std::make_unique<Explorer>(*second_handle, board, seat);
         during_read = overtake;
     }
@@ -116,10 +115,7 @@ class RingCell {
             for (int round = 0; round < 6 && result_.hits < hits_; ++round) play(arena);
             const bool leave_first = fate_ != Fate::kill && random_.one_in(4);
             if (leave_first) leave_before_the_stopped(arena);
-            arena.close_live();
-            if (!folder_.files().empty()) {
-                findings_.add("%s was left behind", folder_.files()[0].c_str());
-            }
+            arena.end(folder_);
         }
         return result_;
     }
@@ -191,7 +187,7 @@ class RingCell {
     void take_numbers_of_the_dead(Arena& arena) {
         std::vector<std::unique_ptr<ReplayBuffer>> handles;
         for (int i = 0; i < 12; ++i) {
-            handles.push_back(ReplayBuffer::attach(Arena::name, arena.options()));
+            handles.push_back(ReplayBuffer::attach(arena.name(), arena.options()));
         }
     }
 
@@ -313,10 +309,8 @@ class RingCell {
         release_role(arena);
         children.start([&] { return be_victim(arena, its, point_, fate_, its_random); });
         const std::size_t stopped = until_hit(arena, children, {0});
-        const std::string path = segment_path(Arena::name, folder_.path());
         arena.close_live();
-        struct stat facts;
-        const bool there = stat(path.c_str(), &facts) == 0;
+        const bool there = arena.is_there();
         if (stopped != 0 && !there) findings_.add("the segment of a stopped process was removed");
         if (stopped != 0 && !SharedSegment::sweep(folder_.path()).empty()) {
             findings_.add("the segment of a stopped process was swept");
@@ -657,8 +651,7 @@ CellResult run_all_slots_held(std::uint64_t rounds, Findings& findings, Random& 
         arena.verify(Others::dead, 0, true);
         ++result.verifications;
         children.kill_and_reap();
-        arena.close_live();
-        if (!folder.files().empty()) findings.add("%s was left", folder.files()[0].c_str());
+        arena.end(folder);
     }
     return result;
 }
