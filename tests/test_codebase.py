@@ -186,7 +186,8 @@ PACKAGE_MAY_IMPORT = {
     },
     "weights": {"_core", "buffer", "errors", "process_exit", "schema"},
     "spaces": set(),
-    "vector": {"spaces"},
+    "value_range": set(),
+    "vector": {"_core", "spaces"},
     "__init__": {
         "_core",
         "batches",

@@ -12,14 +12,16 @@
 
 #include "numpy_api.hpp"
 #include "row_copy.hpp"
+#include "value_range.hpp"
 
 namespace mpbuffer::bindings {
 
 struct FieldRule {
-    pybind11::object name;            // an interned str
-    pybind11::object dtype;           // native byte order
-    int type_number;                  // NumPy's
-    bool plain;                       // a number: the type number and byte order say it all
+    pybind11::object name;   // an interned str
+    pybind11::object dtype;  // native byte order
+    int type_number;         // NumPy's
+    bool plain;              // a number: the type number and byte order say it all
+    ValueRange range;
     std::vector<npy_intp> shape;      // of one row
     std::vector<npy_intp> out_shape;  // the same behind a place for the batch size
     std::size_t item_bytes;
@@ -41,8 +43,9 @@ struct ConvertedField {
     alignas(16) std::array<std::byte, 32> scalar;
 };
 
-// KeyError, TypeError, ValueError or OverflowError, each naming the field, what came and what was
-// expected. Never keeps a reference to `value` without its being C-contiguous in the field's dtype.
+// KeyError, TypeError or ValueError, each naming the field, what came and what was expected: what
+// the field cannot represent is an error, what has to be rounded is not. Never keeps a reference to
+// `value` without its being C-contiguous in the field's dtype.
 void convert_field(const FieldRule& rule, PyObject* value, ConvertedField& converted);
 
 // A scalar or an array of numbers as doubles. `scalar` tells which.
@@ -58,6 +61,11 @@ void convert_numbers(const char* what, PyObject* value, ConvertedNumbers& conver
 // A NumPy array that shares the value's memory where it can: of an array, a tensor, a list.
 pybind11::object as_array(const std::string& what, PyObject* value);
 
+// An array of that dtype, by the rules of fields.
+pybind11::object converted_to(const std::string& what, const pybind11::object& value,
+                              const pybind11::object& dtype);
+
+std::string text_of(PyObject* object);  // str(object)
 std::string shape_in_words(int ndim, const npy_intp* dims);
 std::string type_in_words(PyObject* value);
 
