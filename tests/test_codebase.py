@@ -158,7 +158,7 @@ PACKAGE_MAY_IMPORT = {
     "schema": {"errors", "nstep"},
     "staging": {"_core", "nstep", "process_exit", "schema"},
     "_core": {"schema"},  # the stub
-    "batches": {"_core", "errors"},
+    "batches": {"_core", "errors", "tensors"},
     "buffer": {
         "_core",
         "batches",
@@ -184,7 +184,8 @@ PACKAGE_MAY_IMPORT = {
         "explorer_process",
         "process_identity",
     },
-    "weights": {"_core", "buffer", "errors", "process_exit", "schema"},
+    "tensors": set(),
+    "weights": {"_core", "buffer", "errors", "process_exit", "schema", "tensors"},
     "spaces": set(),
     "value_range": set(),
     "vector": {"_core", "spaces"},

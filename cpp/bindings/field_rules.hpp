@@ -17,17 +17,17 @@
 namespace mpbuffer::bindings {
 
 struct FieldRule {
-    pybind11::object name;   // an interned str
-    pybind11::object dtype;  // native byte order
-    int type_number;         // NumPy's
-    bool plain;              // a number: the type number and byte order say it all
-    ValueRange range;
+    pybind11::object name;            // an interned str
+    pybind11::object dtype;           // native byte order
+    int type_number;                  // NumPy's
+    bool plain;                       // a number: the type number and byte order say it all
     std::vector<npy_intp> shape;      // of one row
     std::vector<npy_intp> out_shape;  // the same behind a place for the batch size
     std::size_t item_bytes;
     std::size_t row_bytes;
     std::size_t offset;
     bool one_element;
+    ValueRange range;  // last: only what is not of the field's dtype needs it
 
     PyArray_Descr* descr() const { return reinterpret_cast<PyArray_Descr*>(dtype.ptr()); }
     std::string text() const;        // "'obs'"
