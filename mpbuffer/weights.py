@@ -427,7 +427,8 @@ def _array_of(name: str, value: Any) -> tuple[npt.NDArray[Any], str | None]:
     except (ValueError, TypeError, RuntimeError, BufferError) as error:
         raise TypeError(f"array {name!r}: {type(value).__name__} is no array ({error})") from error
     if array.dtype.hasobject:
-        raise TypeError(f"array {name!r} holds Python objects, got {value!r}; expected numbers")
+        held = "texts of any length" if array.dtype.kind == "T" else "Python objects"
+        raise TypeError(f"array {name!r} holds {held}, got {value!r}; expected numbers")
     return array, None
 
 

@@ -221,6 +221,8 @@ def test_texts_of_any_length_are_refused():
         pytest.skip("NumPy 1 has no StringDType")
     with pytest.raises(TypeError, match=r"field 'memo' has dtype .*texts of any length"):
         ReplayBuffer(4, {"memo": {"dtype": np.dtypes.StringDType()}})
+    with pytest.raises(TypeError, match="array 'memo' holds texts of any length"):
+        SharedWeights({"memo": np.array(["a"], np.dtypes.StringDType())})
 
 
 # Weights

@@ -171,6 +171,17 @@ def test_values_that_are_only_rounded_or_fit_are_taken(dtype, value):
         np.testing.assert_array_equal(buffer.get_all_transitions()["a"], expected)
 
 
+def test_texts_of_no_fixed_length_are_taken_if_they_fit():
+    if not hasattr(np.dtypes, "StringDType"):
+        pytest.skip("NumPy 1 has no StringDType")
+    texts = np.array(["abc", "abcde"], np.dtypes.StringDType())
+    with ReplayBuffer(4, {"a": {"shape": (), "dtype": "U4"}}) as buffer:
+        with pytest.raises(ValueError, match=r"got 'abcde' \(number 1\), expected at most 4"):
+            buffer.add(a=texts)
+        buffer.add(a=texts[:1])
+        assert buffer.get_all_transitions()["a"].tolist() == ["abc"]
+
+
 def test_a_bad_value_is_found_anywhere_in_a_large_batch():
     with ReplayBuffer(100_000, {"a": {"dtype": "u1"}, "b": {"shape": ()}}) as buffer:
         rows = np.zeros(100_000)

@@ -317,8 +317,9 @@ void convert_field(const FieldRule& rule, PyObject* value, ConvertedField& conve
     }
     const std::string what = "cannot add field " + rule.text();
     const py::object source = as_array(what, value);
-    converted.rows = require_rows(rule, array(source));
+    (void)require_rows(rule, array(source));  // before its values are looked at
     converted.owner = cast_array(what, source, rule.descr(), rule.range);
+    converted.rows = require_rows(rule, array(converted.owner));
     converted.values = static_cast<const std::byte*>(PyArray_DATA(array(converted.owner)));
 }
 

@@ -188,8 +188,10 @@ void require_unchanged(const std::string& what, const py::object& source, PyArra
             return py::object(values.attr("astype")(to_dtype));
         };
         const py::object became = cast(source, dtype);
-        py::object same = text ? numpy.attr("equal")(became, cast(source, dtype.attr("char")))
-                               : numpy.attr("equal")(cast(became, source.attr("dtype")), source);
+        // NumPy finds out how long a text must be, but for texts of no fixed length.
+        const bool sized = text && PyArray_TYPE(array(source)) != NPY_VSTRING;
+        py::object same = sized ? numpy.attr("equal")(became, cast(source, dtype.attr("char")))
+                                : numpy.attr("equal")(cast(became, source.attr("dtype")), source);
         if (!text) same = numpy.attr("logical_or")(same, numpy.attr("isnat")(source));
         if (numpy.attr("all")(same).cast<bool>()) return std::nullopt;
         return numpy.attr("argmin")(same).cast<npy_intp>();
