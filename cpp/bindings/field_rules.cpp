@@ -222,7 +222,7 @@ py::object cast_array(const std::string& what, const py::object& source, PyArray
 }
 
 [[noreturn]] void throw_unfit_scalar(const FieldRule& rule, PyObject* value) {
-    throw_unfit("cannot add field " + rule.text(), text_of(value), rule.range.words);
+    throw_unfit("cannot add field " + rule.text(), text_of(value), rule.range->words);
 }
 
 // A tensor of floats that NumPy has no dtype for, as float32, which holds them all; else nothing.
@@ -318,7 +318,7 @@ void convert_field(const FieldRule& rule, PyObject* value, ConvertedField& conve
     const std::string what = "cannot add field " + rule.text();
     const py::object source = as_array(what, value);
     (void)require_rows(rule, array(source));  // before its values are looked at
-    converted.owner = cast_array(what, source, rule.descr(), rule.range);
+    converted.owner = cast_array(what, source, rule.descr(), *rule.range);
     converted.rows = require_rows(rule, array(converted.owner));
     converted.values = static_cast<const std::byte*>(PyArray_DATA(array(converted.owner)));
 }

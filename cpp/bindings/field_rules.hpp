@@ -7,6 +7,7 @@
 #include <array>
 #include <cstddef>
 #include <cstdint>
+#include <memory>
 #include <string>
 #include <vector>
 
@@ -27,7 +28,7 @@ struct FieldRule {
     std::size_t row_bytes;
     std::size_t offset;
     bool one_element;
-    ValueRange range;  // last: only what is not of the field's dtype needs it
+    std::unique_ptr<const ValueRange> range;  // apart: values of the field's dtype do not need it
 
     PyArray_Descr* descr() const { return reinterpret_cast<PyArray_Descr*>(dtype.ptr()); }
     std::string text() const;        // "'obs'"

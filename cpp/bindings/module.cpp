@@ -8,6 +8,7 @@
 #include <chrono>
 #include <cmath>
 #include <cstring>
+#include <memory>
 #include <optional>
 
 #include "batch_gatherer.hpp"
@@ -51,7 +52,7 @@ std::vector<FieldRule> make_rules(const std::vector<FieldDescription>& descripti
         rule.type_number = descr->type_num;
         rule.plain = PyTypeNum_ISNUMBER(descr->type_num) || PyTypeNum_ISBOOL(descr->type_num) ||
                      PyTypeNum_ISUSERDEF(descr->type_num);
-        rule.range = range_of(dtype);
+        rule.range = std::make_unique<const ValueRange>(range_of(dtype));
         rule.shape = shape;
         rule.out_shape = shape;
         rule.out_shape.insert(rule.out_shape.begin(), 0);

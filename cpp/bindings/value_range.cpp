@@ -26,9 +26,20 @@ py::object dtype_object(PyArray_Descr* descr) {
     return py::reinterpret_borrow<py::object>(reinterpret_cast<PyObject*>(descr));
 }
 
+bool is_plain_number(int type_number) {
+    return PyTypeNum_ISNUMBER(type_number) || PyTypeNum_ISBOOL(type_number);
+}
+
+bool casts_safely(PyArray_Descr* from, PyArray_Descr* to) {
+    if (is_plain_number(from->type_num) && is_plain_number(to->type_num)) {
+        return PyArray_CanCastSafely(from->type_num, to->type_num) != 0;
+    }
+    return PyArray_CanCastTypeTo(from, to, NPY_SAFE_CASTING) != 0;
+}
+
 bool casts_safely(PyArray_Descr* from, int type_number) {
     PyArray_Descr* to = PyArray_DescrFromType(type_number);
-    const bool safe = PyArray_CanCastTypeTo(from, to, NPY_SAFE_CASTING) != 0;
+    const bool safe = casts_safely(from, to);
     Py_DECREF(to);
     return safe;
 }
@@ -162,7 +173,9 @@ int part_of(int type_number) {
 
 void require_in_range(const std::string& what, const py::object& source, const ValueRange& range) {
     const int type_number = loop_type(PyArray_DESCR(array(source)));
-    const auto numbers = py::reinterpret_steal<py::object>(running_python([&] {
+    const bool direct =
+        type_number == PyArray_TYPE(array(source)) && PyArray_ISCARRAY_RO(array(source));
+    const auto numbers = direct ? source : py::reinterpret_steal<py::object>(running_python([&] {
         return PyArray_FromArray(array(source), PyArray_DescrFromType(type_number),
                                  NPY_ARRAY_C_CONTIGUOUS | NPY_ARRAY_ALIGNED | NPY_ARRAY_NOTSWAPPED);
     }));
@@ -244,7 +257,7 @@ ValueRange range_of(const py::object& dtype) {
 NumberKind number_kind(PyArray_Descr* descr) {
     const int type_number = descr->type_num;
     if (PyTypeNum_ISCOMPLEX(type_number)) return NumberKind::complex;
-    if (PyTypeNum_ISNUMBER(type_number) || PyTypeNum_ISBOOL(type_number)) return NumberKind::real;
+    if (is_plain_number(type_number)) return NumberKind::real;
     if (!PyTypeNum_ISUSERDEF(type_number)) return NumberKind::none;
     if (casts_safely(descr, NPY_DOUBLE)) return NumberKind::real;
     return casts_safely(descr, NPY_CDOUBLE) ? NumberKind::complex : NumberKind::none;
@@ -256,10 +269,7 @@ void require_values_fit(const std::string& what, const py::object& source, PyArr
     // Casts of other packages, and from one unit of time to another, are called safe and are not.
     const bool may_lie = PyTypeNum_ISUSERDEF(to->type_num) ||
                          (PyTypeNum_ISDATETIME(to->type_num) && from->type_num == to->type_num);
-    if (may_lie ? PyArray_EquivTypes(from, to) != 0
-                : PyArray_CanCastTypeTo(from, to, NPY_SAFE_CASTING) != 0) {
-        return;
-    }
+    if (may_lie ? PyArray_EquivTypes(from, to) != 0 : casts_safely(from, to)) return;
     if (PyDataType_HASFIELDS(to)) return require_fields_fit(what, source, to);
     if (number_kind(from) != NumberKind::none && number_kind(to) != NumberKind::none) {
         if (range.limited) require_in_range(what, source, range);
