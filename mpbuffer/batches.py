@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 
 from mpbuffer import _core
+from mpbuffer.tensors import tensor_maker
 
 __all__ = ["Batches"]
 
@@ -22,12 +23,19 @@ def _cuda_of_torch() -> Any:
     return torch
 
 
-def _from_numpy_of_torch() -> Any:
-    try:
-        import torch
-    except ImportError as error:
-        raise ImportError("cannot make tensors: tensors=True needs torch") from error
-    return torch.from_numpy
+def _makers_of_tensors(buffer: _core.ReplayBuffer) -> dict[str, Callable[[Any], Any]]:
+    """Return for each array of a batch what makes a tensor of it."""
+    dtypes: dict[str, np.dtype[Any]] = {"indexes": np.dtype("i8"), "weights": np.dtype("f4")}
+    dtypes |= {name: dtype for name, dtype, _ in _core.fields(buffer)}
+    makers = {}
+    for name, dtype in dtypes.items():
+        try:
+            makers[name] = tensor_maker(dtype)
+        except ImportError as error:
+            raise ImportError("cannot make tensors: tensors=True needs torch") from error
+        except TypeError as error:
+            raise TypeError(f"cannot make tensors of field {name!r}: {error}") from None
+    return makers
 
 
 class Batches(Iterator[dict[str, Any]]):
@@ -66,7 +74,7 @@ class Batches(Iterator[dict[str, Any]]):
         ahead = _at_least(0, "prefetch", prefetch)
         self.beta = beta
         torch_to_pin = _cuda_of_torch() if pin_memory else None
-        self._from_numpy: Any = _from_numpy_of_torch() if tensors else None
+        self._makers = _makers_of_tensors(buffer) if tensors else None
         self._gatherer = _core.BatchGatherer(buffer, rows, ahead, return_indexes, torch_to_pin)
 
     @property
@@ -95,9 +103,9 @@ class Batches(Iterator[dict[str, Any]]):
             With `prefetch`, in a forked child, and where no thread can be started.
         """
         arrays = self._gatherer.next(self._beta)
-        if self._from_numpy is None:
+        if self._makers is None:
             return arrays
-        return {name: self._from_numpy(values) for name, values in arrays.items()}
+        return {name: self._makers[name](values) for name, values in arrays.items()}
 
     def close(self) -> None:
         """End the thread and drop the memory; batches handed out stay valid. Twice is once.

@@ -297,7 +297,8 @@ class ReplayBuffer(_core.ReplayBuffer, NotCopied):
     env_dict : mapping of str to mapping
         Field names to ``{"shape": int or tuple of int, "dtype": dtype}``. Shape defaults to 1, so
         that rows come out ``(batch_size, 1)``; dtype to `default_dtype`. Any NumPy dtype of fixed
-        size. Other keys are ignored with a UserWarning that names them.
+        size, and those of ml_dtypes, such as bfloat16. Other keys are ignored with a UserWarning
+        that names them.
     default_dtype : dtype_like, optional
         float32.
     name : str, optional
@@ -575,7 +576,8 @@ class ReplayBuffer(_core.ReplayBuffer, NotCopied):
         prefetch : int, optional
             How many batches are gathered ahead, by a thread that needs no GIL; 0: none.
         tensors : bool, optional
-            Whether batches are dicts of torch tensors, of the same memory.
+            Whether batches are dicts of torch tensors, of the same memory. bfloat16 and float8
+            fields become tensors of PyTorch's dtypes of these names.
         pin_memory : bool, optional
             Whether the arrays, but for ``"indexes"``, lie in page-locked memory, from which torch
             copies to the GPU without waiting. Such memory is reused only after the GPU has done

@@ -156,7 +156,10 @@ def _report(facts: Report) -> Report:
             for name, dtype, shape in fields
         ]
     except SegmentMismatch as error:
-        problem = str(error)
+        if isinstance(error.__cause__, ImportError):
+            report["notes"] = [*report["notes"], str(error)]
+        else:
+            problem = str(error)
     except (ValueError, RecursionError, OverflowError, AttributeError) as error:
         problem = f"its description is damaged ({error!r})"
     if problem is not None:
@@ -176,8 +179,11 @@ def _report_of_weights(report: Report) -> Report:
             for part in parts
         ]
     except SegmentMismatch as error:
-        report["damages"] += 1
-        report["damage"] = [*report["damage"], str(error)]
+        if isinstance(error.__cause__, ImportError):
+            report["notes"] = [*report["notes"], str(error)]
+        else:
+            report["damages"] += 1
+            report["damage"] = [*report["damage"], str(error)]
     return report
 
 

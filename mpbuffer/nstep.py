@@ -135,7 +135,8 @@ def check_nstep(rule: NstepRule, fields: list[_Field]) -> None:
     flags = [name for name in FLAGS if name in known]
     for name in flags:
         dtype, shape = known[name]
-        if dtype.kind not in "biuf" or dtype.itemsize > 8 or np.prod(shape, dtype=object) != 1:
+        own = dtype.isbuiltin == 1 and dtype.kind in "biuf"
+        if not own or dtype.itemsize > 8 or np.prod(shape, dtype=object) != 1:
             raise ValueError(
                 f"Nstep needs one number or truth value in field {name!r}, "
                 f"which has shape {shape} and dtype {dtype}"

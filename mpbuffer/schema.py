@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import json
 import math
 import operator
@@ -21,6 +22,8 @@ __all__ = ["Field", "describe", "fields_from", "read_description", "refusing_dam
 Field = tuple[str, "np.dtype[Any]", list[int]]
 
 _MOST_ELEMENTS = 2**40
+_FIRST_NUMBER_OF_OTHERS = 256  # NumPy's own dtypes have smaller ones, but for StringDType
+_PACKAGES_OF_DTYPES = ("ml_dtypes",)  # those whose dtypes any process finds by name
 _FIELD_KEYS = {"shape", "dtype"}
 _DESCRIPTION_KEYS = {"class", "fields", "strict", "attributes", "nstep"}
 
@@ -48,8 +51,8 @@ def fields_from(
     Raises
     ------
     TypeError
-        If a field's description is no mapping, its shape no integers, or its dtype is not one or
-        holds Python objects.
+        If a field's description is no mapping, its shape no integers, or its dtype is not one,
+        holds Python objects, or is of a package whose dtypes other processes cannot find.
     ValueError
         If there are no fields, a shape is not positive, or a dtype has no fixed size.
     """
@@ -89,13 +92,27 @@ def _fixed_size_dtype(name: str, wanted: Any) -> np.dtype[Any]:
     except TypeError as error:
         raise TypeError(f"field {name!r}: {wanted!r} is no NumPy dtype ({error})") from None
     if dtype.hasobject:
+        lying = "texts of any length" if dtype.kind == "T" else "Python objects"
         raise TypeError(
-            f"field {name!r} has dtype {dtype}: Python objects cannot lie in shared memory; "
+            f"field {name!r} has dtype {dtype}: {lying} cannot lie in shared memory; "
             "expected a dtype of fixed size, such as float32, uint8 or 'S16'"
         )
     if dtype.itemsize == 0:
         raise ValueError(f"field {name!r} has dtype {dtype} of no size; expected e.g. 'S16'")
-    # The dtype as the description will give it back: native, without alignment flags or titles.
+    try:
+        return as_described(dtype)
+    except TypeError as error:
+        raise TypeError(f"field {name!r} has dtype {dtype}: {error}") from None
+
+
+def as_described(dtype: np.dtype[Any]) -> np.dtype[Any]:
+    """Return the dtype as its description gives it back: native, without alignment or titles.
+
+    Raises
+    ------
+    TypeError
+        If it belongs to a package whose dtypes cannot be described.
+    """
     return _dtype_from_json(json.loads(json.dumps(_dtype_to_json(dtype.newbyteorder("=")))))
 
 
@@ -112,24 +129,71 @@ def _shape(name: str, wanted: Any) -> list[int]:
     return shape
 
 
+def _package_of(dtype: np.dtype[Any]) -> str | None:
+    """Return the package that a dtype comes from; None if it is NumPy's or has fields."""
+    if 0 <= dtype.num < _FIRST_NUMBER_OF_OTHERS:
+        return None
+    return dtype.type.__module__.partition(".")[0]
+
+
 def _dtype_to_json(dtype: np.dtype[Any]) -> Any:
-    return np.lib.format.dtype_to_descr(dtype)
+    if dtype.names is not None:
+        described = []
+        for name, padding, *shape in dtype.descr:
+            key = name if isinstance(name, str) else name[1]
+            part = dtype[key].base if key else None
+            described.append([name, padding if part is None else _dtype_to_json(part), *shape])
+        return described
+    package = _package_of(dtype)
+    if package is None:
+        return np.lib.format.dtype_to_descr(dtype)
+    if package not in _PACKAGES_OF_DTYPES:
+        raise TypeError(
+            f"other processes cannot find the dtypes of package {package!r} by name; expected "
+            f"one of NumPy or {', '.join(_PACKAGES_OF_DTYPES)}, such as a 'V{dtype.itemsize}' "
+            "to view as it"
+        )
+    return {"package": package, "name": dtype.type.__name__}
 
 
-def _dtype_from_json(description: Any) -> np.dtype[Any]:
-    def with_tuples(part: Any) -> Any:
-        if not isinstance(part, list):
-            return part
-        return [
-            (
-                each[0] if isinstance(each[0], str) else tuple(each[0]),
-                with_tuples(each[1]),
-                *(tuple(extra) for extra in each[2:]),
-            )
-            for each in part
-        ]
+def _dtype_from_json(described: Any) -> np.dtype[Any]:
+    if isinstance(described, dict):
+        return _dtype_of_package(str(described["package"]), str(described["name"]))
+    if not isinstance(described, list):
+        dtype: np.dtype[Any] = np.lib.format.descr_to_dtype(described)
+        return dtype
+    names, formats, offsets, end = [], [], [], 0
+    for name, part, *shape in described:
+        inner = _dtype_from_json(part)
+        if shape:
+            inner = np.dtype((inner, tuple(shape[0])))
+        if name:  # else padding
+            names.append(str(name))
+            formats.append(inner)
+            offsets.append(end)
+        end += inner.itemsize
+    return np.dtype({"names": names, "formats": formats, "offsets": offsets, "itemsize": end})
 
-    return np.lib.format.descr_to_dtype(with_tuples(description))
+
+def _dtype_of_package(package: str, name: str) -> np.dtype[Any]:
+    if package not in _PACKAGES_OF_DTYPES:
+        raise ImportError(f"its dtype {name!r} is of package {package!r}, which is not known here")
+    try:
+        module = importlib.import_module(package)
+    except ImportError:
+        raise ImportError(
+            f"its dtype {name!r} is of package {package!r}, which cannot be imported here; "
+            f"install it (pip install {package})"
+        ) from None
+    if not hasattr(module, name):
+        raise ImportError(
+            f"its dtype {name!r} is not in package {package!r} {module.__version__}; "
+            "install a newer one"
+        )
+    dtype: np.dtype[Any] = np.dtype(getattr(module, name))
+    if _package_of(dtype) != package:
+        raise ValueError(f"dtype {name!r} of {package!r}")
+    return dtype
 
 
 def _extents_from_json(shape: Any) -> list[int]:
@@ -162,10 +226,13 @@ def refusing_damage(name: str) -> Iterator[None]:
     Raises
     ------
     SegmentMismatch
-        If the block ends with an error that text which nobody wrote can cause.
+        If the block ends with an error that text which nobody wrote can cause, or, from an
+        ImportError, if a package is missing that the text names.
     """
     try:
         yield
+    except ImportError as error:
+        raise SegmentMismatch(f"cannot attach {name!r}: {error}") from error
     except (
         ValueError,
         TypeError,

@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import sys
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from mpbuffer import _core
 from mpbuffer.spaces import TransitionNames, arrays_of, schema_from, spaces_of
 
 __all__ = ["TransitionRows", "VectorTransitions"]
 
 _NEXT_STEP, _SAME_STEP, _DISABLED = "NextStep", "SameStep", "Disabled"
-_OF_SAME_STEP = ("final_obs", "final_observation")
+# Where an environment that was reset in the same step says what it led to: in gymnasium 1, in its
+# earlier versions, in Stable-Baselines3 and early gym.
+_FINAL = ("final_obs", "final_observation", "terminal_observation")
 
 Indexes = npt.NDArray[np.intp]
 Flags = npt.NDArray[np.bool_]
+Infos = Mapping[str, Any] | Sequence[Mapping[str, Any]]
 
 
 class TransitionRows(dict[str, npt.NDArray[Any]]):
@@ -45,32 +50,35 @@ class VectorTransitions:
     """Tells which transitions happened in a vector environment, from what it returns.
 
     A vector environment resets by itself, and what it then returns mixes two episodes. By its
-    autoreset mode (gymnasium 1.1 and later; 1.0 and envpool have the first one):
+    autoreset mode (gymnasium 1.1 and later; 1.0 and EnvPool have the first one, earlier versions
+    and a VecEnv of Stable-Baselines3 the second one):
 
     - next step: the step after the last one of an episode is no step: its action is ignored, its
       reward is 0, and its observation is the first one of the next episode. It gives no row.
     - same step: the last step of an episode returns the first observation of the next one. The true
-      next observation is taken from ``infos["final_obs"]``. gymnasium does not copy it: an
-      environment that writes all its observations into one array has lost it by then.
+      next observation is taken from ``infos["final_obs"]``, ``"final_observation"`` or
+      ``"terminal_observation"``. gymnasium does not copy it: an environment that writes all its
+      observations into one array has lost it by then.
     - disabled: the caller resets by ``options={"reset_mask": ...}``, and tells so by reset().
 
     For one thread. Keeps a copy of the last observations.
 
     Parameters
     ----------
-    envs : gymnasium.vector.VectorEnv, or envpool's for gymnasium
+    envs : gymnasium.vector.VectorEnv, EnvPool's, or a VecEnv of Stable-Baselines3
         Also with wrappers. It is asked for its spaces and its mode, and is not stepped. A wrapper
         that changes observations must change ``infos["final_obs"]`` too.
     autoreset : str or gymnasium.vector.AutoresetMode, optional
-        ``"NextStep"``, ``"SameStep"`` or ``"Disabled"``; what ``envs.metadata["autoreset_mode"]``
-        says if not given, and the first one if it says nothing.
+        ``"NextStep"``, ``"SameStep"`` or ``"Disabled"``. Default: what
+        ``metadata["autoreset_mode"]`` of `envs`, or of what it wraps, says; else the mode of its
+        package, as above. Needed for all others.
     obs, act, rew, next_obs, terminated, truncated : str, optional
         Names of fields, as in schema_from().
 
     Raises
     ------
     TypeError, ValueError
-        As schema_from() does, or if the autoreset mode is none of the three.
+        As schema_from() does, or if the autoreset mode is none of the three or cannot be told.
 
     Examples
     --------
@@ -109,11 +117,9 @@ class VectorTransitions:
         self._obs = arrays_of(observation_space, obs)
         self._next_obs = arrays_of(observation_space, next_obs)
         self._act = arrays_of(action_space, act)
-        said = (getattr(envs, "metadata", None) or {}).get("autoreset_mode")
-        self._assumed = autoreset is None and said is None
-        self._mode = _named(
-            _NEXT_STEP if self._assumed else said if autoreset is None else autoreset
-        )
+        told = _told_mode(envs) if autoreset is None else autoreset
+        self._assumed = told is None
+        self._mode = _named(_mode_of_package(envs) if told is None else told)
         self._resets_twice = self._mode == _NEXT_STEP and _resets_twice(envs)
         count = getattr(envs, "num_envs", None)
         self._count: int | None = None if count is None else int(count)
@@ -178,17 +184,23 @@ class VectorTransitions:
         observations: Any,
         rewards: npt.ArrayLike,
         terminated: npt.ArrayLike,
-        truncated: npt.ArrayLike,
-        infos: Mapping[str, Any],
+        truncated: Any,
+        infos: Any = None,
     ) -> TransitionRows:
         """Take what ``envs.step(actions)`` returned; return the transitions that happened.
+
+        A VecEnv of Stable-Baselines3 returns four things: observations, rewards, dones and infos.
+        ``step(actions, *envs.step(actions))`` takes them too. An episode that ended was truncated
+        if its info says ``"TimeLimit.truncated"``, else terminated.
 
         Parameters
         ----------
         actions : nested dicts, tuples and arrays
             What the environments were given.
-        observations, rewards, terminated, truncated, infos
+        observations, rewards, terminated, truncated
             What they returned, of all environments.
+        infos : mapping or sequence of mappings
+            The same: one of arrays, or one for each environment.
 
         Returns
         -------
@@ -201,16 +213,26 @@ class VectorTransitions:
         ValueError
             If there was no reset() yet; if an array has another shape; if `infos` has no final
             observation where there must be one, or has one in an environment that did not say its
-            mode; if an environment was stepped whose episode had ended and that was not reset.
-            Then nothing was taken: go on by a reset() of all environments.
+            mode; if an observation or a flag is what its dtype cannot represent; if an environment
+            was stepped whose episode had ended and that was not reset. Then nothing was taken: go
+            on by a reset() of all environments.
+        TypeError
+            If `infos` is neither.
         """
         last, count, names = self._last, self._count, self._names
         if last is None or count is None:
             raise ValueError("cannot take a step: reset() was not told the first observations")
         came = self._copies(observations)
         reward = _of_each("rewards", rewards, count)
-        terminations = _flags("terminated", terminated, count)
-        truncations = _flags("truncated", truncated, count)
+        if infos is None:
+            infos = _checked_infos(truncated, count)
+            dones = _flags("dones", terminated, count)
+            truncations = dones & _time_limits(infos, count)
+            terminations = dones & ~truncations
+        else:
+            infos = _checked_infos(infos, count)
+            terminations = _flags("terminated", terminated, count)
+            truncations = _flags("truncated", truncated, count)
         acted = [_of_each(each.field, each.inside(actions), count) for each in self._act]
         not_stepped = self._over
         if self._mode == _DISABLED and not_stepped is not self._none:
@@ -269,30 +291,138 @@ class VectorTransitions:
         return copies
 
     def _true_next(
-        self, came: list[npt.NDArray[Any]], ended: Indexes, infos: Mapping[str, Any]
+        self, came: list[npt.NDArray[Any]], ended: Indexes, infos: Infos
     ) -> list[npt.NDArray[Any]]:
         """Return the observations that the step led to, where an episode ended by it."""
+        finals = [_final_of(infos, int(env)) for env in ended]
         if self._mode != _SAME_STEP:
-            found = [key for key in _OF_SAME_STEP if self._assumed and key in infos]
-            if found:
+            found = next((key for key, _ in filter(None, finals)), None)
+            if self._assumed and found is not None:
                 raise ValueError(
-                    f"cannot take a step: its infos have {found[0]!r}, but the environments' "
+                    f"cannot take a step: its infos have {found!r}, but the environments' "
                     "metadata do not tell their autoreset mode; expected autoreset='SameStep', or "
                     "'NextStep' if they do not reset in the step that ends an episode"
                 )
             return came
-        final = infos.get("final_obs")
-        missing = [int(env) for env in ended if final is None or final[env] is None]
-        if final is None or missing:
+        missing = [int(env) for env, final in zip(ended, finals, strict=True) if final is None]
+        if missing:
             raise ValueError(
                 f"cannot take a step: the episodes of environments {missing} have ended, and "
                 "infos['final_obs'] does not have their last observations"
             )
         followed = [values.copy() for values in came]
-        for env in ended:
+        for env, (key, final) in zip(ended, filter(None, finals), strict=True):
             for array, values in zip(self._obs, followed, strict=True):
-                values[env] = array.inside(final[env])
+                what = f"cannot take a step: {array.field!r} of infos[{key!r}][{env}]"
+                one = _core.converted(what, array.inside(final), values.dtype)
+                if one.shape != array.shape:
+                    raise ValueError(f"{what} must have shape {array.shape}, got {one.shape}")
+                values[env] = one
         return [_read_only(values) for values in followed]
+
+
+def _checked_infos(infos: Any, count: int) -> Infos:
+    if isinstance(infos, Mapping):
+        return infos
+    if (
+        not isinstance(infos, Sequence)
+        or isinstance(infos, str)
+        or not all(isinstance(info, Mapping) for info in infos)
+    ):
+        raise TypeError(
+            "cannot take a step: infos must be a mapping, or a list of one for each environment, "
+            f"got {type(infos).__name__}; expected what envs.step() returned, in its order"
+        )
+    if len(infos) != count:
+        raise ValueError(
+            f"cannot take a step: infos has {len(infos)} mappings, expected one for each of "
+            f"{count} environments"
+        )
+    return infos
+
+
+def _time_limits(infos: Infos, count: int) -> Flags:
+    """Return which episodes were cut off by a time limit, as environments with one flag say."""
+    key = "TimeLimit.truncated"
+    if isinstance(infos, Mapping):
+        return _flags(key, infos.get(key, np.zeros(count, np.bool_)), count)
+    return _flags(key, [bool(info.get(key, False)) for info in infos], count)
+
+
+def _final_of(infos: Infos, env: int) -> tuple[str, Any] | None:
+    """Return the observation that ended an environment's episode, and its key; None if not there.
+
+    Of gymnasium's infos, "_key" tells where "key" has a value. Of nested observations it may be
+    one array of observations, or nested arrays of all.
+    """
+    for key in _FINAL:
+        if not isinstance(infos, Mapping):
+            value = infos[env].get(key)
+        elif key not in infos or not infos.get(f"_{key}", {env: True})[env]:
+            continue
+        else:
+            value = _of_environment(infos[key], env)
+        if value is not None:
+            return key, value
+    return None
+
+
+def _of_environment(batch: Any, env: int) -> Any:
+    if isinstance(batch, Mapping):
+        return {key: _of_environment(part, env) for key, part in batch.items()}
+    return batch[env]
+
+
+def _layers(envs: Any) -> Iterator[Any]:
+    """Yield vector environments, then what it wraps, and so on."""
+    seen: list[Any] = []
+    while envs is not None and not any(envs is each for each in seen):
+        seen.append(envs)
+        yield envs
+        inside = vars(envs) if hasattr(envs, "__dict__") else {}
+        envs = inside.get("env", inside.get("venv"))
+
+
+def _comes_from(envs: Any, package: str) -> bool:
+    return any(base.__module__.partition(".")[0] == package for base in type(envs).__mro__)
+
+
+def _told_mode(envs: Any) -> Any:
+    """Return the autoreset mode that vector environments say that they have; None if none."""
+    if any(_comes_from(layer, "stable_baselines3") for layer in _layers(envs)):
+        return None  # its metadata are those of a single environment
+    for layer in _layers(envs):
+        told = (getattr(layer, "metadata", None) or {}).get("autoreset_mode")
+        if told is not None:
+            return told
+    return None
+
+
+def _mode_of_package(envs: Any) -> str:
+    """Return the autoreset mode of packages that have one only.
+
+    Raises
+    ------
+    ValueError
+        If it comes from another.
+    """
+    for layer in _layers(envs):
+        if _comes_from(layer, "stable_baselines3") or _comes_from(layer, "gym"):
+            return _SAME_STEP
+        if _comes_from(layer, "envpool"):
+            return _NEXT_STEP
+        if _comes_from(layer, "gymnasium"):
+            version = str(getattr(sys.modules.get("gymnasium"), "__version__", ""))
+            if version.startswith("0."):
+                return _SAME_STEP
+            if version.startswith("1.0."):
+                return _NEXT_STEP
+    raise ValueError(
+        f"cannot tell when {type(envs).__name__} resets an environment whose episode has ended: "
+        "its metadata have no 'autoreset_mode'; expected autoreset='SameStep' if in the step that "
+        "ends it, 'NextStep' if in the step after that, whose action is ignored, or 'Disabled' if "
+        "never"
+    )
 
 
 def _named(mode: Any) -> str:
@@ -329,7 +459,7 @@ def _of_each(name: str, given: Any, count: int) -> npt.NDArray[Any]:
 
 
 def _flags(name: str, values: npt.ArrayLike, count: int) -> Flags:
-    flags = np.asarray(values, np.bool_)
+    flags = _core.converted(name, values, np.dtype(np.bool_))
     if flags.shape != (count,):
         raise ValueError(f"{name} must have shape ({count},), got {flags.shape}")
     return flags

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import math
 import operator
@@ -22,7 +21,8 @@ from mpbuffer.handing_on import (
     opened_once_there,
 )
 from mpbuffer.process_exit import close_at_exit
-from mpbuffer.schema import _dtype_from_json, _dtype_to_json, refusing_damage
+from mpbuffer.schema import _dtype_from_json, _dtype_to_json, as_described, refusing_damage
+from mpbuffer.tensors import as_plain_array, as_tensor, is_tensor, torch_name
 
 __all__ = ["PublisherStatus", "SharedWeights", "WeightsVersion"]
 
@@ -352,9 +352,7 @@ class SharedWeights(NotCopied):
             return WeightsVersion(out, *got)
         return WeightsVersion(
             {
-                part.name: array
-                if as_numpy or part.torch is None
-                else _as_tensor(array, part.torch)
+                part.name: array if as_numpy or part.torch is None else as_tensor(array, part.torch)
                 for part, array in zip(self._parts, arrays, strict=True)
             },
             *got,
@@ -423,43 +421,30 @@ def _attach_copy(cls: type[SharedWeights], name: str, source: Any) -> SharedWeig
     return opened_copy(cls._opened, name, source)
 
 
-def _is_tensor(value: Any) -> bool:
-    torch = sys.modules.get("torch")
-    return torch is not None and isinstance(value, torch.Tensor)
-
-
-def _torch_name(tensor: Any) -> str:
-    return str(tensor.dtype).removeprefix("torch.")
-
-
-def _plain(tensor: Any) -> npt.NDArray[Any]:
-    """Return a CPU tensor's memory as an array, of unsigned integers where NumPy has no dtype."""
-    try:
-        return tensor.numpy()  # type: ignore[no-any-return]
-    except TypeError:
-        torch = sys.modules["torch"]
-        integer = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
-        array: npt.NDArray[Any] = tensor.view(integer[tensor.element_size()]).numpy()
-        return array.view(f"u{tensor.element_size()}")
-
-
 def _array_of(name: str, value: Any) -> tuple[npt.NDArray[Any], str | None]:
     """Return the value as an array, without a copy where possible, and its torch dtype's name."""
-    if _is_tensor(value):
+    if is_tensor(value):
         if value.layout is not sys.modules["torch"].strided:
             raise TypeError(
                 f"array {name!r} is a tensor of layout {value.layout}, expected strided"
             )
+        if value.is_quantized:
+            raise TypeError(
+                f"array {name!r} is a quantized tensor, of dtype {torch_name(value)}: its scale "
+                "and zero point would be lost; expected dequantize() of it, or its int_repr()"
+            )
         plain = value.detach().resolve_conj().resolve_neg().cpu()
-        return _plain(plain), _torch_name(value)
+        return as_plain_array(plain), torch_name(value)
     if isinstance(value, Mapping):
         raise TypeError(f"array {name!r} is itself a mapping; expected a flat mapping of arrays")
+    only_dlpack = hasattr(value, "__dlpack__") and not hasattr(value, "__array__")
     try:
-        array = np.asarray(value)
-    except (ValueError, TypeError, RuntimeError) as error:
+        array = np.from_dlpack(value) if only_dlpack else np.asarray(value)
+    except (ValueError, TypeError, RuntimeError, BufferError) as error:
         raise TypeError(f"array {name!r}: {type(value).__name__} is no array ({error})") from error
     if array.dtype.hasobject:
-        raise TypeError(f"array {name!r} holds Python objects, got {value!r}; expected numbers")
+        held = "texts of any length" if array.dtype.kind == "T" else "Python objects"
+        raise TypeError(f"array {name!r} holds {held}, got {value!r}; expected numbers")
     return array, None
 
 
@@ -467,8 +452,10 @@ def _first_version_of(name: Any, value: Any) -> tuple[_Part, npt.NDArray[Any]]:
     if not isinstance(name, str) or not name:
         raise TypeError(f"an array's name must be a non-empty str, got {name!r}")
     array, torch_dtype = _array_of(name, value)
-    native = array.dtype.newbyteorder("=")
-    dtype = _dtype_from_json(json.loads(json.dumps(_dtype_to_json(native))))
+    try:
+        dtype = as_described(array.dtype)
+    except TypeError as error:
+        raise TypeError(f"array {name!r} has dtype {array.dtype}: {error}") from None
     if dtype.itemsize == 0:
         raise ValueError(f"array {name!r} has dtype {dtype} of no size; expected e.g. 'S16'")
     part = _Part(name, dtype, array.shape, torch_dtype)
@@ -489,11 +476,11 @@ def _check_like(
 
 def _writable(part: _Part, value: Any, what: str) -> tuple[npt.NDArray[Any], Any]:
     """Return memory to read into, and what it then has to be copied to; None if it is that."""
-    if _is_tensor(value):
+    if is_tensor(value):
         tensor = value.detach()
-        _check_like(part, tuple(tensor.shape), part.dtype, _torch_name(tensor), what)
+        _check_like(part, tuple(tensor.shape), part.dtype, torch_name(tensor), what)
         if tensor.device.type == "cpu" and tensor.is_contiguous() and not tensor.is_conj():
-            return _plain(tensor), None
+            return as_plain_array(tensor), None
         return np.empty(part.shape, part.dtype), tensor
     if not isinstance(value, np.ndarray):
         raise TypeError(
@@ -512,16 +499,7 @@ def _copy_late(target: Any, array: npt.NDArray[Any]) -> None:
     if isinstance(target, np.ndarray):
         target[...] = array
         return
-    target.copy_(_as_tensor(array, _torch_name(target)))
-
-
-def _as_tensor(array: npt.NDArray[Any], torch_dtype: str) -> Any:
-    torch = importlib.import_module("torch")
-    dtype = getattr(torch, torch_dtype)
-    if str(array.dtype) == torch_dtype:
-        return torch.from_numpy(array)
-    signed = {"uint16": "int16", "uint32": "int32", "uint64": "int64"}.get(str(array.dtype))
-    return torch.from_numpy(array if signed is None else array.view(signed)).view(dtype)
+    target.copy_(as_tensor(array, torch_name(target)))
 
 
 def _tell_autograd(values: list[Any]) -> None:

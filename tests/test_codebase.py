@@ -161,7 +161,7 @@ PACKAGE_MAY_IMPORT = {
     "schema": {"errors", "nstep"},
     "staging": {"_core", "nstep", "process_exit", "schema"},
     "_core": {"schema"},  # the stub
-    "batches": {"_core", "errors"},
+    "batches": {"_core", "errors", "tensors"},
     "buffer": {
         "_core",
         "batches",
@@ -188,9 +188,11 @@ PACKAGE_MAY_IMPORT = {
         "explorer_process",
         "process_identity",
     },
-    "weights": {"_core", "errors", "handing_on", "process_exit", "schema"},
+    "tensors": set(),
+    "weights": {"_core", "errors", "handing_on", "process_exit", "schema", "tensors"},
     "spaces": set(),
-    "vector": {"spaces"},
+    "value_range": set(),
+    "vector": {"_core", "spaces"},
     "__init__": {
         "_core",
         "batches",

@@ -498,15 +498,13 @@ class WithoutMode:
 
 
 @needs_modes
-def test_a_mode_that_is_not_told():
+def test_a_mode_that_is_not_told_is_refused_with_the_remedy():
     envs = make_envs(scripted(Scripted, FIRST_STEP, LONG), "SameStep")
     observations, _ = envs.reset(seed=SEED)
     actions = actions_for(envs, observations)
     result = envs.step(actions)
-    transitions = mpbuffer.VectorTransitions(WithoutMode(envs))
-    transitions.reset(observations)
-    with pytest.raises(ValueError, match=r"'final_obs'.*expected autoreset='SameStep'"):
-        transitions.step(actions, *result)
+    with pytest.raises(ValueError, match=r"cannot tell when WithoutMode resets.*'SameStep' if in"):
+        mpbuffer.VectorTransitions(WithoutMode(envs))
     for mode in ("SameStep", vector.AutoresetMode.SAME_STEP):
         transitions = mpbuffer.VectorTransitions(WithoutMode(envs), autoreset=mode)
         transitions.reset(observations)
@@ -518,6 +516,242 @@ def test_a_mode_that_is_not_told():
     with pytest.raises(ValueError, match=r"autoreset must be 'NextStep'.*got 'Never'"):
         mpbuffer.VectorTransitions(envs, autoreset="Never")
     envs.close()
+
+
+@pytest.mark.parametrize(
+    ("package", "version", "mode"),
+    [
+        ("stable_baselines3.common", "1.4", "SameStep"),
+        ("gym.vector", "1.4", "SameStep"),
+        ("envpool.python", "1.4", "NextStep"),
+        ("gymnasium.vector", "0.29.1", "SameStep"),
+        ("gymnasium.vector", "1.0.0", "NextStep"),
+        ("gymnasium.vector", "1.1.0", None),
+        ("supersuit.vector", "1.4", None),
+    ],
+)
+def test_packages_of_one_mode(package, version, mode, envs, monkeypatch):
+    monkeypatch.setattr(gymnasium, "__version__", version)
+    made = type("Envs", (WithoutMode,), {"__module__": package})(envs)
+    if mode is None:
+        with pytest.raises(ValueError, match="cannot tell when Envs resets"):
+            mpbuffer.VectorTransitions(made)
+    else:
+        assert mpbuffer.VectorTransitions(made)._mode == mode
+
+
+@needs_modes
+def test_a_package_whose_mode_has_changed_is_noticed():
+    envs = make_envs(scripted(Scripted, FIRST_STEP, LONG), "SameStep")
+    observations, _ = envs.reset(seed=SEED)
+    made = type("Envs", (WithoutMode,), {"__module__": "envpool.python"})(envs)
+    transitions = mpbuffer.VectorTransitions(made)
+    transitions.reset(observations)
+    actions = actions_for(envs, observations)
+    with pytest.raises(ValueError, match=r"'final_obs'.*expected autoreset='SameStep'"):
+        transitions.step(actions, *envs.step(actions))
+    envs.close()
+
+
+@needs_modes
+def test_a_wrapper_that_hides_the_mode():
+    class Hiding(vector.VectorWrapper):
+        metadata = {"render_modes": []}  # noqa: RUF012
+
+    for mode in MODES:
+        check_against_oracle(ENVIRONMENTS["scripted"](), mode, 20, wrap=Hiding)
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("kind", ["scripted", "nested"])
+def test_infos_as_a_list(mode, kind):
+    wrap = gymnasium.wrappers.vector.DictInfoToList
+    check_against_oracle(ENVIRONMENTS[kind](), mode, 30, wrap=wrap)
+
+
+@pytest.mark.parametrize(
+    ("infos", "error", "message"),
+    [
+        (None, TypeError, "infos must be a mapping, or a list of one for each environment"),
+        ("no", TypeError, "infos must be a mapping"),
+        ([{}, 3, {}, {}], TypeError, "infos must be a mapping"),
+        ([{}], ValueError, "infos has 1 mappings, expected one for each of 4 environments"),
+    ],
+)
+def test_infos_of_another_form_are_refused(envs, infos, error, message):
+    transitions = mpbuffer.VectorTransitions(envs)
+    observations, _ = envs.reset(seed=SEED)
+    transitions.reset(observations)
+    actions = actions_for(envs, observations)
+    result = envs.step(actions)
+    with pytest.raises(error, match=message):
+        transitions.step(actions, *result[:4], infos)
+    assert len(transitions.step(actions, *result).envs) == 4
+
+
+# Values that cannot be
+
+
+def test_flags_are_truth_values(envs):
+    transitions = mpbuffer.VectorTransitions(envs)
+    observations, _ = envs.reset(seed=SEED)
+    transitions.reset(observations)
+    actions = actions_for(envs, observations)
+    result = envs.step(actions)
+    for wrong in ([0, 0, 2, 0], [0, np.nan, 0, 0], [0.5, 0, 0, 0]):
+        with pytest.raises(ValueError, match=r"terminated: got .*, expected 0 or 1"):
+            transitions.step(actions, *result[:2], wrong, *result[3:])
+    assert len(transitions.step(actions, *result).envs) == 4
+
+
+@pytest.mark.parametrize(
+    ("final", "error", "message"),
+    [
+        ([1.5, 0, 0, 0], ValueError, "got 1.5 .*, expected whole numbers"),
+        ([1, 0, 0], ValueError, r"must have shape \(4,\), got \(3,\)"),
+        (7, ValueError, r"must have shape \(4,\), got \(\)"),
+        ("text", TypeError, "expected int64"),
+    ],
+)
+def test_a_last_observation_that_is_none(final, error, message):
+    envs = make_envs(scripted(Scripted, FIRST_STEP), MODES[0])
+    transitions = mpbuffer.VectorTransitions(envs, autoreset="SameStep")
+    observations, _ = envs.reset(seed=SEED)
+    transitions.reset(observations)
+    result = envs.step([0])
+    with pytest.raises(error, match=r"'obs' of infos\['final_obs'\]\[0\].*" + message):
+        transitions.step([0], *result[:4], [{"final_obs": final}])
+    envs.close()
+
+
+# A VecEnv of Stable-Baselines3
+
+
+class ScriptedDict(Scripted):
+    observation_space = spaces.Dict(
+        {
+            "code": Scripted.observation_space,
+            "camera": spaces.Box(0, 255, (2, 3), np.uint8),
+        }
+    )
+
+    def observed(self):
+        camera = np.full((2, 3), (self.episode * 16 + self.steps) % 256, np.uint8)
+        return {"code": super().observed(), "camera": camera}
+
+
+class LikeDummyVecEnv:
+    """Returns what DummyVecEnv of Stable-Baselines3 2 returns."""
+
+    def __init__(self, makers):
+        self.envs = [make() for make in makers]
+        self.num_envs = len(self.envs)
+        self.observation_space = self.envs[0].observation_space
+        self.action_space = self.envs[0].action_space
+        self.metadata = self.envs[0].metadata
+
+    def seed(self, seed):
+        self.seeds = [seed + index for index in range(self.num_envs)]
+
+    def stacked(self, observations):
+        if not isinstance(observations[0], dict):
+            return np.stack(observations)
+        return {key: np.stack([each[key] for each in observations]) for key in observations[0]}
+
+    def reset(self):
+        pairs = zip(self.envs, self.seeds, strict=True)
+        return self.stacked([env.reset(seed=seed)[0] for env, seed in pairs])
+
+    def step(self, actions):
+        results = [env.step(action) for env, action in zip(self.envs, actions, strict=True)]
+        observations, rewards, terminated, truncated, infos = map(list, zip(*results, strict=True))
+        for index, info in enumerate(infos):
+            info["TimeLimit.truncated"] = truncated[index] and not terminated[index]
+            if terminated[index] or truncated[index]:
+                info["terminal_observation"] = observations[index]
+                observations[index] = self.envs[index].reset()[0]
+        dones = np.array(terminated) | np.array(truncated)
+        return self.stacked(observations), np.array(rewards, np.float32), dones, infos
+
+    def close(self):
+        pass
+
+
+LikeDummyVecEnv.__module__ = "stable_baselines3.common.vec_env.dummy_vec_env"
+
+
+def dummy_vec_env(makers):
+    return pytest.importorskip("stable_baselines3.common.vec_env").DummyVecEnv(makers)
+
+
+def wrapped_vec_env(makers):
+    vec_env = pytest.importorskip("stable_baselines3.common.vec_env")
+    return vec_env.VecMonitor(vec_env.DummyVecEnv(makers))
+
+
+@pytest.mark.parametrize("make", [LikeDummyVecEnv, dummy_vec_env, wrapped_vec_env])
+@pytest.mark.parametrize("kind", [Scripted, ScriptedDict])
+def test_rows_of_a_vec_env_are_what_single_environments_do(make, kind):
+    makers = scripted(kind, MIXED, LONG, FIRST_STEP)
+    envs = make(makers)
+    oracles = [Oracle(maker, SEED + index) for index, maker in enumerate(makers)]
+    schema = mpbuffer.schema_from(envs)
+    transitions = mpbuffer.VectorTransitions(envs)
+    envs.seed(SEED)
+    observations = envs.reset()
+    assert transitions.reset(observations).tolist() == []
+    rows_seen = []
+    for _ in range(30):
+        actions = np.array(
+            [choose(kind.action_space, one_of(observations, index)) for index in range(3)]
+        )
+        observations, *others = envs.step(actions)
+        rows = transitions.step(actions, observations, *others)
+        assert rows.envs.tolist() == [0, 1, 2]
+        np.testing.assert_array_equal(rows.ended, np.flatnonzero(others[1]))
+        rows_seen.append({name: np.array(values) for name, values in rows.items()})
+        for oracle in oracles:
+            oracle.tick("SameStep")
+    envs.close()
+    everything = [each for oracle in oracles for each in oracle.transitions]
+    for each in everything:
+        each["truncated"] = each["truncated"] and not each["terminated"]
+    columns = {name: np.array([each[name] for each in everything]) for name in schema}
+    got = {name: np.concatenate([rows[name] for rows in rows_seen]) for name in schema}
+    assert rows_of(got, schema) == rows_of(columns, schema)
+    assert sum(oracle.endings for oracle in oracles) > 30
+
+
+def test_a_vec_env_that_loses_the_last_observation_is_refused():
+    envs = LikeDummyVecEnv(scripted(Scripted, FIRST_STEP, LONG))
+    transitions = mpbuffer.VectorTransitions(envs)
+    envs.seed(SEED)
+    transitions.reset(envs.reset())
+    observations, rewards, dones, infos = envs.step([0, 0])
+    for info in infos:
+        info.pop("terminal_observation", None)
+    with pytest.raises(ValueError, match=r"episodes of environments \[0\] have ended"):
+        transitions.step([0, 0], observations, rewards, dones, infos)
+
+
+def test_infos_of_earlier_gymnasiums():
+    """A mapping whose "_final_observation" tells where there is one."""
+    envs = LikeDummyVecEnv(scripted(ScriptedDict, FIRST_STEP, LONG))
+    transitions = mpbuffer.VectorTransitions(envs, autoreset="SameStep")
+    envs.seed(SEED)
+    transitions.reset(envs.reset())
+    observations, rewards, dones, infos = envs.step([0, 0])
+    wanted = infos[0]["terminal_observation"]
+    as_objects = np.array([wanted, None], object)
+    as_arrays = {key: np.stack([value, np.zeros_like(value)]) for key, value in wanted.items()}
+    for final in (as_objects, as_arrays):
+        told = {"final_observation": final, "_final_observation": np.array([True, False])}
+        rows = transitions.step([0, 0], observations, rewards, dones, dones & False, told)
+        np.testing.assert_array_equal(rows["next_obs.code"][0], wanted["code"])
+        np.testing.assert_array_equal(rows["next_obs.code"][1], observations["code"][1])
+        told["_final_observation"][0] = False
+        with pytest.raises(ValueError, match=r"environments \[0\] have ended"):
+            transitions.step([0, 0], observations, rewards, dones, dones & False, told)
 
 
 def test_names_are_those_of_the_schema(envs):

@@ -21,7 +21,8 @@ Parameters
     transition, or of shape ``(n,) + shape`` in every field for n of them.
     A field of one element also takes a scalar, or shape ``(n,)``. Arrays,
     lists, scalars, CPU tensors and whatever has ``__array__`` or
-    ``__dlpack__`` are converted to the field's dtype.
+    ``__dlpack__`` are converted to the field's dtype. Numbers may be
+    rounded to its precision; what it cannot represent is an error.
 
 Returns
 -------
@@ -35,7 +36,9 @@ Raises
 KeyError
     If a field is missing.
 ValueError
-    If a shape is wrong, or the fields have different numbers of rows.
+    If a shape is wrong, the fields have different numbers of rows, or the
+    field's dtype cannot represent a value: 300 or NaN in uint8, 1.5 in int64,
+    1e300 in float32, a text that is too long.
 TypeError
     If a value cannot be converted; with ``strict=True``, if a field is given
     that the buffer does not have (else a warning, once per name).

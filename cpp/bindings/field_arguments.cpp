@@ -38,8 +38,6 @@ bool same_name(PyObject* one, PyObject* other) {
     return order == 0;
 }
 
-std::string text_of(PyObject* name) { return py::str(py::handle(name)).cast<std::string>(); }
-
 std::string in_words(double number) {
     std::array<char, 32> text{};
     std::snprintf(text.data(), text.size(), "%g", number);

@@ -38,7 +38,6 @@ const Names& names();
 // Keyword names written in source are interned: equal text is nearly always the same object.
 bool same_name(PyObject* one, PyObject* other);
 
-std::string text_of(PyObject* name);
 std::string in_words(double number);
 
 // Numbers for n rows: one for each, or one for all. Not to be moved.

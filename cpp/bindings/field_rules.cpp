@@ -1,9 +1,11 @@
 #include "field_rules.hpp"
 
 #include <cmath>
+#include <concepts>
 #include <cstring>
 #include <limits>
 #include <type_traits>
+#include <utility>
 
 #include "errors.hpp"
 
@@ -23,7 +25,7 @@ PyArrayObject* array(const py::object& object) {
 }
 
 std::string dtype_in_words(PyArray_Descr* descr) {
-    return py::str(py::handle(reinterpret_cast<PyObject*>(descr))).cast<std::string>();
+    return text_of(reinterpret_cast<PyObject*>(descr));
 }
 
 // How many rows an array of this shape holds; -1 if it does not fit the field.
@@ -56,45 +58,43 @@ npy_intp require_rows(const FieldRule& rule, PyArrayObject* values) {
     return rows;
 }
 
+enum class Storing { done, does_not_fit, needs_array };
+
 template <class Number>
-bool store(double value, std::byte* to) {
+Storing store(double value, std::byte* to) {
     Number number;
     if constexpr (std::is_floating_point_v<Number>) {
         number = static_cast<Number>(value);
+        if (std::isinf(number) && !std::isinf(value)) return Storing::does_not_fit;
     } else {
         const double limit = std::ldexp(1.0, std::numeric_limits<Number>::digits);
         const double lowest = std::is_signed_v<Number> ? -limit : 0.0;
-        if (!(value >= lowest && value < limit)) return false;
+        if (!(value >= lowest && value < limit)) return Storing::does_not_fit;
         number = static_cast<Number>(value);
+        if (static_cast<double>(number) != value) return Storing::does_not_fit;
     }
     std::memcpy(to, &number, sizeof number);
-    return true;
+    return Storing::done;
 }
 
-template <class Number>
-bool store(long long value, std::byte* to) {
+template <class Number, std::integral Value>
+Storing store(Value value, std::byte* to) {
     if constexpr (!std::is_floating_point_v<Number>) {
-        if (value < 0 && !std::is_signed_v<Number>) return false;
-        if (value > 0 && static_cast<unsigned long long>(value) >
-                             static_cast<unsigned long long>(std::numeric_limits<Number>::max())) {
-            return false;
-        }
-        if (value < 0 && value < static_cast<long long>(std::numeric_limits<Number>::min())) {
-            return false;
-        }
+        if (!std::in_range<Number>(value)) return Storing::does_not_fit;
     }
     const auto number = static_cast<Number>(value);
     std::memcpy(to, &number, sizeof number);
-    return true;
+    return Storing::done;
 }
 
 template <class Value>
-bool store_as(int type_number, Value value, std::byte* to) {
+Storing store_as(int type_number, Value value, std::byte* to) {
     switch (type_number) {
         case NPY_BOOL: {
+            if (value != 0 && value != 1) return Storing::does_not_fit;
             const npy_bool truth = value != 0 ? 1 : 0;
             std::memcpy(to, &truth, sizeof truth);
-            return true;
+            return Storing::done;
         }
         case NPY_FLOAT: return store<float>(value, to);
         case NPY_DOUBLE: return store<double>(value, to);
@@ -108,18 +108,36 @@ bool store_as(int type_number, Value value, std::byte* to) {
         case NPY_ULONG: return store<unsigned long>(value, to);
         case NPY_LONGLONG: return store<long long>(value, to);
         case NPY_ULONGLONG: return store<unsigned long long>(value, to);
-        default: return false;
+        default: return Storing::needs_array;
     }
 }
 
-// The scalars that environments give, without an array in between. False: the long way.
-bool convert_scalar(const FieldRule& rule, PyObject* value, std::byte* to) {
+// An int that is no long long.
+Storing store_large_int(int type_number, PyObject* value, std::byte* to) {
+    const unsigned long long number = PyLong_AsUnsignedLongLong(value);
+    if (number != static_cast<unsigned long long>(-1) || PyErr_Occurred() == nullptr) {
+        return store_as(type_number, number, to);
+    }
+    PyErr_Clear();
+    if (PyTypeNum_ISINTEGER(type_number) || PyTypeNum_ISBOOL(type_number)) {
+        return Storing::does_not_fit;
+    }
+    const double rounded = PyLong_AsDouble(value);
+    if (rounded != -1.0 || PyErr_Occurred() == nullptr) return store_as(type_number, rounded, to);
+    PyErr_Clear();
+    return type_number == NPY_FLOAT || type_number == NPY_DOUBLE ? Storing::does_not_fit
+                                                                 : Storing::needs_array;
+}
+
+// The scalars that environments give, without an array in between.
+Storing convert_scalar(const FieldRule& rule, PyObject* value, std::byte* to) {
     if (PyFloat_Check(value)) return store_as(rule.type_number, PyFloat_AS_DOUBLE(value), to);
     if (PyBool_Check(value)) return store_as(rule.type_number, value == Py_True ? 1LL : 0LL, to);
     if (PyLong_CheckExact(value)) {
         int overflow = 0;
         const long long number = PyLong_AsLongLongAndOverflow(value, &overflow);
-        return overflow == 0 && store_as(rule.type_number, number, to);
+        return overflow == 0 ? store_as(rule.type_number, number, to)
+                             : store_large_int(rule.type_number, value, to);
     }
     if (PyArray_IsScalar(value, Long)) {
         return store_as(rule.type_number, static_cast<long long>(PyArrayScalar_VAL(value, Long)),
@@ -136,7 +154,7 @@ bool convert_scalar(const FieldRule& rule, PyObject* value, std::byte* to) {
         return store_as(rule.type_number, static_cast<long long>(PyArrayScalar_VAL(value, Int)),
                         to);
     }
-    return false;
+    return Storing::needs_array;
 }
 
 // Raises the Python error that is set again, as one that says which object it was about.
@@ -164,20 +182,18 @@ bool convert_scalar(const FieldRule& rule, PyObject* value, std::byte* to) {
     throw_python_from(type, what + ": " + cause);
 }
 
-bool is_number(PyArray_Descr* descr) {
-    return PyTypeNum_ISNUMBER(descr->type_num) || PyTypeNum_ISBOOL(descr->type_num);
-}
-
 // What may be stored: any number as any other but complex as real; else what NumPy calls the same
-// kind, without cutting text short.
+// kind. Whether the values fit is another question.
 void require_castable(const std::string& what, PyArray_Descr* from, PyArray_Descr* to) {
     bool fits = false;
-    if (is_number(from) && is_number(to)) {
-        fits = !PyTypeNum_ISCOMPLEX(from->type_num) || PyTypeNum_ISCOMPLEX(to->type_num);
+    const NumberKind given = number_kind(from);
+    const NumberKind wanted = number_kind(to);
+    if (given != NumberKind::none && wanted != NumberKind::none) {
+        fits = given == NumberKind::real || wanted == NumberKind::complex;
     } else {
         fits = PyArray_CanCastTypeTo(from, to, NPY_SAME_KIND_CASTING) != 0;
-        if (PyTypeNum_ISFLEXIBLE(to->type_num) && from->type_num == to->type_num &&
-            PyDataType_ELSIZE(from) > PyDataType_ELSIZE(to)) {
+        if (to->type_num == NPY_VOID && from->type_num == NPY_VOID &&
+            PyDataType_ELSIZE(from) > PyDataType_ELSIZE(to) && !PyDataType_HASFIELDS(to)) {
             fits = false;
         }
     }
@@ -187,22 +203,35 @@ void require_castable(const std::string& what, PyArray_Descr* from, PyArray_Desc
     }
 }
 
-py::object cast_array(const std::string& what, const py::object& source, PyObject* original,
-                      PyArray_Descr* to) {
+py::object cast_array(const std::string& what, const py::object& source, PyArray_Descr* to,
+                      const ValueRange& range) {
     require_castable(what, PyArray_DESCR(array(source)), to);
+    try {
+        require_values_fit(what, source, to, range);
+    } catch (py::error_already_set& error) {
+        if (error.matches(PyExc_ValueError)) throw;
+        error.restore();
+        rethrow_about(what);
+    }
     Py_INCREF(to);
     constexpr int flags =
         NPY_ARRAY_C_CONTIGUOUS | NPY_ARRAY_ALIGNED | NPY_ARRAY_NOTSWAPPED | NPY_ARRAY_FORCECAST;
-    // From a list or a Python number NumPy itself checks the range, which a cast would not.
-    const bool from_python =
-        !PyArray_Check(original) && (PyList_Check(original) || PyTuple_Check(original) ||
-                                     PyLong_Check(original) || PyFloat_Check(original));
-    PyObject* cast = running_python([&] {
-        return from_python ? PyArray_FromAny(original, to, 0, 0, flags, nullptr)
-                           : PyArray_FromArray(array(source), to, flags);
-    });
+    PyObject* cast = running_python([&] { return PyArray_FromArray(array(source), to, flags); });
     if (cast == nullptr) rethrow_about(what);
     return py::reinterpret_steal<py::object>(cast);
+}
+
+[[noreturn]] void throw_unfit_scalar(const FieldRule& rule, PyObject* value) {
+    throw_unfit("cannot add field " + rule.text(), text_of(value), rule.range->words);
+}
+
+// A tensor of floats that NumPy has no dtype for, as float32, which holds them all; else nothing.
+py::object widened_tensor(PyObject* value) {
+    const py::handle tensor(value);
+    const py::object dtype = py::getattr(tensor, "dtype", py::none());
+    if (!py::getattr(dtype, "is_floating_point", py::bool_(false)).cast<bool>()) return {};
+    if (tensor.attr("element_size")().cast<int>() >= 4) return {};
+    return tensor.attr("float")();
 }
 
 }  // namespace
@@ -215,8 +244,19 @@ std::string shape_in_words(int ndim, const npy_intp* dims) {
     return text + ")";
 }
 
+py::object converted_to(const std::string& what, const py::object& value, const py::object& dtype) {
+    if (!PyArray_DescrCheck(dtype.ptr())) throw py::type_error("expected a numpy.dtype");
+    const py::object native = dtype.attr("newbyteorder")("=");
+    return cast_array(what, as_array(what, value.ptr()),
+                      reinterpret_cast<PyArray_Descr*>(native.ptr()), range_of(native));
+}
+
 std::string type_in_words(PyObject* value) {
     return value == nullptr ? "nothing" : std::string(Py_TYPE(value)->tp_name);
+}
+
+std::string text_of(PyObject* object) {
+    return running_python([object] { return py::str(py::handle(object)).cast<std::string>(); });
 }
 
 std::string FieldRule::text() const { return "'" + name.cast<std::string>() + "'"; }
@@ -234,7 +274,15 @@ py::object as_array(const std::string& what, PyObject* value) {
             const py::object from_dlpack = py::module_::import("numpy").attr("from_dlpack");
             return PyObject_CallOneArg(from_dlpack.ptr(), value);
         }
-        return PyArray_FromAny(value, nullptr, 0, 0, 0, nullptr);
+        PyObject* const array = PyArray_FromAny(value, nullptr, 0, 0, 0, nullptr);
+        if (array != nullptr || !PyErr_ExceptionMatches(PyExc_TypeError)) return array;
+        py::error_already_set error;
+        const py::object widened = widened_tensor(value);
+        if (!widened) {
+            error.restore();
+            return nullptr;
+        }
+        return PyArray_FromAny(widened.ptr(), nullptr, 0, 0, 0, nullptr);
     });
     if (converted == nullptr) rethrow_about(what);
     py::object result = py::reinterpret_steal<py::object>(converted);
@@ -258,15 +306,20 @@ void convert_field(const FieldRule& rule, PyObject* value, ConvertedField& conve
             converted.owner = py::reinterpret_borrow<py::object>(value);
             return;
         }
-    } else if (rule.one_element && convert_scalar(rule, value, converted.scalar.data())) {
-        converted.rows = 1;
-        converted.values = converted.scalar.data();
-        return;
+    } else if (rule.one_element) {
+        const Storing storing = convert_scalar(rule, value, converted.scalar.data());
+        if (storing == Storing::done) [[likely]] {
+            converted.rows = 1;
+            converted.values = converted.scalar.data();
+            return;
+        }
+        if (storing == Storing::does_not_fit) throw_unfit_scalar(rule, value);
     }
     const std::string what = "cannot add field " + rule.text();
     const py::object source = as_array(what, value);
-    converted.rows = require_rows(rule, array(source));
-    converted.owner = cast_array(what, source, value, rule.descr());
+    (void)require_rows(rule, array(source));  // before its values are looked at
+    converted.owner = cast_array(what, source, rule.descr(), *rule.range);
+    converted.rows = require_rows(rule, array(converted.owner));
     converted.values = static_cast<const std::byte*>(PyArray_DATA(array(converted.owner)));
 }
 
@@ -286,7 +339,7 @@ void convert_numbers(const char* what, PyObject* value, ConvertedNumbers& conver
     const py::object source = as_array(what, value);
     const auto descr = steal(reinterpret_cast<PyObject*>(PyArray_DescrFromType(NPY_DOUBLE)));
     const py::object numbers =
-        cast_array(what, source, value, reinterpret_cast<PyArray_Descr*>(descr.ptr()));
+        cast_array(what, source, reinterpret_cast<PyArray_Descr*>(descr.ptr()), ValueRange());
     converted.values = static_cast<const double*>(PyArray_DATA(array(numbers)));
     converted.count = PyArray_SIZE(array(numbers));
     converted.scalar = PyArray_NDIM(array(numbers)) == 0;

@@ -7,11 +7,13 @@
 #include <array>
 #include <cstddef>
 #include <cstdint>
+#include <memory>
 #include <string>
 #include <vector>
 
 #include "numpy_api.hpp"
 #include "row_copy.hpp"
+#include "value_range.hpp"
 
 namespace mpbuffer::bindings {
 
@@ -26,6 +28,7 @@ struct FieldRule {
     std::size_t row_bytes;
     std::size_t offset;
     bool one_element;
+    std::unique_ptr<const ValueRange> range;  // apart: values of the field's dtype do not need it
 
     PyArray_Descr* descr() const { return reinterpret_cast<PyArray_Descr*>(dtype.ptr()); }
     std::string text() const;        // "'obs'"
@@ -41,8 +44,9 @@ struct ConvertedField {
     alignas(16) std::array<std::byte, 32> scalar;
 };
 
-// KeyError, TypeError, ValueError or OverflowError, each naming the field, what came and what was
-// expected. Never keeps a reference to `value` without its being C-contiguous in the field's dtype.
+// KeyError, TypeError or ValueError, each naming the field, what came and what was expected: what
+// the field cannot represent is an error, what has to be rounded is not. Never keeps a reference to
+// `value` without its being C-contiguous in the field's dtype.
 void convert_field(const FieldRule& rule, PyObject* value, ConvertedField& converted);
 
 // A scalar or an array of numbers as doubles. `scalar` tells which.
@@ -58,6 +62,11 @@ void convert_numbers(const char* what, PyObject* value, ConvertedNumbers& conver
 // A NumPy array that shares the value's memory where it can: of an array, a tensor, a list.
 pybind11::object as_array(const std::string& what, PyObject* value);
 
+// An array of that dtype, by the rules of fields.
+pybind11::object converted_to(const std::string& what, const pybind11::object& value,
+                              const pybind11::object& dtype);
+
+std::string text_of(PyObject* object);  // str(object)
 std::string shape_in_words(int ndim, const npy_intp* dims);
 std::string type_in_words(PyObject* value);
 

@@ -8,6 +8,7 @@
 #include <chrono>
 #include <cmath>
 #include <cstring>
+#include <memory>
 #include <optional>
 
 #include "batch_gatherer.hpp"
@@ -49,7 +50,9 @@ std::vector<FieldRule> make_rules(const std::vector<FieldDescription>& descripti
         rule.name = py::reinterpret_steal<py::object>(interned);
         rule.dtype = dtype;
         rule.type_number = descr->type_num;
-        rule.plain = PyTypeNum_ISNUMBER(descr->type_num) || PyTypeNum_ISBOOL(descr->type_num);
+        rule.plain = PyTypeNum_ISNUMBER(descr->type_num) || PyTypeNum_ISBOOL(descr->type_num) ||
+                     PyTypeNum_ISUSERDEF(descr->type_num);
+        rule.range = std::make_unique<const ValueRange>(range_of(dtype));
         rule.shape = shape;
         rule.out_shape = shape;
         rule.out_shape.insert(rule.out_shape.begin(), 0);
@@ -346,6 +349,7 @@ PYBIND11_MODULE_EXEC(_core, module) {
         [](const py::object& self) { return state_of(self).core->data_descriptor(); },
         py::arg("buffer"));
     module.def("generate_name", generate_name);
+    module.def("converted", converted_to, py::arg("what"), py::arg("value"), py::arg("dtype"));
     module.def(
         "checked_beta", [](const py::object& beta) { return convert_beta(beta.ptr()); },
         py::arg("beta"));

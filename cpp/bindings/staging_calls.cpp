@@ -89,7 +89,9 @@ FloatField float_field(const FieldRule& rule) {
 std::optional<EpisodeFlag> find_flag(const std::vector<FieldRule>& rules, const char* name) {
     const FieldRule* rule = find_rule(rules, name);
     if (rule == nullptr || !rule->one_element || rule->item_bytes > 8) return std::nullopt;
-    const bool floating = PyTypeNum_ISFLOAT(rule->type_number);
+    // Of another package's integers none has the sign of a float alone.
+    const bool floating =
+        PyTypeNum_ISFLOAT(rule->type_number) || PyTypeNum_ISUSERDEF(rule->type_number);
     if (!floating && !PyTypeNum_ISINTEGER(rule->type_number) &&
         !PyTypeNum_ISBOOL(rule->type_number)) {
         return std::nullopt;
