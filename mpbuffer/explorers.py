@@ -7,6 +7,7 @@ import math
 import operator
 import os
 import select
+import signal
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -20,7 +21,8 @@ from mpbuffer.buffer import ReplayBuffer
 from mpbuffer.errors import ExplorerFailed
 from mpbuffer.explorer_launch import START_METHODS, start_process
 from mpbuffer.explorer_place import ExplorerStatus, Place
-from mpbuffer.explorer_process import STOP, Explorer, Orders, Task
+from mpbuffer.explorer_process import STOP, TERMINATE, Explorer, Orders
+from mpbuffer.explorer_task import Task
 from mpbuffer.process_identity import ProcessIdentity
 
 __all__ = ["Explorer", "ExplorerStatus", "Explorers"]
@@ -123,6 +125,7 @@ class Explorers:
         pin: bool | Sequence[int] = False,
         nice: int = 0,
         threads: int | None = 1,
+        seed_globals: bool = True,
         stop_timeout: float = 5.0,
     ) -> None:
         if not callable(function):
@@ -141,6 +144,9 @@ class Explorers:
         self._stop_timeout = _seconds("stop_timeout", stop_timeout)
         self._nice = _whole("nice", nice, 0, 19)
         self._threads = None if threads is None else _whole("threads", threads, 1)
+        if not isinstance(seed_globals, (bool, np.bool_)):
+            raise TypeError(f"seed_globals must be a bool, got {seed_globals!r}")
+        self._seed_globals = bool(seed_globals)
         with _signals_deferred:  # else numpy.random, if imported here, swallows KeyboardInterrupt
             entropy = np.random.SeedSequence(seed).entropy
         assert entropy is not None
@@ -240,7 +246,7 @@ class Explorers:
         finally:
             with _signals_deferred, self._lock:
                 for place in self._living():
-                    place.process.kill()
+                    place.signal(signal.SIGKILL)
             self._wait_for_end(_SECONDS_TO_KILL)
 
     @property
@@ -252,7 +258,7 @@ class Explorers:
     def alive(self) -> int:
         """How many explorers have a running process now."""
         with _signals_deferred, self._lock:
-            return sum(place.process.is_alive() for place in self._living())
+            return sum(place.is_alive for place in self._places)
 
     def status(self) -> list[ExplorerStatus]:
         """Tell about each explorer, by index, as of the last check().
@@ -320,8 +326,13 @@ class Explorers:
             else:
                 try:
                     threading.Thread(target=self._start_process, args=(place,), daemon=True).start()
-                except RuntimeError as error:  # there can be no more threads
-                    self._not_started(place, error)
+                except RuntimeError as error:
+                    why = (
+                        f"cannot start the process of explorer {place.index}: the learner can start"
+                        f" no more threads ({error}); raise the limit (ulimit -u, a container's"
+                        " pids limit), or use start_method='fork'"
+                    )
+                    self._not_started(place, RuntimeError(why))
         while place.is_launching:
             time.sleep(_SECONDS_OF_A_LAUNCH)
 
@@ -337,6 +348,8 @@ class Explorers:
             cores=place.cores,
             nice=self._nice,
             threads=self._threads,
+            seed_globals=self._seed_globals,
+            is_forked=self._start_method == "fork",
         )
         try:
             process, connection = start_process(self._start_method, orders, self._task)
@@ -348,7 +361,7 @@ class Explorers:
             place.take(process, connection, is_child=self._start_method != "forkserver")
             self._descriptors = [*self._descriptors, *place.descriptors]
             if self._stopping:  # it took so long to start that stop() has given it up
-                process.terminate()
+                place.signal(signal.SIGTERM)
 
     def _not_started(self, place: Place, error: BaseException) -> None:
         place.is_launching = False
@@ -426,7 +439,7 @@ class Explorers:
             self._take_note()
             for place in self._living():
                 if place.state == "starting" and self._start_method != "fork":
-                    place.process.terminate()  # it may have a long import before it, and no rows
+                    place.signal(signal.SIGTERM)  # it may have a long import before it, and no rows
                 place.tell(STOP)
 
     def _wait_for_end(self, seconds: float) -> None:
@@ -447,7 +460,8 @@ class Explorers:
                         place.index,
                         self._stop_timeout,
                     )
-                place.process.terminate()
+                place.tell(TERMINATE)
+                place.signal(signal.SIGTERM)
 
 
 def _readable(descriptors: Iterable[int], seconds: float) -> list[int]:

@@ -142,6 +142,62 @@ def tell_of_place(explorer, path):
     Path(path.format(explorer.index)).write_text(json.dumps(place))
 
 
+def use_all(explorer, queue, simple, joinable, event, lock, condition, semaphore, barrier, pipe):
+    """Use each of them; what is still in a queue's thread is sent at the end."""
+    assert event.wait(60)
+    with lock, condition:
+        assert semaphore.acquire(timeout=60)
+    pipe.send(pipe.recv() + 1)
+    barrier.wait(60)
+    simple.put("simple")
+    joinable.put("joinable")
+    for number in range(1000):
+        queue.put(number)
+
+
+def change_all(explorer, value, array, raw, dictionary, numbers, queue):
+    with value.get_lock():
+        value.value += 1
+    array[1], raw[1] = 5, 7
+    dictionary["from"] = "explorer"
+    numbers.append(1)
+    queue.put("queued")
+
+
+def write_to(explorer, memory, number):
+    memory.buf[number] = number
+
+
+def wait_for_weights(explorer, net, part, whole):
+    """Tell that one is there, in shared memory, and what one sees once all has come."""
+    whole[0, 0] = 1
+    until = time.monotonic() + 60
+    while (net[1].weight[0, 0] != 7 or part[1] != 9) and time.monotonic() < until:
+        time.sleep(0.005)
+    for seen in (net[1].weight[0, 0], part[1], whole[1, 1]):
+        tell(explorer, seen.item())
+
+
+def fill_tensor(explorer, tensor, sparse):
+    tensor.fill_(1)
+    tell(explorer, (tensor.sum() + sparse.to_dense()[1, 1]).item())
+
+
+def add_from_child(buffer, number):
+    buffer.add(index=0, pid=os.getpid(), restart=0, epsilon=0.0, draw=number)
+
+
+def have_children(explorer, package):
+    """Start one that is not waited for here, and a daemon that never ends."""
+    import importlib
+
+    for method in ("fork", "spawn"):
+        context = importlib.import_module(package).get_context(method)
+        number = 1.0 if method == "fork" else 2.0
+        context.Process(target=add_from_child, args=(explorer.buffer, number)).start()
+    context.Process(target=time.sleep, args=(1000,), daemon=True).start()
+
+
 def say(*words):
     """Write a line at once, whole, whoever else writes to the same pipe."""
     os.write(1, (" ".join(map(str, words)) + "\n").encode())

@@ -372,12 +372,12 @@ def test_a_death_ends_the_run_if_asked(buffer, start_method):
             explorers_processes.play, 2, buffer, start_method=start_method, on_death="raise"
         ) as explorers:
             pid = wait_for_rows(buffer, explorers, 2)[0]["pid"]
-            os.kill(pid, signal.SIGUSR1)
+            os.kill(pid, signal.SIGALRM)
             until(lambda: False, explorers)
 
-    with pytest.raises(ExplorerFailed, match=r"explorer 0 .* was killed by SIGUSR1") as caught:
+    with pytest.raises(ExplorerFailed, match=r"explorer 0 .* was killed by SIGALRM") as caught:
         run()
-    assert caught.value.exit_code == -signal.SIGUSR1
+    assert caught.value.exit_code == -signal.SIGALRM
     assert caught.value.remote_traceback == ""
 
 
