@@ -1,7 +1,9 @@
 """What explorers of the tests do, and learners that are to be killed. Light to import."""
 
 import atexit
+import contextlib
 import ctypes
+import importlib
 import json
 import os
 import signal
@@ -46,6 +48,73 @@ def play_staged(explorer):
             index=explorer.index, pid=os.getpid(), restart=explorer.restart, epsilon=0.0, draw=1.0
         )
         explorer.stopping.wait()
+
+
+def stage_one(explorer, do):
+    """Add a row, stage one whose draw is 1, and do something for ever."""
+    tell(explorer)
+    with explorer.buffer.explorer(flush_every=1000) as stage:
+        stage.add(index=0, pid=os.getpid(), restart=explorer.restart, epsilon=0.0, draw=1.0)
+        while True:
+            do()
+
+
+def play_staged_deaf(explorer):
+    stage_one(explorer, lambda: time.sleep(0.01))
+
+
+def play_staged_in_a_call(explorer):
+    """Never come back from a call, into which no signal breaks."""
+    mutex, library = ctypes.create_string_buffer(128), ctypes.CDLL(None)
+    library.pthread_mutex_lock(mutex)
+    stage_one(explorer, lambda: library.pthread_mutex_lock(mutex))
+
+
+def play_staged_and_catch_all(explorer):
+    def sleep():
+        with contextlib.suppress(BaseException):
+            time.sleep(0.01)
+
+    stage_one(explorer, sleep)
+
+
+def finish_what_was_begun(explorer):
+    tell(explorer)
+    explorer.stopping.wait()
+    time.sleep(0.4)
+    tell(explorer, 0.5)
+
+
+def count_signals(explorer):
+    """Have handlers of one's own, that add a row for each signal."""
+    for number in (signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(number, lambda number, frame: tell(explorer, number))
+    tell(explorer)
+    while not explorer.should_stop():
+        time.sleep(0.01)
+
+
+def terminate_children(explorer, package):
+    """Terminate a child as soon as it is there, and add a row with its exit code."""
+    tell(explorer)
+    for _ in range(3):
+        if package == "os":
+            pid = os.fork()
+            if pid == 0:
+                time.sleep(60)
+                os._exit(0)
+            time.sleep(0.01)
+            os.kill(pid, signal.SIGTERM)
+            tell(explorer, os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+        else:
+            context = importlib.import_module(package).get_context("fork")
+            child = context.Process(target=time.sleep, args=(60,))
+            child.start()
+            time.sleep(0.01)
+            child.terminate()
+            child.join(60)
+            tell(explorer, child.exitcode)
+        time.sleep(0.1)
 
 
 def play_deaf(explorer):
@@ -189,8 +258,6 @@ def add_from_child(buffer, number):
 
 def have_children(explorer, package):
     """Start one that is not waited for here, and a daemon that never ends."""
-    import importlib
-
     for method in ("fork", "spawn"):
         context = importlib.import_module(package).get_context(method)
         number = 1.0 if method == "fork" else 2.0
