@@ -298,4 +298,5 @@ def test_an_explorer_whose_server_was_killed_is_still_ended(buffer):
     explorers.stop()
     assert (explorers.alive, explorers.status()[0].state) == (0, "finished")
     assert explorers.status()[0].exit_code is None
+    forkserver._forkserver._stop()
     assert draws(buffer) == [0, 1]
