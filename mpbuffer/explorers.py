@@ -50,8 +50,15 @@ class Explorers:
 
     An explorer ends, whatever it is doing, within 2 seconds of the learner's death by any signal,
     unless it is stopped by a signal: also while it holds the GIL, and while its interpreter ends.
-    Ctrl-C is the learner's alone: explorers ignore it. One that is killed may have left rows of its
-    own unsent; rows it added are whole. Processes that an explorer starts are its own to end.
+    One that is killed may have left rows of its own unsent; rows it added are whole. An explorer
+    may start processes: those of multiprocessing are joined at its end, others are its own to end.
+
+    Explorers ignore SIGINT (Ctrl-C), SIGHUP, SIGUSR1 and SIGUSR2, which a terminal or a scheduler
+    sends to the whole group: they are for the learner, whose handlers run in no explorer. SIGTERM
+    ends an explorer in order: should_stop() becomes true; a function that has not returned after a
+    second gets an exception; one that stays in a call is left; staged rows are written each time.
+    The learner restarts it, as after any other death. A function that holds the GIL has to be
+    killed. Handlers that the function sets itself stay.
 
     Nothing here but `explorer` methods may be called in another process than the learner's. A
     signal's handler may call any method, and raise, whatever the program is at: inside the methods
@@ -70,7 +77,10 @@ class Explorers:
     buffer : ReplayBuffer or PrioritizedReplayBuffer
         Each explorer gets its own handle.
     args, kwargs : tuple, mapping
-        Further arguments.
+        Further arguments. Queues, locks, pipes, values, arrays and managers of multiprocessing and
+        of multiprocess stay shared; under "spawn" and "forkserver" make them with
+        ``get_context(start_method)``. torch's tensors stay shared if they are in shared memory
+        (``share_memory()``) or on a GPU, and are copied otherwise.
     seed : int or sequence of int, optional
         Each explorer's random stream follows from it, the index and the number of restarts.
         Chosen if not given.
@@ -97,6 +107,10 @@ class Explorers:
         How many threads numerical libraries use in an explorer; None leaves them alone. Environment
         variables such as ``OMP_NUM_THREADS`` that are set already win. Under "forkserver" they
         reach libraries that the server has loaded only if it was not running before.
+    seed_globals : bool
+        Seed the global generators of ``random``, NumPy and torch, each explorer's from streams of
+        its own that follow from the seed; torch's if torch is loaded before the function runs.
+        False leaves them alone: forked explorers then draw the same numbers from NumPy and torch.
     stop_timeout : float
         Seconds that explorers have to return.
 
@@ -175,6 +189,10 @@ class Explorers:
         ------
         RuntimeError
             If it was called before.
+        OSError, RuntimeError
+            If a process cannot be started: there can be no more processes, threads or open files,
+            or the working directory was deleted and the start method is not "fork". If an argument
+            was made for forked processes only.
         Exception
             What the pickling of the function or of an argument raises.
         """

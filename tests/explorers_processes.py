@@ -6,6 +6,7 @@ import ctypes
 import importlib
 import json
 import os
+import resource
 import signal
 import sys
 import threading
@@ -263,6 +264,28 @@ def have_children(explorer, package):
         number = 1.0 if method == "fork" else 2.0
         context.Process(target=add_from_child, args=(explorer.buffer, number)).start()
     context.Process(target=time.sleep, args=(1000,), daemon=True).start()
+
+
+def play_without_descriptors(explorer):
+    tell(explorer)
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (3, limits[1]))
+    time.sleep(2.5)  # longer than an orphan lives
+    resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+    tell(explorer, 1.0)
+
+
+def draw_globally(explorer):
+    """Tell one number of each generator that there is."""
+    import random
+
+    import numpy as np
+
+    numbers = [random.random(), np.random.random()]
+    if "torch" in sys.modules:
+        numbers.append(sys.modules["torch"].rand((), dtype=sys.modules["torch"].double).item())
+    for number in [*numbers, explorer.rng.random()]:
+        tell(explorer, number)
 
 
 def say(*words):
