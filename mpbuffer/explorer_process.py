@@ -39,6 +39,12 @@ THREAD_VARIABLES = (
     "NUMEXPR_NUM_THREADS",
     "VECLIB_MAXIMUM_THREADS",
 )
+_VARIABLES_OF_LIBRARIES = {  # by what threadpoolctl calls these
+    "openmp": "OMP_NUM_THREADS",
+    "openblas": "OPENBLAS_NUM_THREADS",
+    "mkl": "MKL_NUM_THREADS",
+    "blis": "BLIS_NUM_THREADS",
+}
 
 _SEEDS_OF_GLOBALS = 2**32 - 1  # as no explorer's index, in keys of seed sequences
 _LONGEST_MESSAGE = 16_000  # bytes: room for it in any socket, so that sending never waits
@@ -249,7 +255,7 @@ def named_and_watched(name: str, learner: tuple[int, int]) -> str:
 @contextlib.contextmanager
 def thread_variables_set(threads: int | None) -> Iterator[None]:
     """Limit numerical libraries of processes that are started here, unless the user did so."""
-    new = [] if threads is None else [each for each in THREAD_VARIABLES if each not in os.environ]
+    new = [] if threads is None else _variables_to_set()
     for variable in new:
         os.environ[variable] = str(threads)
     try:
@@ -262,16 +268,34 @@ def thread_variables_set(threads: int | None) -> Iterator[None]:
 def _limit_threads(threads: int | None, loaded: Mapping[str, Any] = sys.modules) -> None:
     """Limit the libraries that are loaded: by variables alone those that came with a fork do not.
 
-    threadpoolctl is used for the linear algebra behind NumPy and SciPy if it is installed.
+    What the variables say wins. threadpoolctl is used for the linear algebra behind NumPy and SciPy
+    if it is installed.
     """
     if threads is None:
         return
-    for variable in THREAD_VARIABLES:
-        os.environ.setdefault(variable, str(threads))
+    for variable in _variables_to_set():
+        os.environ[variable] = str(threads)
+    threads = _threads_by_variable("OMP_NUM_THREADS", threads)
     if "torch" in loaded:
         loaded["torch"].set_num_threads(threads)
     with contextlib.suppress(ImportError):
-        importlib.import_module("threadpoolctl").threadpool_limits(threads)
+        controller = importlib.import_module("threadpoolctl").ThreadpoolController()
+        for library in controller.lib_controllers:
+            variable = _VARIABLES_OF_LIBRARIES.get(library.internal_api, "")
+            library.set_num_threads(_threads_by_variable(variable, threads))
+
+
+def _variables_to_set() -> list[str]:
+    """Return which the user has not set; none where OMP_NUM_THREADS is, by which all others go."""
+    if "OMP_NUM_THREADS" in os.environ:
+        return []
+    return [variable for variable in THREAD_VARIABLES if variable not in os.environ]
+
+
+def _threads_by_variable(variable: str, otherwise: int) -> int:
+    """Return the first number of a list such as "4,2", which is for nested parallel regions."""
+    first = os.environ.get(variable, "").split(",")[0].strip()
+    return int(first) if first.isdecimal() and int(first) > 0 else otherwise
 
 
 def _each_thread() -> list[int]:

@@ -105,7 +105,8 @@ class Explorers:
         Added to the explorers' niceness, 0 to 19.
     threads : int, optional
         How many threads numerical libraries use in an explorer; None leaves them alone. Environment
-        variables such as ``OMP_NUM_THREADS`` that are set already win. Under "forkserver" they
+        variables that are set already win: ``OMP_NUM_THREADS`` for all of them, others such as
+        ``MKL_NUM_THREADS`` for their library. Under "forkserver" they
         reach libraries that the server has loaded only if it was not running before.
     seed_globals : bool
         Seed the global generators of ``random``, NumPy and torch, each explorer's from streams of

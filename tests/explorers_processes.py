@@ -288,6 +288,11 @@ def draw_globally(explorer):
         tell(explorer, number)
 
 
+def tell_threads_of_torch(explorer):
+    torch = importlib.import_module("torch")
+    tell(explorer, torch.get_num_threads())
+
+
 def say(*words):
     """Write a line at once, whole, whoever else writes to the same pipe."""
     os.write(1, (" ".join(map(str, words)) + "\n").encode())

@@ -144,7 +144,7 @@ def test_no_program_is_started_in_place_of_an_interpreter(monkeypatch, attribute
 def test_a_frozen_program_names_an_interpreter(monkeypatch):
     python = sys.executable
     monkeypatch.setattr(sys, "frozen", True, raising=False)
-    monkeypatch.setattr(sys, "executable", "/opt/program")
+    monkeypatch.setattr(sys, "executable", "/nowhere/program")
     monkeypatch.setattr(multiprocessing.spawn, "_python_exe", os.fsencode(python))
     with mpbuffer.ReplayBuffer(8, {"x": {}}) as buffer:
         end_process(buffer.keep_after_exit(0))
