@@ -21,6 +21,15 @@ START_METHODS = ("fork", "spawn", "forkserver")
 _environment_lock = threading.Lock()  # held by whoever changes os.environ for a child
 
 
+def _unlock_in_child() -> None:
+    """Let an explorer, which is forked while this is held, have explorers of its own."""
+    global _environment_lock
+    _environment_lock = threading.Lock()
+
+
+os.register_at_fork(after_in_child=_unlock_in_child)
+
+
 def start_process(start_method: str, orders: Orders, task: Task) -> tuple[Any, Any]:
     """Start the process; return it and our end of a connection to it.
 

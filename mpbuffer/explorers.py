@@ -89,7 +89,8 @@ class Explorers:
         a single one with `epsilon`. Horgan et al., 2018, section 4, has 0.4 and 7.
     start_method : {"spawn", "fork", "forkserver"}
         "spawn" is what works beside CUDA and beside libraries that have started threads, whose
-        locks a fork copies in whatever state they are.
+        locks a fork copies in whatever state they are. In a frozen program use "fork": the others
+        would start the program again.
     on_death : {"restart", "raise"}
         What becomes of an explorer that was killed, or left by ``os._exit``: it is started again
         with the same index and epsilon and another random stream, or check() raises.

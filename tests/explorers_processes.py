@@ -288,6 +288,14 @@ def draw_globally(explorer):
         tell(explorer, number)
 
 
+def have_explorers(explorer, start_method):
+    import mpbuffer
+
+    with mpbuffer.Explorers(tell, 2, explorer.buffer, start_method=start_method) as explorers:
+        explorers.join(60)
+    tell(explorer, 1.0)
+
+
 def tell_threads_of_torch(explorer):
     torch = importlib.import_module("torch")
     tell(explorer, torch.get_num_threads())

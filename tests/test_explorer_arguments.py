@@ -168,3 +168,11 @@ def test_children_of_explorers(buffer, package, start_method):
         except ExplorerFailed as failure:
             pytest.fail(str(failure))
     assert sorted(buffer.get_all_transitions()["draw"].ravel()) == [1.0, 2.0]
+
+
+@pytest.mark.parametrize("inner", ["fork", pytest.param("spawn", marks=pytest.mark.slow)])
+def test_an_explorer_may_have_explorers(buffer, inner):
+    explore = explorers_processes.have_explorers
+    with Explorers(explore, 1, buffer, args=(inner,), start_method="fork") as explorers:
+        assert explorers.join(DEADLINE)
+    assert buffer.get_all_transitions()["draw"].ravel().tolist() == [0, 0, 1]
