@@ -63,7 +63,7 @@ def explore(explorer: mpbuffer.Explorer, env_name: str, weights, returns) -> Non
             written = stage.add(**row, **ends, **values)
             obs, q, episode_return = next_obs, next_q, episode_return + float(rew)
             if terminated or truncated:
-                returns.add(ret=episode_return)
+                returns.add(ret=episode_return, at=time.monotonic())
                 obs, _ = env.reset()
                 q, episode_return = q_values(obs), 0.0
 
@@ -147,6 +147,12 @@ def greedy_returns(learner: Learner, env_name: str, rng, episodes: int) -> np.nd
     return returns
 
 
+def last_returns(returns: mpbuffer.ReplayBuffer, n: int) -> np.ndarray:
+    """Return what the explorers' last episodes earned; a full buffer's rows are in no order."""
+    episodes = returns.get_all_transitions()
+    return episodes["ret"][episodes["at"].ravel().argsort()[-n:]]
+
+
 def open_buffer(task: Task, env: gymnasium.Env, seed: int, name: str | None):
     """Open the buffer that an earlier learner left, or make one that the memory there is holds."""
     if name is not None:
@@ -194,7 +200,7 @@ def train(options, learner, rb, weights, returns, explorers, result, status) -> 
             continue
 
         greedy = float(greedy_returns(learner, options.env, rng, task.episodes).mean())
-        played = returns.get_all_transitions()["ret"][-5 * options.explorers :]
+        played = last_returns(returns, 5 * options.explorers)
         record = {key: result[key] for key in ("seconds", "cycles", "rows")} | {"greedy": greedy}
         record["explorers"] = float(played.mean()) if len(played) else None
         result["returns"].append(record)
@@ -242,6 +248,8 @@ def parse_options() -> argparse.Namespace:
     options = parser.parse_args()
     if options.explorers < 1:
         parser.error(f"--explorers: expected 1 or more, got {options.explorers}")
+    if options.seed < 0:
+        parser.error(f"--seed: expected 0 or more, got {options.seed}")
     options.checkpoint = options.out / "checkpoint.pt"
     if options.resume and not options.checkpoint.exists():
         parser.error(f"--resume: there is no {options.checkpoint}")
@@ -253,7 +261,8 @@ def parse_options() -> argparse.Namespace:
 def main() -> int:
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # stop cleanly, as on Ctrl-C
     options = parse_options()
-    torch.set_num_threads(1)
+    if "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(1)
     torch.manual_seed(options.seed)
     task, env = TASKS[options.env], make_env(options.env)
     learner = Learner(DuelingNetwork(env), task, options.device)
@@ -264,13 +273,14 @@ def main() -> int:
     if options.resume:
         saved = learner.load(options.checkpoint)
         result, buffer_name = saved["result"], saved["buffer"]
+        result |= {"solved": False, "seconds_to_criterion": None}  # which is for this run to show
         console.print(f"resuming after {learner.cycles:,} cycles")
     result["runs"] += 1
     options.out.mkdir(parents=True, exist_ok=True)
 
     with (
         open_buffer(task, env, options.seed, buffer_name) as rb,
-        mpbuffer.ReplayBuffer(1_000, {"ret": {}}) as returns,  # of the explorers' last episodes
+        mpbuffer.ReplayBuffer(1_000, {"ret": {}, "at": {"dtype": float}}) as returns,  # episodes'
         mpbuffer.SharedWeights(learner.weights()) as weights,
     ):
         if options.linger > 0:

@@ -9,6 +9,7 @@ is not long enough to solve it (apex.py does), but long enough to see the calls 
 
 import argparse
 import copy
+import os
 import time
 
 import gymnasium
@@ -91,7 +92,7 @@ def experience_replay(steps: int, seed: int) -> list[float]:
 
     print(rb)
     rb.close()
-    return returns[:-1]  # the last episode was not finished
+    return returns[:-1] or returns  # the last episode was not finished
 
 
 def prioritized_experience_replay(steps: int, seed: int) -> list[float]:
@@ -120,7 +121,7 @@ def prioritized_experience_replay(steps: int, seed: int) -> list[float]:
 
     print(rb)
     rb.close()
-    return returns[:-1]
+    return returns[:-1] or returns
 
 
 PROGRAMS = {"uniform": experience_replay, "prioritized": prioritized_experience_replay}
@@ -132,7 +133,10 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=6_000)
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
-    torch.set_num_threads(1)
+    if options.steps < 1:
+        parser.error(f"--steps: expected 1 or more, got {options.steps}")
+    if "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(1)
     for name, program in PROGRAMS.items():
         if options.program in (name, "both"):
             torch.manual_seed(options.seed)

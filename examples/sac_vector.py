@@ -16,6 +16,7 @@ The result (JSON) is written to --out; the exit code is 0 only if the task was s
 import argparse
 import copy
 import json
+import os
 import pathlib
 import sys
 import time
@@ -78,15 +79,16 @@ def explore(explorer: mpbuffer.Explorer, weights: mpbuffer.SharedWeights, option
     """Play in a process of its own until told to stop."""
     envs = gymnasium.make_vec(options.env, num_envs=options.envs, vectorization_mode="sync")
     envs.action_space.seed(int(explorer.rng.integers(2**31)))
-    torch.manual_seed(int(explorer.rng.integers(2**31)))
     policy = Policy(envs.single_observation_space, envs.single_action_space)
-    version = weights.load_into(policy)
+    version = first_version = weights.load_into(policy)
+    # One that was restarted joins a learner that trains already.
+    warm_up_rows = WARM_UP_ROWS if first_version == 1 else 0
     transitions = mpbuffer.VectorTransitions(envs)
     observations, _ = envs.reset(seed=int(explorer.rng.integers(2**31)))
     transitions.reset(observations)
     with explorer.buffer.explorer(flush_every=32, n_envs=options.envs) as stage:
         while not explorer.should_stop():
-            if stage.steps * explorer.n < WARM_UP_ROWS:
+            if stage.steps * explorer.n < warm_up_rows:
                 actions = envs.action_space.sample()
             else:
                 with torch.inference_mode():
@@ -97,14 +99,13 @@ def explore(explorer: mpbuffer.Explorer, weights: mpbuffer.SharedWeights, option
             version = weights.load_into(policy, newer_than=version) or version
 
             # An explorer may be so many rows ahead of the learner, and no more: its cycles are
-            # known by the versions that it has published.
-            while stage.steps * explorer.n > rows_allowed(version) and not explorer.should_stop():
+            # known by the versions that it has published since this explorer began.
+            while not explorer.should_stop():
+                cycles = (version - first_version + 2) * PUBLISH_CYCLES
+                if stage.steps * explorer.n <= warm_up_rows + cycles * ROWS_PER_CYCLE:
+                    break
                 explorer.stopping.wait(0.002)
                 version = weights.load_into(policy, newer_than=version) or version
-
-
-def rows_allowed(version: int) -> int:
-    return WARM_UP_ROWS + (version - 1) * PUBLISH_CYCLES * ROWS_PER_CYCLE + 2 * PUBLISH_CYCLES
 
 
 # ---------------------------------------------------------------------------------------- learner
@@ -186,6 +187,8 @@ def train(options, learner, buffer, weights, explorers, result) -> None:
     while buffer.get_stored_size() < WARM_UP_ROWS and time.monotonic() - start < options.time_limit:
         explorers.check()
         time.sleep(0.02)
+    if buffer.get_stored_size() < WARM_UP_ROWS:
+        return
     with buffer.batches(BATCH_SIZE, prefetch=2, tensors=True) as batches:
         for cycle, rows in enumerate(batches, start=1):
             learner.cycle(rows)
@@ -216,12 +219,17 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=0, help="for networks, environments, draws")
     parser.add_argument("--out", type=pathlib.Path, default="sac-result", help="folder to write")
     parser.add_argument("--time-limit", type=float, default=300, help="seconds of training")
-    return parser.parse_args()
+    options = parser.parse_args()
+    for name, least in (("explorers", 1), ("envs", 1), ("seed", 0)):
+        if getattr(options, name) < least:
+            parser.error(f"--{name}: expected {least} or more, got {getattr(options, name)}")
+    return options
 
 
 def main() -> int:
     options = parse_options()
-    torch.set_num_threads(1)
+    if "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(1)
     torch.manual_seed(options.seed)
     env = gymnasium.make(options.env)
     learner = Learner(env.observation_space, env.action_space)
@@ -232,8 +240,11 @@ def main() -> int:
         crew = mpbuffer.Explorers(
             explore, options.explorers, buffer, args=arguments, seed=options.seed
         )
-        with crew as explorers:
-            train(options, learner, buffer, weights, explorers, result)
+        try:
+            with crew as explorers:
+                train(options, learner, buffer, weights, explorers, result)
+        except KeyboardInterrupt:
+            return 130
     options.out.mkdir(parents=True, exist_ok=True)
     (options.out / "result.json").write_text(json.dumps(result, indent=2) + "\n")
     console.print(

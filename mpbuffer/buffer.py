@@ -657,7 +657,10 @@ class ReplayBuffer(_core.ReplayBuffer, NotCopied):
             If this handle was closed.
         RuntimeError
             If the process did not attach, with what it said. Waits until it has, usually less than
-            a second, at most 60.
+            a second, at most 60. In a frozen program, and where ``sys.executable`` is no Python
+            interpreter, unless ``multiprocessing.set_executable()`` has named one.
+        OSError
+            If the process cannot be started.
         """
         if self.closed:
             raise BufferClosed(f"cannot keep the rows of '{self.name}': this buffer was closed")

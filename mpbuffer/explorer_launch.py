@@ -2,23 +2,32 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
+import os
 import signal
 import threading
+from collections.abc import Iterator
 from typing import Any
 
-from mpbuffer.explorer_process import (
-    Orders,
-    Task,
-    WatchedName,
-    run_explorer,
-    thread_variables_set,
-)
+from mpbuffer.explorer_process import Orders, WatchedName, run_explorer, thread_variables_set
+from mpbuffer.explorer_signals import LEFT_TO_LEARNER, held_back
+from mpbuffer.explorer_task import Task
 
 __all__ = ["START_METHODS", "start_process"]
 
 START_METHODS = ("fork", "spawn", "forkserver")
 
 _environment_lock = threading.Lock()  # held by whoever changes os.environ for a child
+
+
+def _unlock_in_child() -> None:
+    """Let an explorer, which is forked while this is held, have explorers of its own."""
+    global _environment_lock
+    _environment_lock = threading.Lock()
+
+
+os.register_at_fork(after_in_child=_unlock_in_child)
 
 
 def start_process(start_method: str, orders: Orders, task: Task) -> tuple[Any, Any]:
@@ -28,40 +37,80 @@ def start_process(start_method: str, orders: Orders, task: Task) -> tuple[Any, A
     """
     import multiprocess
 
-    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, ())
-    if start_method != "fork":
-        _start_servers(start_method, orders.threads)
-    context = multiprocess.get_context(start_method)
-    name = WatchedName(f"explorer-{orders.index}")
-    name.learner = orders.learner
-    ours, theirs = context.Pipe()
-    try:
-        process = context.Process(
-            target=run_explorer, args=(orders, task, theirs), name=name, daemon=True
-        )
-        # Inherited until the process ignores the one, and ends by the other. What takes long to
-        # import has to end by it sooner.
-        signals = {signal.SIGINT, signal.SIGTERM} if start_method == "fork" else {signal.SIGINT}
-        signal.pthread_sigmask(signal.SIG_BLOCK, signals)
-        with _environment_lock, thread_variables_set(orders.threads):
-            process.start()
-        # Else a forked child of the learner that ends would terminate it, as one of its own.
-        multiprocess.process._children.discard(process)
-    except BaseException:
-        ours.close()
-        raise
-    finally:
-        theirs.close()
-        signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
+    with _causes_in_words(orders.index):
+        if start_method != "fork":
+            _require_working_directory()
+            _start_servers(start_method, orders.threads)
+        context = multiprocess.get_context(start_method)
+        name = WatchedName(f"explorer-{orders.index}")
+        name.learner = orders.learner
+        ours, theirs = context.Pipe()
+        try:
+            process = context.Process(target=run_explorer, args=(orders, task, theirs), name=name)
+            # Until the process has set its own handlers, or none. What takes long to import has to
+            # end by SIGTERM sooner.
+            signals = signal.valid_signals() if start_method == "fork" else LEFT_TO_LEARNER
+            with held_back(signals), _environment_lock, thread_variables_set(orders.threads):
+                process.start()
+            # Else multiprocess would wait for it when the learner ends, or a forked child of it.
+            multiprocess.process._children.discard(process)
+        except BaseException:
+            ours.close()
+            raise
+        finally:
+            theirs.close()
     return process, ours
 
 
 def _start_servers(start_method: str, threads: int | None) -> None:
-    """Start the package's servers first: that unblocks the signals of the calling thread."""
+    """Start the package's servers first: that lets signals through to the calling thread."""
     from multiprocess import forkserver, resource_tracker
 
-    resource_tracker.ensure_running()
+    with held_back(LEFT_TO_LEARNER):
+        resource_tracker.ensure_running()
     if start_method == "forkserver":
-        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-        with _environment_lock, thread_variables_set(threads):
-            forkserver.ensure_running()
+        with held_back(LEFT_TO_LEARNER), _environment_lock, thread_variables_set(threads):
+            try:
+                forkserver.ensure_running()
+            except ChildProcessError:  # it has ended, and somebody else has reaped it
+                os.close(forkserver._forkserver._forkserver_alive_fd)
+                forkserver._forkserver._forkserver_pid = None
+                forkserver.ensure_running()
+
+
+def _require_working_directory() -> None:
+    """Raise what multiprocess would, which tells the new process the directory."""
+    try:
+        os.getcwd()
+    except FileNotFoundError as error:
+        raise FileNotFoundError(
+            errno.ENOENT,
+            "the working directory of this program was deleted; change to one that exists"
+            " (os.chdir), or use start_method='fork'",
+        ) from error
+
+
+@contextlib.contextmanager
+def _causes_in_words(index: int) -> Iterator[None]:
+    """Have errors of the system tell what was tried, and what to do."""
+    try:
+        yield
+    except OSError as error:
+        cause = error.strerror or str(error)
+        if error.errno == errno.EAGAIN:
+            cause += (
+                ": there can be no more processes or threads; raise the limit (ulimit -u, a"
+                " container's pids limit), or start fewer explorers"
+            )
+        elif error.errno in (errno.EMFILE, errno.ENFILE):
+            cause += "; raise the limit of open files (ulimit -n), or close some"
+        message = f"cannot start the process of explorer {index}: {cause}"
+        raise OSError(error.errno, message, error.filename) from error
+    except ValueError as error:
+        if str(error) != "too many fds":
+            raise
+        raise ValueError(
+            f"cannot start the process of explorer {index}: its arguments have more descriptors"
+            " (pipes, tensors in shared memory) than the 250 that start_method='forkserver' passes"
+            " on; use 'spawn', or torch.multiprocessing.set_sharing_strategy('file_system')"
+        ) from error

@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import math
 import os
+import select
 import signal
 import time
 from typing import Any
@@ -16,6 +17,7 @@ from mpbuffer.process_identity import pidfd_of
 __all__ = ["ExplorerStatus", "Place"]
 
 _MOST_DOUBLINGS = 100  # of the back-off: a float holds that many
+_SECONDS_OF_THE_SERVER = 1.0  # to reap a process that has ended
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,7 +38,8 @@ class ExplorerStatus:
         ``"new"``; ``"starting"`` until its function is called, ``"running"`` then; ``"waiting"`` to
         be restarted; ``"finished"`` if the function returned; ``"failed"``; ``"stopped"``.
     exit_code : int or None
-        Of its last process: minus the signal's number if one killed it; None while it runs.
+        Of its last process: minus the signal's number if one killed it; None while it runs, and if
+        somebody else has reaped it, as the kernel does where SIGCHLD is ignored.
     """
 
     index: int
@@ -61,6 +64,7 @@ class Place:
         self.restart_at = math.inf
         self._connection: Any = None
         self._pidfd: int | None = None
+        self._is_child = True
         self._started_at = 0.0
         self._deaths = 0  # in succession
 
@@ -72,8 +76,12 @@ class Place:
     @property
     def descriptors(self) -> list[int]:
         """What tells of its process's end, and, as long as there is one, what it says."""
-        end = self.process.sentinel if self._pidfd is None else self._pidfd
-        return [end] if self._connection.closed else [end, self._connection.fileno()]
+        return [self._end] if self._connection.closed else [self._end, self._connection.fileno()]
+
+    @property
+    def _end(self) -> int:
+        """What is readable once the process has ended, whoever has reaped it."""
+        return int(self.process.sentinel) if self._pidfd is None else self._pidfd
 
     @property
     def status(self) -> ExplorerStatus:
@@ -88,13 +96,22 @@ class Place:
             self.restarts += 1
         self.state, self.restart_at, self.is_launching = "starting", math.inf, True
 
+    @property
+    def is_alive(self) -> bool:
+        """Whether it has a running process now."""
+        return self.process is not None and not _is_readable(self._end)
+
     def take(self, process: Any, connection: Any, *, is_child: bool) -> None:
-        """Note the process that was started, by another one if it is no child."""
+        """Note the process that was started, by multiprocess's server if it is no child."""
         self.process, self._connection, self.pid = process, connection, process.pid
         self.is_launching, self.exit_code = False, None
         self.has_returned, self.remote_traceback = False, None
         self._started_at = time.monotonic()
-        self._pidfd = pidfd_of(self.pid) if is_child else None
+        self._is_child = is_child
+        self._pidfd = pidfd_of(self.pid)
+        if self._pidfd is not None and not is_child and _is_readable(process.sentinel):
+            os.close(self._pidfd)  # of another process, perhaps: the server has reaped this one
+            self._pidfd = None
 
     def hear(self) -> None:
         """Read the messages there are, none of which is longer than a socket holds."""
@@ -115,18 +132,37 @@ class Place:
         with contextlib.suppress(OSError):
             self._connection.send_bytes(message)
 
+    def signal(self, number: int) -> None:
+        """Send its process a signal, and none to a later process with the same pid."""
+        if not self.is_alive:
+            return
+        with contextlib.suppress(ProcessLookupError):
+            if self._pidfd is None:
+                os.kill(self.pid, number)
+            else:
+                signal.pidfd_send_signal(self._pidfd, number)
+
     def bury(self) -> float:
         """Reap the process, which has ended; return how many seconds it lived."""
-        process, self.process = self.process, None
-        pidfd, self._pidfd = self._pidfd, None
+        self.exit_code = self._reaped()
         self._connection.close()
-        if pidfd is not None:
-            os.close(pidfd)
-        process.join()
-        self.exit_code = process.exitcode
-        if self.exit_code is not None:  # else somebody else has reaped it
-            process.close()
+        if self._pidfd is not None:
+            os.close(self._pidfd)
+        self.process = self._pidfd = None
         return time.monotonic() - self._started_at
+
+    def _reaped(self) -> int | None:
+        """Return the exit code; None if somebody else has reaped the process."""
+        if not self._is_child:
+            return _code_from_server(self.process.sentinel)
+        try:
+            if self._pidfd is None:
+                return os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
+            ended = os.waitid(os.P_PIDFD, self._pidfd, os.WEXITED)
+        except ChildProcessError:
+            return None
+        assert ended is not None
+        return ended.si_status if ended.si_code == os.CLD_EXITED else -ended.si_status
 
     def seconds_to_restart(self, lived: float, first: float, most: float) -> float:
         """Note a death after `lived` seconds; return how long to wait after it."""
@@ -143,3 +179,19 @@ class Place:
             return f"was killed by {signal.Signals(-self.exit_code).name}"
         except ValueError:
             return f"was killed by signal {-self.exit_code}"
+
+
+def _is_readable(descriptor: int, seconds: float = 0.0) -> bool:
+    looking = select.poll()  # select() knows no descriptors above 1023
+    looking.register(descriptor, select.POLLIN)
+    return bool(looking.poll(math.ceil(1000 * seconds)))
+
+
+def _code_from_server(pipe: int) -> int | None:
+    """Return the exit code that multiprocess's server tells; None if the server has ended too."""
+    from multiprocess.forkserver import read_signed
+
+    try:
+        return int(read_signed(pipe)) if _is_readable(pipe, _SECONDS_OF_THE_SERVER) else None
+    except (EOFError, OSError):
+        return None

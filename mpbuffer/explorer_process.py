@@ -5,28 +5,32 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import importlib
-import importlib.util
+import math
+import operator
 import os
+import random
 import select
-import signal
 import sys
 import threading
 import time
 import traceback
-import types
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NoReturn
 
 import numpy as np
 
 from mpbuffer import _core
 from mpbuffer.buffer import ReplayBuffer
-from mpbuffer.process_exit import close_buffers
+from mpbuffer.explorer_signals import Terminated, Termination, leave_signals_to_learner
+from mpbuffer.explorer_task import PickledTask, Task
+from mpbuffer.process_exit import close_all, close_buffers
 from mpbuffer.process_identity import ProcessIdentity, pidfd_of
+from mpbuffer.standard_multiprocessing import be_child
 
 __all__ = ["Explorer"]
 
-FAILED, FINISHED, STARTED, STOP = b"failed", b"finished", b"started", b"stop"
+FAILED, FINISHED, STARTED = b"failed", b"finished", b"started"  # to the learner
+STOP, TERMINATE = b"stop", b"terminate"  # from the learner
 THREAD_VARIABLES = (
     "OMP_NUM_THREADS",
     "OPENBLAS_NUM_THREADS",
@@ -35,84 +39,21 @@ THREAD_VARIABLES = (
     "NUMEXPR_NUM_THREADS",
     "VECLIB_MAXIMUM_THREADS",
 )
+_VARIABLES_OF_LIBRARIES = {  # by what threadpoolctl calls these
+    "openmp": "OMP_NUM_THREADS",
+    "openblas": "OPENBLAS_NUM_THREADS",
+    "mkl": "MKL_NUM_THREADS",
+    "blis": "BLIS_NUM_THREADS",
+}
 
+_SEEDS_OF_GLOBALS = 2**32 - 1  # as no explorer's index, in keys of seed sequences
 _LONGEST_MESSAGE = 16_000  # bytes: room for it in any socket, so that sending never waits
 _LEARNER_GONE = 1  # exit status
 _SECONDS_TO_RETURN = 0.3  # once the learner is gone
 _SECONDS_TO_CLOSE = 0.3  # the buffers, after that
+_SECONDS_AFTER_SIGTERM = 1.0  # to return
 _SECONDS_TO_END = 1.0  # where no thread of Python's can do any of this
 _SECONDS_BETWEEN_LOOKS = 0.25  # at a learner of whom the kernel does not tell by itself
-
-
-class Task(NamedTuple):
-    """What an explorer is to do. It travels as bytes, so that what is wrong with it is told."""
-
-    function: Callable[..., object]
-    buffer: ReplayBuffer
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any]
-
-    def unpacked(self) -> Task:
-        """Itself: it was inherited."""
-        return self
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        """Pickle by value whatever an import in the other process would not find."""
-        return PickledTask, (_pickled(tuple(self)),)
-
-
-def _pickled(task: tuple[Any, ...]) -> bytes:
-    from multiprocess.reduction import ForkingPickler
-
-    class TaskPickler(ForkingPickler):  # type: ignore[misc]
-        """Takes modules by name, and what the main module has: dill takes all that is in them."""
-
-        def reducer_override(self, value: Any) -> Any:
-            if isinstance(value, types.ModuleType) and _can_be_imported(value.__name__):
-                return importlib.import_module, (value.__name__,)
-            return _name_in_main_module(value) or NotImplemented
-
-    return bytes(TaskPickler.dumps(task, recurse=True))
-
-
-def _can_be_imported(module: str) -> bool:
-    if module == "__main__":
-        return False
-    try:
-        return importlib.util.find_spec(module) is not None
-    except (ImportError, ValueError):
-        return False
-
-
-def _name_in_main_module(value: Any) -> str | None:
-    """Return what to look a function or class up by in the main module, if that is imported there.
-
-    It is if it is a program's, as multiprocess has it; not what was typed at a prompt.
-    """
-    if not isinstance(value, (type, types.FunctionType)) or value.__module__ != "__main__":
-        return None
-    main = sys.modules["__main__"]
-    name = getattr(getattr(main, "__spec__", None), "name", None)
-    if name is not None:
-        is_imported = name.rpartition(".")[2] != "__main__"
-    else:
-        is_imported = getattr(main, "__file__", None) is not None and not hasattr(sys, "ps1")
-    found: Any = main
-    for part in value.__qualname__.split("."):
-        found = getattr(found, part, None)
-    return value.__qualname__ if is_imported and found is value else None
-
-
-class PickledTask(NamedTuple):
-    """A task in another process than it was made in."""
-
-    pickled: bytes
-
-    def unpacked(self) -> Task:
-        """Import what it needs, and open its handle of the buffer."""
-        from multiprocess.reduction import ForkingPickler
-
-        return Task(*ForkingPickler.loads(self.pickled))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -128,6 +69,8 @@ class Orders:
     cores: frozenset[int] | None
     nice: int
     threads: int | None
+    seed_globals: bool
+    is_forked: bool  # by the learner, rather than by a server or not at all
 
 
 class Explorer:
@@ -190,10 +133,11 @@ class LearnerWatch:
     def __init__(self, learner: ProcessIdentity) -> None:
         self.pid = os.getpid()
         self.stopping = threading.Event()
+        self.is_told_to_stop = False
         self.learner_is_gone = False
-        _core.end_with_learner(*learner, grace=_SECONDS_TO_END, status=_LEARNER_GONE)
         self._learner = learner
         self._connection: Any = None
+        self._termination: Termination | None = None
         self._ready = select.epoll()
         self._pidfd = pidfd_of(learner.pid)
         if self._pidfd is not None and not learner.is_alive():
@@ -201,35 +145,62 @@ class LearnerWatch:
             self._pidfd = None
         if self._pidfd is not None:
             self._ready.register(self._pidfd, select.EPOLLIN)
-        threading.Thread(target=self._watch, name="mpbuffer learner watch", daemon=True).start()
+        try:
+            _core.end_with_learner(*learner, grace=_SECONDS_TO_END, status=_LEARNER_GONE)
+            threading.Thread(target=self._watch, name="mpbuffer learner watch", daemon=True).start()
+        except RuntimeError as error:
+            raise RuntimeError(
+                "an explorer's process cannot watch its learner: it can start no more threads"
+                f" ({error}); raise the limit of threads (ulimit -u, a container's pids limit)"
+            ) from error
 
     def listen_to(self, connection: Any) -> None:
         """Hear from now on what the learner says through the connection."""
         self._connection = connection
         self._ready.register(connection.fileno(), select.EPOLLIN)
 
-    def _watch(self) -> None:
-        timeout = _SECONDS_BETWEEN_LOOKS if self._pidfd is None else None
-        while True:
-            ready = [descriptor for descriptor, _ in self._ready.poll(timeout)]
-            if self._pidfd not in ready and ready and self._is_told_to_stop():
-                self.stopping.set()
-            elif ready or not self._learner.is_alive():
-                self._end()
+    def end_on(self, termination: Termination) -> None:
+        """End the process from now on, in order, on SIGTERM or when the learner loses patience."""
+        self._termination = termination
+        self._ready.register(termination.fileno(), select.EPOLLIN)
 
-    def _is_told_to_stop(self) -> bool:
+    def _watch(self) -> None:
+        between_looks = _SECONDS_BETWEEN_LOOKS if self._pidfd is None else math.inf
+        due = math.inf  # when the function has to have returned
+        while True:
+            timeout = min(between_looks, max(0.0, due - time.monotonic()))
+            ready = [each for each, _ in self._ready.poll(None if timeout == math.inf else timeout)]
+            if self._pidfd in ready or (not ready and not self._learner.is_alive()):
+                self._end()
+            if self._connection is not None and self._connection.fileno() in ready:
+                due = min(due, self._hear())
+            if self._termination is None:
+                continue
+            if self._termination.fileno() in ready and self._termination.has_come():
+                self.stopping.set()
+                due = min(due, time.monotonic() + _SECONDS_AFTER_SIGTERM)
+            if due <= time.monotonic():
+                self._termination.end(close_all)
+                due = math.inf
+
+    def _hear(self) -> float:
+        """Do as the learner says; return when the function has to have returned."""
         try:
-            return bool(self._connection.recv_bytes() == STOP)
+            message = self._connection.recv_bytes()
         except (EOFError, OSError):
-            return False
+            self._end()
+        self.is_told_to_stop = True
+        self.stopping.set()
+        return time.monotonic() if message == TERMINATE else math.inf
 
     def _end(self) -> NoReturn:
         self.learner_is_gone = True
         self.stopping.set()
         time.sleep(_SECONDS_TO_RETURN)
         closing = threading.Thread(target=close_buffers, daemon=True)
-        closing.start()
-        closing.join(_SECONDS_TO_CLOSE)
+        with contextlib.suppress(RuntimeError):  # there can be no more threads
+            closing.start()
+            closing.join(_SECONDS_TO_CLOSE)
         os._exit(_LEARNER_GONE)
 
 
@@ -254,18 +225,25 @@ class WatchedName(str):
     learner: ProcessIdentity
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Pickle as an expression, since ``sys.path`` is not yet that of the learner.
+        """Pickle as calls of the standard library alone, until ``sys.path`` is the learner's.
 
         The working directory comes first there, and may hold another package of this name.
         """
-        known = {"paths": sys.path, "name": str(self), "learner": tuple(self.learner)}
-        return eval, (_NAME_EXPRESSION, known)
+        paths = _Call(getattr, _Call(importlib.import_module, "sys"), "path")
+        paths_set = _Call(operator.setitem, paths, slice(None), list(sys.path))
+        call = operator.methodcaller(named_and_watched.__name__, str(self), tuple(self.learner))
+        named = _Call(call, _Call(importlib.import_module, __name__))
+        return operator.getitem, ((paths_set, named), 1)
 
 
-_NAME_EXPRESSION = (
-    "__import__('sys').path.__setitem__(slice(None), paths) or"
-    f" __import__({__name__!r}, fromlist=['']).named_and_watched(name, learner)"
-)
+class _Call:
+    """Unpickles as the result of a call."""
+
+    def __init__(self, function: Callable[..., Any], *args: Any) -> None:
+        self._call = function, args
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return self._call
 
 
 def named_and_watched(name: str, learner: tuple[int, int]) -> str:
@@ -277,7 +255,7 @@ def named_and_watched(name: str, learner: tuple[int, int]) -> str:
 @contextlib.contextmanager
 def thread_variables_set(threads: int | None) -> Iterator[None]:
     """Limit numerical libraries of processes that are started here, unless the user did so."""
-    new = [] if threads is None else [each for each in THREAD_VARIABLES if each not in os.environ]
+    new = [] if threads is None else _variables_to_set()
     for variable in new:
         os.environ[variable] = str(threads)
     try:
@@ -290,16 +268,34 @@ def thread_variables_set(threads: int | None) -> Iterator[None]:
 def _limit_threads(threads: int | None, loaded: Mapping[str, Any] = sys.modules) -> None:
     """Limit the libraries that are loaded: by variables alone those that came with a fork do not.
 
-    threadpoolctl is used for the linear algebra behind NumPy and SciPy if it is installed.
+    What the variables say wins. threadpoolctl is used for the linear algebra behind NumPy and SciPy
+    if it is installed.
     """
     if threads is None:
         return
-    for variable in THREAD_VARIABLES:
-        os.environ.setdefault(variable, str(threads))
+    for variable in _variables_to_set():
+        os.environ[variable] = str(threads)
+    threads = _threads_by_variable("OMP_NUM_THREADS", threads)
     if "torch" in loaded:
         loaded["torch"].set_num_threads(threads)
     with contextlib.suppress(ImportError):
-        importlib.import_module("threadpoolctl").threadpool_limits(threads)
+        controller = importlib.import_module("threadpoolctl").ThreadpoolController()
+        for library in controller.lib_controllers:
+            variable = _VARIABLES_OF_LIBRARIES.get(library.internal_api, "")
+            library.set_num_threads(_threads_by_variable(variable, threads))
+
+
+def _variables_to_set() -> list[str]:
+    """Return which the user has not set; none where OMP_NUM_THREADS is, by which all others go."""
+    if "OMP_NUM_THREADS" in os.environ:
+        return []
+    return [variable for variable in THREAD_VARIABLES if variable not in os.environ]
+
+
+def _threads_by_variable(variable: str, otherwise: int) -> int:
+    """Return the first number of a list such as "4,2", which is for nested parallel regions."""
+    first = os.environ.get(variable, "").split(",")[0].strip()
+    return int(first) if first.isdecimal() and int(first) > 0 else otherwise
 
 
 def _each_thread() -> list[int]:
@@ -318,11 +314,17 @@ def _take_place(orders: Orders) -> None:
                 )
 
 
-def _leave_signals_to_learner() -> None:
-    """Ignore Ctrl-C, which reaches the learner too; end at once on SIGTERM."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT, signal.SIGTERM})
+def _seed_globals(orders: Orders) -> None:
+    """Give the libraries' own generators streams that follow from the seed, as `rng` does.
+
+    Forked explorers would draw the same numbers as each other, and as the learner.
+    """
+    key = (_SEEDS_OF_GLOBALS, orders.index, orders.restart)
+    words = np.random.SeedSequence(orders.entropy, spawn_key=key).generate_state(12)
+    random.seed(words[:4].tobytes())
+    np.random.seed(words[4:8])
+    if "torch" in sys.modules:
+        sys.modules["torch"].manual_seed(int.from_bytes(words[8:10].tobytes(), "little"))
 
 
 def _traceback_text(error: BaseException) -> str:
@@ -340,24 +342,40 @@ def _tell(connection: Any, what: bytes, text: str = "") -> None:
 
 def run_explorer(orders: Orders, task: Task | PickledTask, connection: Any) -> None:
     """Be the explorer: the main function of its process."""
-    _leave_signals_to_learner()
-    watch = watch_over(orders.learner)
+    leave_signals_to_learner()
+    try:
+        watch = watch_over(orders.learner)
+    except (OSError, RuntimeError) as error:
+        _tell(connection, FAILED, _traceback_text(error))
+        sys.exit(1)
     watch.listen_to(connection)
-    exit_code = 0
+    be_child(forked=orders.is_forked)
+    termination, failure, was_cut_off = None, None, False
     try:
         _take_place(orders)
         function, buffer, args, kwargs = task.unpacked()
         _limit_threads(orders.threads)
+        if orders.seed_globals:
+            _seed_globals(orders)
+        explorer = Explorer(buffer, orders, watch.stopping)
+        termination = Termination()
+        watch.end_on(termination)
         _tell(connection, STARTED)
         if not watch.stopping.is_set():
-            function(Explorer(buffer, orders, watch.stopping), *args, **kwargs)
-        _tell(connection, FINISHED)
+            with termination.during_function():
+                function(explorer, *args, **kwargs)
+    except Terminated:
+        was_cut_off = True
     except BaseException as error:
-        if isinstance(error, SystemExit) and error.code in (None, 0):
-            _tell(connection, FINISHED)
-        else:
-            _tell(connection, FAILED, _traceback_text(error))
-            exit_code = 1
+        if not isinstance(error, SystemExit) or error.code not in (None, 0):
+            failure = _traceback_text(error)
+    is_terminated = termination is not None and termination.has_begun
+    if failure is not None:
+        _tell(connection, FAILED, failure)
+    elif not was_cut_off and (watch.is_told_to_stop or not is_terminated):
+        _tell(connection, FINISHED)
     while watch.learner_is_gone:  # the watch ends it, as orderly as can be
         time.sleep(_SECONDS_TO_RETURN)
-    sys.exit(exit_code)
+    if termination is not None and is_terminated:
+        termination.end_at_exit()
+    sys.exit(0 if failure is None else 1)

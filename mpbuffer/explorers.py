@@ -7,6 +7,7 @@ import math
 import operator
 import os
 import select
+import signal
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -20,7 +21,8 @@ from mpbuffer.buffer import ReplayBuffer
 from mpbuffer.errors import ExplorerFailed
 from mpbuffer.explorer_launch import START_METHODS, start_process
 from mpbuffer.explorer_place import ExplorerStatus, Place
-from mpbuffer.explorer_process import STOP, Explorer, Orders, Task
+from mpbuffer.explorer_process import STOP, TERMINATE, Explorer, Orders
+from mpbuffer.explorer_task import Task
 from mpbuffer.process_identity import ProcessIdentity
 
 __all__ = ["Explorer", "ExplorerStatus", "Explorers"]
@@ -48,8 +50,15 @@ class Explorers:
 
     An explorer ends, whatever it is doing, within 2 seconds of the learner's death by any signal,
     unless it is stopped by a signal: also while it holds the GIL, and while its interpreter ends.
-    Ctrl-C is the learner's alone: explorers ignore it. One that is killed may have left rows of its
-    own unsent; rows it added are whole. Processes that an explorer starts are its own to end.
+    One that is killed may have left rows of its own unsent; rows it added are whole. An explorer
+    may start processes: those of multiprocessing are joined at its end, others are its own to end.
+
+    Explorers ignore SIGINT (Ctrl-C), SIGHUP, SIGUSR1 and SIGUSR2, which a terminal or a scheduler
+    sends to the whole group: they are for the learner, whose handlers run in no explorer. SIGTERM
+    ends an explorer in order: should_stop() becomes true; a function that has not returned after a
+    second gets an exception; one that stays in a call is left; staged rows are written each time.
+    The learner restarts it, as after any other death. A function that holds the GIL has to be
+    killed. Handlers that the function sets itself stay.
 
     Nothing here but `explorer` methods may be called in another process than the learner's. A
     signal's handler may call any method, and raise, whatever the program is at: inside the methods
@@ -68,7 +77,10 @@ class Explorers:
     buffer : ReplayBuffer or PrioritizedReplayBuffer
         Each explorer gets its own handle.
     args, kwargs : tuple, mapping
-        Further arguments.
+        Further arguments. Queues, locks, pipes, values, arrays and managers of multiprocessing and
+        of multiprocess stay shared; under "spawn" and "forkserver" make them with
+        ``get_context(start_method)``. torch's tensors stay shared if they are in shared memory
+        (``share_memory()``) or on a GPU, and are copied otherwise.
     seed : int or sequence of int, optional
         Each explorer's random stream follows from it, the index and the number of restarts.
         Chosen if not given.
@@ -77,7 +89,8 @@ class Explorers:
         a single one with `epsilon`. Horgan et al., 2018, section 4, has 0.4 and 7.
     start_method : {"spawn", "fork", "forkserver"}
         "spawn" is what works beside CUDA and beside libraries that have started threads, whose
-        locks a fork copies in whatever state they are.
+        locks a fork copies in whatever state they are. In a frozen program use "fork": the others
+        would start the program again.
     on_death : {"restart", "raise"}
         What becomes of an explorer that was killed, or left by ``os._exit``: it is started again
         with the same index and epsilon and another random stream, or check() raises.
@@ -93,8 +106,13 @@ class Explorers:
         Added to the explorers' niceness, 0 to 19.
     threads : int, optional
         How many threads numerical libraries use in an explorer; None leaves them alone. Environment
-        variables such as ``OMP_NUM_THREADS`` that are set already win. Under "forkserver" they
+        variables that are set already win: ``OMP_NUM_THREADS`` for all of them, others such as
+        ``MKL_NUM_THREADS`` for their library. Under "forkserver" they
         reach libraries that the server has loaded only if it was not running before.
+    seed_globals : bool
+        Seed the global generators of ``random``, NumPy and torch, each explorer's from streams of
+        its own that follow from the seed; torch's if torch is loaded before the function runs.
+        False leaves them alone: forked explorers then draw the same numbers from NumPy and torch.
     stop_timeout : float
         Seconds that explorers have to return.
 
@@ -123,6 +141,7 @@ class Explorers:
         pin: bool | Sequence[int] = False,
         nice: int = 0,
         threads: int | None = 1,
+        seed_globals: bool = True,
         stop_timeout: float = 5.0,
     ) -> None:
         if not callable(function):
@@ -141,6 +160,9 @@ class Explorers:
         self._stop_timeout = _seconds("stop_timeout", stop_timeout)
         self._nice = _whole("nice", nice, 0, 19)
         self._threads = None if threads is None else _whole("threads", threads, 1)
+        if not isinstance(seed_globals, (bool, np.bool_)):
+            raise TypeError(f"seed_globals must be a bool, got {seed_globals!r}")
+        self._seed_globals = bool(seed_globals)
         with _signals_deferred:  # else numpy.random, if imported here, swallows KeyboardInterrupt
             entropy = np.random.SeedSequence(seed).entropy
         assert entropy is not None
@@ -169,6 +191,10 @@ class Explorers:
         ------
         RuntimeError
             If it was called before.
+        OSError, RuntimeError
+            If a process cannot be started: there can be no more processes, threads or open files,
+            or the working directory was deleted and the start method is not "fork". If an argument
+            was made for forked processes only.
         Exception
             What the pickling of the function or of an argument raises.
         """
@@ -240,7 +266,7 @@ class Explorers:
         finally:
             with _signals_deferred, self._lock:
                 for place in self._living():
-                    place.process.kill()
+                    place.signal(signal.SIGKILL)
             self._wait_for_end(_SECONDS_TO_KILL)
 
     @property
@@ -252,7 +278,7 @@ class Explorers:
     def alive(self) -> int:
         """How many explorers have a running process now."""
         with _signals_deferred, self._lock:
-            return sum(place.process.is_alive() for place in self._living())
+            return sum(place.is_alive for place in self._places)
 
     def status(self) -> list[ExplorerStatus]:
         """Tell about each explorer, by index, as of the last check().
@@ -320,8 +346,13 @@ class Explorers:
             else:
                 try:
                     threading.Thread(target=self._start_process, args=(place,), daemon=True).start()
-                except RuntimeError as error:  # there can be no more threads
-                    self._not_started(place, error)
+                except RuntimeError as error:
+                    why = (
+                        f"cannot start the process of explorer {place.index}: the learner can start"
+                        f" no more threads ({error}); raise the limit (ulimit -u, a container's"
+                        " pids limit), or use start_method='fork'"
+                    )
+                    self._not_started(place, RuntimeError(why))
         while place.is_launching:
             time.sleep(_SECONDS_OF_A_LAUNCH)
 
@@ -337,6 +368,8 @@ class Explorers:
             cores=place.cores,
             nice=self._nice,
             threads=self._threads,
+            seed_globals=self._seed_globals,
+            is_forked=self._start_method == "fork",
         )
         try:
             process, connection = start_process(self._start_method, orders, self._task)
@@ -348,7 +381,7 @@ class Explorers:
             place.take(process, connection, is_child=self._start_method != "forkserver")
             self._descriptors = [*self._descriptors, *place.descriptors]
             if self._stopping:  # it took so long to start that stop() has given it up
-                process.terminate()
+                place.signal(signal.SIGTERM)
 
     def _not_started(self, place: Place, error: BaseException) -> None:
         place.is_launching = False
@@ -426,7 +459,7 @@ class Explorers:
             self._take_note()
             for place in self._living():
                 if place.state == "starting" and self._start_method != "fork":
-                    place.process.terminate()  # it may have a long import before it, and no rows
+                    place.signal(signal.SIGTERM)  # it may have a long import before it, and no rows
                 place.tell(STOP)
 
     def _wait_for_end(self, seconds: float) -> None:
@@ -447,7 +480,8 @@ class Explorers:
                         place.index,
                         self._stop_timeout,
                     )
-                place.process.terminate()
+                place.tell(TERMINATE)
+                place.signal(signal.SIGTERM)
 
 
 def _readable(descriptors: Iterable[int], seconds: float) -> list[int]:

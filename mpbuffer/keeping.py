@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
+import re
 import select
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterable
 
 from mpbuffer import _core
 from mpbuffer.process_identity import ProcessIdentity, pidfd_of
@@ -18,8 +21,8 @@ __all__ = ["keep_after_exit"]
 _LONGEST = 1e9
 _WAIT_AT_MOST = 60.0
 _POLL = 0.2
-# A shell's background job: it ignores Ctrl-C, and who asked for it is not its parent.
-_IN_BACKGROUND = ["/bin/sh", "-c", '"$@" &', "sh"]
+# Who asked for it is not its parent, so that it leaves no zombie.
+_PROGRAM = "import os; os.fork() and os._exit(0); from mpbuffer.keeping import keep; keep()"
 
 
 def keep_after_exit(name: str, seconds: float) -> int:
@@ -27,20 +30,30 @@ def keep_after_exit(name: str, seconds: float) -> int:
     seconds = float(seconds)
     if not 0.0 <= seconds <= _LONGEST:
         raise ValueError(f"cannot keep '{name}' for {seconds} s: expected 0 to {_LONGEST:g}")
-    owner = ProcessIdentity.of(os.getpid())
-    if owner is None:
-        raise RuntimeError(f"cannot keep '{name}': /proc does not tell when this process started")
-    keeper = [sys.executable, "-c", "from mpbuffer.keeping import keep; keep()"]
-    path = os.pathsep.join(os.path.abspath(each) for each in sys.path)
-    with subprocess.Popen(
-        [*_IN_BACKGROUND, *keeper, name, str(owner.pid), str(owner.started), str(seconds)],
-        cwd="/",
-        env=os.environ | {"PYTHONPATH": path},
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        start_new_session=True,
-    ) as starting:
+    python = _python_for(name)
+    try:
+        owner = ProcessIdentity.of(os.getpid())
+        if owner is None:
+            raise RuntimeError(
+                f"cannot keep '{name}': /proc does not tell when this process started"
+            )
+        starting = subprocess.Popen(
+            [python, "-c", _PROGRAM, name, str(owner.pid), str(owner.started), str(seconds)],
+            cwd="/",
+            env=os.environ | {"PYTHONPATH": os.pathsep.join(_absolute(sys.path))},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+    except OSError as error:
+        raise OSError(
+            error.errno,
+            f"cannot keep '{name}': its keeper, a process of {python!r}, cannot be started:"
+            f" {error.strerror}{_REMEDIES.get(error.errno or 0, '')}",
+            error.filename,
+        ) from error
+    with starting:
         assert starting.stdout is not None
         try:
             return _pid_once_attached(name, starting.stdout.fileno())
@@ -48,6 +61,43 @@ def keep_after_exit(name: str, seconds: float) -> int:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(starting.pid, signal.SIGKILL)
             raise
+
+
+_REMEDIES = {
+    errno.EMFILE: "; raise the limit of open files (ulimit -n), or close some",
+    errno.ENFILE: "; the system's limit of open files is reached",
+    errno.EAGAIN: "; there can be no more processes: raise the limit (ulimit -u, a container's)",
+}
+
+
+def _python_for(name: str) -> str:
+    """Return the interpreter that can be the keeper: no program that would start itself again."""
+    from multiprocessing.spawn import get_executable
+
+    own, chosen = sys.executable or "", os.fsdecode(get_executable() or "")
+    if not own:
+        why = "sys.executable does not tell of a Python interpreter"
+    elif getattr(sys, "frozen", False):
+        why = f"this program is frozen, and {own!r} would start it again"
+    elif not re.search("python|pypy", os.path.basename(own), re.IGNORECASE):
+        why = f"sys.executable is {own!r}, which is no Python interpreter by its name"
+    else:
+        return own
+    if chosen not in ("", own):
+        return chosen
+    raise RuntimeError(
+        f"cannot keep '{name}': {why}; the keeper is a Python process: name an interpreter that can"
+        " import mpbuffer, by multiprocessing.set_executable()"
+    )
+
+
+def _absolute(paths: Iterable[str]) -> list[str]:
+    """Make them absolute; without relative ones where the working directory was deleted."""
+    found = []
+    for path in paths:
+        with contextlib.suppress(FileNotFoundError):
+            found.append(os.path.abspath(path))
+    return found
 
 
 def _pid_once_attached(name: str, pipe: int) -> int:
@@ -63,6 +113,7 @@ def _pid_once_attached(name: str, pipe: int) -> int:
 
 def keep() -> None:
     """Keep a segment until so many seconds after a process: all that the keeper does."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     name, pid, started, seconds = sys.argv[1:]
     buffer = _core.ReplayBuffer()
     _core.attach(buffer, name)

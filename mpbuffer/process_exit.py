@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterable
 from multiprocessing import util as _multiprocessing_util
 from typing import Any, Protocol
 
-__all__ = ["close_at_exit", "close_buffers"]
+__all__ = ["close_all", "close_at_exit", "close_buffers"]
 
 
 class _Closable(Protocol):
@@ -78,7 +78,8 @@ def _close_users() -> None:
         _close_each(_living(_open_on_others))
 
 
-def _close_all() -> None:
+def close_all() -> None:
+    """Close all, whatever the threads are at: rows that are staged are written."""
     _close_each([*_living(_open_on_others), *_living(_open)])
 
 
@@ -105,7 +106,7 @@ def _watch_packages() -> None:
 
 def _finalize_in(util: Any) -> None:
     util.Finalize(None, _close_users, exitpriority=_BEFORE_WAITING_FOR_CHILDREN)
-    util.Finalize(None, _close_all, exitpriority=_AFTER_WAITING_FOR_CHILDREN)
+    util.Finalize(None, close_all, exitpriority=_AFTER_WAITING_FOR_CHILDREN)
 
 
 class _ThreadEnd:
@@ -114,7 +115,7 @@ class _ThreadEnd:
     def __del__(self, is_finalizing: Callable[[], bool] = sys.is_finalizing) -> None:
         if not is_finalizing():
             _close_users()
-            _close_all()
+            close_all()
 
 
 def _finalize_in_child() -> None:

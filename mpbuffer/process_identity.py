@@ -17,17 +17,31 @@ class ProcessIdentity(NamedTuple):
 
     @classmethod
     def of(cls, pid: int) -> ProcessIdentity | None:
-        """Who has this pid; None if nobody, or a zombie."""
+        """Who has this pid; None if nobody, or a zombie. Raises OSError if that cannot be read."""
         try:
             stat = Path(f"/proc/{pid}/stat").read_bytes()
-        except OSError:
+        except (FileNotFoundError, ProcessLookupError):
             return None
         state, *others = stat.rpartition(b")")[2].split()
         return None if state in b"ZX" else cls(pid, int(others[18]))
 
     def is_alive(self) -> bool:
-        """Whether it still runs; a zombie does not."""
-        return ProcessIdentity.of(self.pid) == self
+        """Whether it still runs; a zombie does not.
+
+        Where that cannot be read (there are no descriptors), whoever has its pid is taken for it.
+        """
+        try:
+            return ProcessIdentity.of(self.pid) == self
+        except OSError:
+            return _has_process(self.pid)
+
+
+def _has_process(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except OSError as error:
+        return not isinstance(error, ProcessLookupError)
+    return True
 
 
 def pidfd_of(pid: int) -> int | None:

@@ -1,9 +1,12 @@
 """What explorers of the tests do, and learners that are to be killed. Light to import."""
 
 import atexit
+import contextlib
 import ctypes
+import importlib
 import json
 import os
+import resource
 import signal
 import sys
 import threading
@@ -46,6 +49,73 @@ def play_staged(explorer):
             index=explorer.index, pid=os.getpid(), restart=explorer.restart, epsilon=0.0, draw=1.0
         )
         explorer.stopping.wait()
+
+
+def stage_one(explorer, do):
+    """Add a row, stage one whose draw is 1, and do something for ever."""
+    tell(explorer)
+    with explorer.buffer.explorer(flush_every=1000) as stage:
+        stage.add(index=0, pid=os.getpid(), restart=explorer.restart, epsilon=0.0, draw=1.0)
+        while True:
+            do()
+
+
+def play_staged_deaf(explorer):
+    stage_one(explorer, lambda: time.sleep(0.01))
+
+
+def play_staged_in_a_call(explorer):
+    """Never come back from a call, into which no signal breaks."""
+    mutex, library = ctypes.create_string_buffer(128), ctypes.CDLL(None)
+    library.pthread_mutex_lock(mutex)
+    stage_one(explorer, lambda: library.pthread_mutex_lock(mutex))
+
+
+def play_staged_and_catch_all(explorer):
+    def sleep():
+        with contextlib.suppress(BaseException):
+            time.sleep(0.01)
+
+    stage_one(explorer, sleep)
+
+
+def finish_what_was_begun(explorer):
+    tell(explorer)
+    explorer.stopping.wait()
+    time.sleep(0.4)
+    tell(explorer, 0.5)
+
+
+def count_signals(explorer):
+    """Have handlers of one's own, that add a row for each signal."""
+    for number in (signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(number, lambda number, frame: tell(explorer, number))
+    tell(explorer)
+    while not explorer.should_stop():
+        time.sleep(0.01)
+
+
+def terminate_children(explorer, package):
+    """Terminate a child as soon as it is there, and add a row with its exit code."""
+    tell(explorer)
+    for _ in range(3):
+        if package == "os":
+            pid = os.fork()
+            if pid == 0:
+                time.sleep(60)
+                os._exit(0)
+            time.sleep(0.01)
+            os.kill(pid, signal.SIGTERM)
+            tell(explorer, os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+        else:
+            context = importlib.import_module(package).get_context("fork")
+            child = context.Process(target=time.sleep, args=(60,))
+            child.start()
+            time.sleep(0.01)
+            child.terminate()
+            child.join(60)
+            tell(explorer, child.exitcode)
+        time.sleep(0.1)
 
 
 def play_deaf(explorer):
@@ -140,6 +210,95 @@ def tell_of_place(explorer, path):
         "blocked": signal.SIGINT in signal.pthread_sigmask(signal.SIG_BLOCK, ()),
     }
     Path(path.format(explorer.index)).write_text(json.dumps(place))
+
+
+def use_all(explorer, queue, simple, joinable, event, lock, condition, semaphore, barrier, pipe):
+    """Use each of them; what is still in a queue's thread is sent at the end."""
+    assert event.wait(60)
+    with lock, condition:
+        assert semaphore.acquire(timeout=60)
+    pipe.send(pipe.recv() + 1)
+    barrier.wait(60)
+    simple.put("simple")
+    joinable.put("joinable")
+    for number in range(1000):
+        queue.put(number)
+
+
+def change_all(explorer, value, array, raw, dictionary, numbers, queue):
+    with value.get_lock():
+        value.value += 1
+    array[1], raw[1] = 5, 7
+    dictionary["from"] = "explorer"
+    numbers.append(1)
+    queue.put("queued")
+
+
+def write_to(explorer, memory, number):
+    memory.buf[number] = number
+
+
+def wait_for_weights(explorer, net, part, whole):
+    """Tell that one is there, in shared memory, and what one sees once all has come."""
+    whole[0, 0] = 1
+    until = time.monotonic() + 60
+    while (net[1].weight[0, 0] != 7 or part[1] != 9) and time.monotonic() < until:
+        time.sleep(0.005)
+    for seen in (net[1].weight[0, 0], part[1], whole[1, 1]):
+        tell(explorer, seen.item())
+
+
+def fill_tensor(explorer, tensor, sparse):
+    tensor.fill_(1)
+    tell(explorer, (tensor.sum() + sparse.to_dense()[1, 1]).item())
+
+
+def add_from_child(buffer, number):
+    buffer.add(index=0, pid=os.getpid(), restart=0, epsilon=0.0, draw=number)
+
+
+def have_children(explorer, package):
+    """Start one that is not waited for here, and a daemon that never ends."""
+    for method in ("fork", "spawn"):
+        context = importlib.import_module(package).get_context(method)
+        number = 1.0 if method == "fork" else 2.0
+        context.Process(target=add_from_child, args=(explorer.buffer, number)).start()
+    context.Process(target=time.sleep, args=(1000,), daemon=True).start()
+
+
+def play_without_descriptors(explorer):
+    tell(explorer)
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (3, limits[1]))
+    time.sleep(2.5)  # longer than an orphan lives
+    resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+    tell(explorer, 1.0)
+
+
+def draw_globally(explorer):
+    """Tell one number of each generator that there is."""
+    import random
+
+    import numpy as np
+
+    numbers = [random.random(), np.random.random()]
+    if "torch" in sys.modules:
+        numbers.append(sys.modules["torch"].rand((), dtype=sys.modules["torch"].double).item())
+    for number in [*numbers, explorer.rng.random()]:
+        tell(explorer, number)
+
+
+def have_explorers(explorer, start_method):
+    import mpbuffer
+
+    with mpbuffer.Explorers(tell, 2, explorer.buffer, start_method=start_method) as explorers:
+        explorers.join(60)
+    tell(explorer, 1.0)
+
+
+def tell_threads_of_torch(explorer):
+    torch = importlib.import_module("torch")
+    tell(explorer, torch.get_num_threads())
 
 
 def say(*words):

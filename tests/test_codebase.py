@@ -176,8 +176,19 @@ PACKAGE_MAY_IMPORT = {
     "inspection": {"_core", "errors", "schema", "weights"},
     "commands": {"errors", "inspection"},
     "cli": {"commands"},
-    "explorer_process": {"_core", "buffer", "process_exit", "process_identity"},
-    "explorer_launch": {"explorer_process"},
+    "standard_multiprocessing": set(),
+    "explorer_signals": {"_core"},
+    "explorer_task": {"buffer", "standard_multiprocessing"},
+    "explorer_process": {
+        "_core",
+        "buffer",
+        "explorer_signals",
+        "explorer_task",
+        "process_exit",
+        "process_identity",
+        "standard_multiprocessing",
+    },
+    "explorer_launch": {"explorer_process", "explorer_signals", "explorer_task"},
     "explorer_place": {"explorer_process", "process_identity"},
     "explorers": {
         "_core",
@@ -186,6 +197,7 @@ PACKAGE_MAY_IMPORT = {
         "explorer_launch",
         "explorer_place",
         "explorer_process",
+        "explorer_task",
         "process_identity",
     },
     "tensors": set(),
@@ -209,8 +221,12 @@ PACKAGE_MAY_NEED = {
     "_core": {"numpy", "typing_extensions"},
     "batches": {"numpy", "torch"},
     "commands": {"click", "rich"},
-    "explorer_process": {"multiprocess", "numpy"},
     "explorer_launch": {"multiprocess"},
+    "explorer_place": {"multiprocess"},
+    "explorer_process": {"numpy"},
+    "explorer_signals": {"multiprocess"},
+    "explorer_task": {"multiprocess"},
+    "standard_multiprocessing": {"multiprocess"},
 }
 CAPABILITY_MAY_IMPORT = {"buffer", "errors", "schema"}  # every module that comes later
 

@@ -137,6 +137,82 @@ def test_soft_actor_critic_learns_from_vector_environments(tmp_path, learning_pa
     assert 1_000 < evaluated["rows"] < 3_000  # explorers keep to the learner's pace
 
 
+def test_programs_that_have_no_time_end_in_order(tmp_path, learning_packages):
+    for example in ("sac_vector.py", "apex.py"):
+        out = str(tmp_path / example)
+        ended = run_python(str(EXAMPLES / example), "--time-limit", "0", "--out", out)
+        assert (ended.returncode, ended.stderr) == (1, b""), ended.stderr.decode()
+        assert b"not solved" in ended.stdout
+
+
+def test_programs_refuse_numbers_that_make_no_sense(learning_packages):
+    for example, option, value in (
+        ("sac_vector.py", "--explorers", "0"),
+        ("sac_vector.py", "--envs", "0"),
+        ("apex.py", "--seed", "-1"),
+        ("quickstart.py", "--steps", "0"),
+    ):
+        ended = run_python(str(EXAMPLES / example), option, value)
+        assert ended.returncode == 2 and f"{option}: expected" in ended.stderr.decode()
+
+
+IN_EXAMPLES = f"""
+import sys, threading, types
+sys.path.insert(0, {str(EXAMPLES)!r})
+import numpy as np, torch, mpbuffer
+"""
+
+
+def lines_of(script):
+    ended = run_python(script=IN_EXAMPLES + script)
+    assert ended.returncode == 0, ended.stderr.decode()
+    return ended.stdout.decode().split()
+
+
+def test_apex_shows_the_last_episodes_once_its_ring_has_wrapped(learning_packages):
+    assert lines_of("""
+import apex
+with mpbuffer.ReplayBuffer(10, {"ret": {}, "at": {"dtype": float}}) as returns:
+    for number in range(13):
+        returns.add(ret=number, at=number)
+    print(*apex.last_returns(returns, 4).ravel())
+""") == ["9.0", "10.0", "11.0", "12.0"]
+
+
+def test_apex_that_resumes_a_solved_run_has_to_solve_it_again(tmp_path, learning_packages):
+    torch = pytest.importorskip("torch")
+    arguments = str(EXAMPLES / "apex.py"), "--time-limit", "0", "--out", str(tmp_path)
+    run_python(*arguments)
+    saved = torch.load(tmp_path / "checkpoint.pt")
+    saved["result"]["solved"] = True
+    torch.save(saved, tmp_path / "checkpoint.pt")
+    ended = run_python(*arguments, "--resume")
+    assert ended.returncode == 1 and b"not solved" in ended.stdout, ended.stderr.decode()
+
+
+def test_a_restarted_explorer_of_soft_actor_critic_keeps_to_the_learners_pace(learning_packages):
+    (rows,) = lines_of("""
+import gymnasium, sac_vector
+env = gymnasium.make("Pendulum-v1")
+policy = sac_vector.Policy(env.observation_space, env.action_space)
+with (
+    mpbuffer.ReplayBuffer(10_000, mpbuffer.schema_from(env)) as buffer,
+    mpbuffer.SharedWeights(policy.state_dict()) as weights,
+):
+    for _ in range(100):
+        weights.publish(policy.state_dict())
+    stopping = threading.Event()
+    explorer = types.SimpleNamespace(
+        buffer=buffer, n=1, rng=np.random.default_rng(1), stopping=stopping,
+        should_stop=stopping.is_set,
+    )
+    threading.Timer(2, stopping.set).start()
+    sac_vector.explore(explorer, weights, types.SimpleNamespace(env="Pendulum-v1", envs=8))
+    print(buffer.rows_added())
+""")
+    assert 8 <= int(rows) < 100
+
+
 def test_apex_tells_its_options(learning_packages):
     output = output_of("apex.py", "--help")
     assert all(each in output for each in ("--env", "--explorers", "--resume", "--out"))

@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+import types
 from pathlib import Path
 
 import explorers_processes
@@ -21,7 +22,7 @@ from multiprocess import forkserver
 from watched_processes import DEADLINE, TESTS, python_started, run_python
 
 import mpbuffer
-from mpbuffer import ExplorerFailed, Explorers
+from mpbuffer import ExplorerFailed, Explorers, explorer_process
 from mpbuffer.explorer_place import Place
 from mpbuffer.explorer_process import THREAD_VARIABLES, WatchedName
 from mpbuffer.process_identity import ProcessIdentity
@@ -372,12 +373,12 @@ def test_a_death_ends_the_run_if_asked(buffer, start_method):
             explorers_processes.play, 2, buffer, start_method=start_method, on_death="raise"
         ) as explorers:
             pid = wait_for_rows(buffer, explorers, 2)[0]["pid"]
-            os.kill(pid, signal.SIGUSR1)
+            os.kill(pid, signal.SIGALRM)
             until(lambda: False, explorers)
 
-    with pytest.raises(ExplorerFailed, match=r"explorer 0 .* was killed by SIGUSR1") as caught:
+    with pytest.raises(ExplorerFailed, match=r"explorer 0 .* was killed by SIGALRM") as caught:
         run()
-    assert caught.value.exit_code == -signal.SIGUSR1
+    assert caught.value.exit_code == -signal.SIGALRM
     assert caught.value.remote_traceback == ""
 
 
@@ -552,8 +553,9 @@ def test_cores_niceness_and_threads(buffer, start_method, tmp_path, monkeypatch,
             assert place["at_exec"]["MKL_NUM_THREADS"] == "2"
 
 
-def test_torch_uses_one_thread(buffer):
+def test_torch_uses_one_thread(buffer, monkeypatch):
     torch = pytest.importorskip("torch")
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     before = torch.get_num_threads()
     torch.set_num_threads(2)
     try:
@@ -570,6 +572,33 @@ def test_torch_uses_one_thread(buffer):
             assert buffer.get_all_transitions()["draw"] == [expected]
     finally:
         torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("start_method", methods("fork", "spawn"))
+def test_the_users_number_of_threads_wins(buffer, start_method, monkeypatch):
+    pytest.importorskip("torch")
+    monkeypatch.setenv("OMP_NUM_THREADS", "2")
+    with Explorers(
+        explorers_processes.tell_threads_of_torch, 1, buffer, start_method=start_method
+    ) as explorers:
+        assert explorers.join(DEADLINE)
+    assert buffer.get_all_transitions()["draw"] == [min(2, os.cpu_count())]
+
+
+def test_linear_algebra_follows_its_variables(monkeypatch):
+    """By threadpoolctl, which need not be there."""
+    libraries = [
+        types.SimpleNamespace(internal_api=name, set_num_threads=[].append)
+        for name in ("openblas", "mkl", "flexiblas")
+    ]
+    found = types.SimpleNamespace(lib_controllers=libraries)
+    fake = types.SimpleNamespace(ThreadpoolController=lambda: found)
+    monkeypatch.setitem(sys.modules, "threadpoolctl", fake)
+    for variable in THREAD_VARIABLES:
+        monkeypatch.setenv(variable, "4")
+    monkeypatch.setenv("MKL_NUM_THREADS", "2")
+    explorer_process._limit_threads(1, {})
+    assert [each.set_num_threads.__self__ for each in libraries] == [[4], [2], [4]]
 
 
 def test_an_identity_is_a_process_and_not_a_pid():

@@ -1,6 +1,10 @@
 """A buffer's rows stay while the process that wrote them is replaced."""
 
+import multiprocessing.spawn
 import os
+import resource
+import signal
+import subprocess
 import sys
 import time
 
@@ -114,3 +118,61 @@ def test_a_keeper_that_does_not_start_is_an_error_with_its_words(monkeypatch, tm
         pytest.raises(RuntimeError, match=r"cannot keep 'mine'.*no such luck"),
     ):
         buffer.keep_after_exit(1)
+
+
+@pytest.mark.parametrize(
+    ("attributes", "why"),
+    [
+        ({"frozen": True}, "this program is frozen"),
+        ({"executable": ""}, "does not tell of a Python"),
+        ({"executable": None}, "does not tell of a Python"),
+        ({"executable": "/usr/sbin/uwsgi"}, "'/usr/sbin/uwsgi', which is no Python"),
+    ],
+)
+def test_no_program_is_started_in_place_of_an_interpreter(monkeypatch, attributes, why):
+    for attribute, value in attributes.items():
+        monkeypatch.setattr(sys, attribute, value, raising=False)
+    monkeypatch.setattr(multiprocessing.spawn, "_python_exe", os.fsencode(sys.executable or ""))
+    monkeypatch.setattr(subprocess, "Popen", lambda *_, **__: pytest.fail("it was started"))
+    with (
+        mpbuffer.ReplayBuffer(8, {"x": {}}, name="mine") as buffer,
+        pytest.raises(RuntimeError, match=rf"cannot keep 'mine'.*{why}.*set_executable"),
+    ):
+        buffer.keep_after_exit(1)
+
+
+def test_a_frozen_program_names_an_interpreter(monkeypatch):
+    python = sys.executable
+    monkeypatch.setattr(sys, "frozen", True, raising=False)
+    monkeypatch.setattr(sys, "executable", "/nowhere/program")
+    monkeypatch.setattr(multiprocessing.spawn, "_python_exe", os.fsencode(python))
+    with mpbuffer.ReplayBuffer(8, {"x": {}}) as buffer:
+        end_process(buffer.keep_after_exit(0))
+
+
+def test_a_keeper_needs_no_shell_and_no_working_directory(tmp_path, monkeypatch):
+    nowhere = tmp_path / "nowhere"
+    nowhere.mkdir()
+    monkeypatch.chdir(nowhere)
+    monkeypatch.setattr(sys, "path", ["", *sys.path])
+    nowhere.rmdir()
+    with mpbuffer.ReplayBuffer(8, {"x": {}}) as buffer:
+        keeper = buffer.keep_after_exit(0)
+        with open(f"/proc/{keeper}/status") as status:
+            lines = {
+                key: value.strip() for key, _, value in (each.partition(":") for each in status)
+            }
+        assert lines["Name"].startswith("python") and int(lines["PPid"]) != os.getpid()
+        assert int(lines["SigIgn"], 16) >> (signal.SIGINT - 1) & 1
+        end_process(keeper)
+
+
+def test_without_descriptors_the_error_tells_so():
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with mpbuffer.ReplayBuffer(8, {"x": {}}, name="mine") as buffer:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (3, limits[1]))
+        try:
+            with pytest.raises(OSError, match=r"cannot keep 'mine'.*Too many open files.*ulimit"):
+                buffer.keep_after_exit(1)
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, limits)

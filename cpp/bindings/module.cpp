@@ -409,6 +409,7 @@ PYBIND11_MODULE_EXEC(_core, module) {
                              status);
         },
         py::arg("pid"), py::arg("start_time"), py::arg("grace"), py::arg("status"));
+    module.def("end_by_signal", end_by_signal, py::arg("signal"));
     add_batch_gatherer_type(module);
     add_deferred_signals_type(module);
     add_inspection_calls(module);

@@ -92,12 +92,13 @@ class Suppliers {
         }
     }
     ~Suppliers() {
-        pieces_.give_up();
         // In a child that progress has forked these threads are not there to be joined.
         if (fork_generation() != made_in_) {
+            pieces_.give_up();
             (void)new std::vector<std::thread>(std::move(threads_));
             return;
         }
+        if (!wait({})) pieces_.give_up();
         for (std::thread& thread : threads_) thread.join();
     }
     Suppliers(const Suppliers&) = delete;

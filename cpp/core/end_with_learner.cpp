@@ -1,5 +1,6 @@
 #include "end_with_learner.hpp"
 
+#include <signal.h>
 #include <unistd.h>
 
 #include <thread>
@@ -23,6 +24,16 @@ void end_with_learner(pid_t pid, std::uint64_t start_time, std::chrono::millisec
         std::this_thread::sleep_for(grace);
         _exit(status);
     }).detach();
+}
+
+void end_by_signal(int signal) {
+    sigset_t only;
+    sigemptyset(&only);
+    sigaddset(&only, signal);
+    ::signal(signal, SIG_DFL);
+    pthread_sigmask(SIG_UNBLOCK, &only, nullptr);
+    kill(getpid(), signal);
+    _exit(128 + signal);  // where it was process 1 of its namespace, or the signal ends nothing
 }
 
 }  // namespace mpbuffer

@@ -1,4 +1,5 @@
-// The last resort of an explorer's process: a thread that ends it some time after its learner.
+// The last resorts of an explorer's process: a thread that ends it some time after its learner, and
+// an end by a signal.
 #pragma once
 
 #include <sys/types.h>
@@ -20,5 +21,9 @@ namespace mpbuffer {
 // std::system_error if there can be no more threads.
 void end_with_learner(pid_t pid, std::uint64_t start_time, std::chrono::milliseconds grace,
                       int status);
+
+// Ends this process as the signal does by default, whatever its handler and whichever thread calls:
+// at once, and with nothing of what belongs to an orderly end.
+[[noreturn]] void end_by_signal(int signal);
 
 }  // namespace mpbuffer

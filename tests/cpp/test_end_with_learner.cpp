@@ -1,5 +1,6 @@
 #include <doctest/doctest.h>
 #include <fcntl.h>
+#include <signal.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -136,4 +137,17 @@ TEST_CASE("an explorer that ends is not kept, and a child of its own is not ende
     learner.kill_to_zombie();
     CHECK(ends(explorer));
     for (int i = 0; i < 2; ++i) CHECK(explorer.hear() == 1);
+}
+
+TEST_CASE("any thread ends its process by a signal that the process handles and blocks") {
+    const Watchdog watchdog;
+    ForkedChild explorer([](const Channel&) {
+        signal(SIGTERM, [](int) {});
+        sigset_t all;
+        sigfillset(&all);
+        pthread_sigmask(SIG_SETMASK, &all, nullptr);
+        std::thread([] { end_by_signal(SIGTERM); }).detach();
+        return stay_until_killed();
+    });
+    CHECK(explorer.wait() == 256 + SIGTERM);
 }

@@ -1,0 +1,144 @@
+"""Signals in an explorer's process: most are the learner's to answer, and SIGTERM ends it in order.
+
+A scheduler, or a terminal, sends its signals to all processes of a group.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+from mpbuffer import _core
+
+__all__ = ["LEFT_TO_LEARNER", "Termination", "held_back", "leave_signals_to_learner"]
+
+LEFT_TO_LEARNER = frozenset({signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2})
+
+_SECONDS_TO_UNWIND = 0.3  # of the function, once an exception was raised in it
+_SECONDS_TO_CLOSE = 0.3  # of what is open, where the function has not unwound
+_AFTER_ALL_ELSE = -1000  # of multiprocess's finalizers
+
+
+@contextlib.contextmanager
+def held_back(signals: Iterable[int]) -> Iterator[None]:
+    """Let the signals wait: in this thread, in what it forks, and in programs that it starts."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, signals)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def leave_signals_to_learner() -> None:
+    """Ignore what is the learner's to answer; run none of its handlers; end at once on SIGTERM.
+
+    Signals that were held back come now.
+    """
+    signal.set_wakeup_fd(-1)
+    for number in signal.valid_signals():
+        if number in LEFT_TO_LEARNER:
+            signal.signal(number, signal.SIG_IGN)
+        elif number == signal.SIGTERM or callable(signal.getsignal(number)):
+            signal.signal(number, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())
+
+
+class Terminated(SystemExit):
+    """Raised in a function that has not returned for a while after SIGTERM."""
+
+
+class Termination:
+    """How SIGTERM ends an explorer: in order, so that rows that it has staged are written.
+
+    Its function is asked to return. Where it does not, an exception is raised in it after a while.
+    What stays in a call all the same is not waited for: another thread closes what is open. A
+    process that keeps all threads of Python's from running has to be killed.
+
+    A function that has a handler of its own for SIGTERM keeps it.
+    """
+
+    def __init__(self) -> None:
+        self.has_begun = False
+        self._is_due = False
+        self._in_function = False
+        self._pipe, self._written_by_handlers = os.pipe()
+        os.set_blocking(self._pipe, False)
+        os.set_blocking(self._written_by_handlers, False)
+        signal.signal(signal.SIGTERM, self._handle)
+        # Written by the kernel's own call of the handler, also while a long call keeps Python's.
+        signal.set_wakeup_fd(self._written_by_handlers, warn_on_full_buffer=False)
+        os.register_at_fork(after_in_child=self._forget_in_child)
+
+    def fileno(self) -> int:
+        """Return what is readable once a signal has come."""
+        return self._pipe
+
+    @contextlib.contextmanager
+    def during_function(self) -> Iterator[None]:
+        """Raise Terminated in here only."""
+        self._in_function = True
+        try:
+            yield
+        finally:
+            self._in_function = False
+
+    def has_come(self) -> bool:
+        """Whether what has made the pipe readable was SIGTERM, and is not the function's own."""
+        with contextlib.suppress(BlockingIOError):
+            if signal.SIGTERM in os.read(self._pipe, 4096):
+                self.has_begun = self.has_begun or self._is_mine()
+        return self.has_begun
+
+    def end(self, close_all: Callable[[], None]) -> None:
+        """End the process within a moment, unless the function has a handler of its own.
+
+        For another thread than the function's.
+        """
+        self._is_due = True
+        main = threading.main_thread().ident
+        if self._in_function and self._is_mine() and main is not None:
+            signal.pthread_kill(main, signal.SIGTERM)
+        time.sleep(_SECONDS_TO_UNWIND)
+        if not self._is_mine():
+            return
+        closing = threading.Thread(target=close_all, daemon=True)
+        try:
+            closing.start()
+            closing.join(_SECONDS_TO_CLOSE)
+        except RuntimeError:  # there can be no more threads
+            close_all()
+        _core.end_by_signal(signal.SIGTERM)
+
+    def end_at_exit(self) -> None:
+        """Have this process, which is about to exit, end by the signal once all is closed."""
+        import multiprocess.util
+
+        def end() -> None:
+            multiprocess.util._flush_std_streams()
+            _core.end_by_signal(signal.SIGTERM)
+
+        multiprocess.util.Finalize(None, end, exitpriority=_AFTER_ALL_ELSE)
+
+    def _handle(self, number: int, frame: Any) -> None:
+        """Tell the thread that waits for it; take no lock, since the function may hold any."""
+        self.has_begun = True
+        with contextlib.suppress(OSError):
+            os.write(self._written_by_handlers, bytes([number]))
+        if self._is_due and self._in_function:
+            self._in_function = False
+            raise Terminated(128 + signal.SIGTERM)
+
+    def _is_mine(self) -> bool:
+        return signal.getsignal(signal.SIGTERM) == self._handle
+
+    def _forget_in_child(self) -> None:
+        """Leave the child its signals, which are no affair of the explorer's."""
+        with contextlib.suppress(ValueError):
+            signal.set_wakeup_fd(-1)
+            if self._is_mine():
+                signal.signal(signal.SIGTERM, signal.SIG_DFL)

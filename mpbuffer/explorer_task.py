@@ -1,0 +1,94 @@
+"""What an explorer is to do, on its way from the learner to the explorer's process."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import sys
+import types
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from mpbuffer.buffer import ReplayBuffer
+from mpbuffer.standard_multiprocessing import Inheritance, passing_on, reduction_of
+
+__all__ = ["PickledTask", "Task"]
+
+
+class Task(NamedTuple):
+    """What an explorer is to do. It travels as bytes, so that what is wrong with it is told."""
+
+    function: Callable[..., object]
+    buffer: ReplayBuffer
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+
+    def unpacked(self) -> Task:
+        """Itself: it was inherited."""
+        return self
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle by value whatever an import in the other process would not find."""
+        with passing_on() as inheritance:
+            return PickledTask, (_pickled(tuple(self)), inheritance)
+
+
+class PickledTask(NamedTuple):
+    """A task in another process than it was made in."""
+
+    pickled: bytes
+    inheritance: Inheritance
+
+    def unpacked(self) -> Task:
+        """Import what it needs, and open its handle of the buffer."""
+        from multiprocess.reduction import ForkingPickler
+
+        self.inheritance.take_over()
+        return Task(*ForkingPickler.loads(self.pickled))
+
+
+def _pickled(task: tuple[Any, ...]) -> bytes:
+    from multiprocess.reduction import ForkingPickler
+
+    class TaskPickler(ForkingPickler):  # type: ignore[misc]
+        """Takes modules by name, and what the main module has: dill takes all that is in them.
+
+        What the standard library's processes would share with the learner is shared here too.
+        """
+
+        def reducer_override(self, value: Any) -> Any:
+            if isinstance(value, types.ModuleType) and _can_be_imported(value.__name__):
+                return importlib.import_module, (value.__name__,)
+            if (reduction := reduction_of(value)) is not None:
+                return reduction
+            return _name_in_main_module(value) or NotImplemented
+
+    return bytes(TaskPickler.dumps(task, recurse=True))
+
+
+def _can_be_imported(module: str) -> bool:
+    if module == "__main__":
+        return False
+    try:
+        return importlib.util.find_spec(module) is not None
+    except (ImportError, ValueError):
+        return False
+
+
+def _name_in_main_module(value: Any) -> str | None:
+    """Return what to look a function or class up by in the main module, if that is imported there.
+
+    It is if it is a program's, as multiprocess has it; not what was typed at a prompt.
+    """
+    if not isinstance(value, (type, types.FunctionType)) or value.__module__ != "__main__":
+        return None
+    main = sys.modules["__main__"]
+    name = getattr(getattr(main, "__spec__", None), "name", None)
+    if name is not None:
+        is_imported = name.rpartition(".")[2] != "__main__"
+    else:
+        is_imported = getattr(main, "__file__", None) is not None and not hasattr(sys, "ps1")
+    found: Any = main
+    for part in value.__qualname__.split("."):
+        found = getattr(found, part, None)
+    return value.__qualname__ if is_imported and found is value else None
