@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 import warnings
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -132,6 +133,115 @@ def test_another_users_buffer_is_not_found_and_the_error_says_what_to_do():
     with ReplayBuffer(10, FIELDS) as buffer:
         ended = run(script, buffer.name)
     assert "another user" in ended.stdout and "name=" in ended.stdout, ended
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can become another user")
+def test_a_process_that_becomes_another_user_is_told_why_a_fork_cannot_use_it():
+    script = """
+import os, mpbuffer
+buffer = mpbuffer.ReplayBuffer(10, {"a": {}})
+os.setuid(65534)
+buffer.add(a=1)
+if os.fork() == 0:
+    try: buffer.add(a=2)
+    except OSError as error: print(error, flush=True)
+    os._exit(0)
+os.wait()
+"""
+    ended = run(script)
+    assert "of user 0" in ended.stdout and "become user 65534" in ended.stdout, ended
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can mount and become another user")
+def test_a_shared_memory_that_may_not_be_used_is_named_and_not_needed():
+    script = """
+import os, mpbuffer
+os.setuid(65534)
+with mpbuffer.ReplayBuffer(10, {"a": {}}) as buffer:
+    buffer.add(a=1)
+try: mpbuffer.ReplayBuffer(10, {"a": {}}, name="named")
+except OSError as error: print(type(error).__name__, error)
+"""
+    mounted = [
+        "unshare",
+        "-m",
+        "sh",
+        "-c",
+        'mount -t tmpfs -o mode=0700 tmpfs /dev/shm && exec "$@"',
+    ]
+    ended = run(script, prefix=[*mounted, "sh"])
+    if "unshare" in ended.stderr or "mount" in ended.stderr:
+        pytest.skip("may not mount here")
+    assert ended.returncode == 0, ended.stderr
+    assert ended.stdout.startswith("PermissionError") and "/dev/shm" in ended.stdout, ended.stdout
+
+
+def memory_group():
+    """The folder of this process's cgroup of memory, and which of its files is the limit."""
+    for line in Path("/proc/self/cgroup").read_text().splitlines():
+        _, controllers, path = line.split(":", 2)
+        if "memory" in controllers.split(","):
+            return Path("/sys/fs/cgroup/memory") / path.lstrip("/"), "memory.limit_in_bytes"
+    return Path("/sys/fs/cgroup") / path.lstrip("/"), "memory.max"
+
+
+@pytest.fixture
+def limited_group():
+    """A new cgroup that may use 200 MB."""
+    parent, limit = memory_group()
+    folder = parent / f"mpbuffer-test-{os.getpid()}"
+    try:
+        folder.mkdir()
+    except OSError:
+        pytest.skip("may not make a cgroup here")
+    try:
+        try:
+            (folder / limit).write_text(str(200 << 20))
+        except OSError:
+            pytest.skip("cgroups do not limit memory here")
+        yield folder
+    finally:
+        deadline = time.monotonic() + 10
+        while time.monotonic() < deadline:
+            with contextlib.suppress(OSError):
+                folder.rmdir()
+                break
+            time.sleep(0.01)
+
+
+CREATES_IN_A_GROUP = """
+import os, sys
+with open(sys.argv[1] + "/cgroup.procs", "w") as file:
+    file.write(str(os.getpid()))
+import mpbuffer
+made, refused = 0, 0
+for size in map(int, sys.argv[2:]):
+    try:
+        with mpbuffer.ReplayBuffer((size << 20) // 4096, {"a": {"shape": 4032, "dtype": "u1"}}):
+            made += 1
+    except mpbuffer.NotEnoughMemory as error:
+        assert "cgroup" in str(error), error
+        refused += 1
+print(made, refused)
+"""
+
+
+def test_the_limit_of_a_cgroup_is_an_error_and_no_kill(limited_group):
+    ended = run(CREATES_IN_A_GROUP, str(limited_group), "100", "250", "100")
+    assert ended.stdout == "2 1\n", ended
+
+
+def test_creators_that_share_a_cgroup_are_refused_and_not_killed(limited_group):
+    """Each sees room for its buffer at first, and both together have none."""
+    arguments = [sys.executable, "-c", CREATES_IN_A_GROUP, str(limited_group), *["110"] * 10]
+    creators = [
+        subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        for _ in range(3)
+    ]
+    for creator in creators:
+        said, errors = creator.communicate(timeout=60)
+        assert creator.returncode == 0, (creator.returncode, errors)
+        assert sum(map(int, said.split())) == 10
 
 
 def test_ls_and_inspect_show_it():

@@ -596,7 +596,7 @@ def test_one_that_is_dropped_writes_its_rows():
 
 
 def test_a_circle_through_the_buffer_is_collected(segment_file):
-    buffer = ReplayBuffer(10, SMALL)
+    buffer = ReplayBuffer(10, SMALL, name="staging.circle")
     path = segment_file(buffer.name)
     buffer.stage = buffer.explorer()
     buffer.stage.add(**step(0))

@@ -111,8 +111,15 @@ int open_lock_descriptor(int data_fd) {
         fd = open(link, O_RDWR | O_CLOEXEC);
     } while (fd == -1 && errno == EINTR);
     if (fd == -1) {
-        throw_system_failure("cannot open a descriptor for locks through " + std::string(link),
-                             errno);
+        const int code = errno;
+        std::string why = "cannot open a descriptor for locks through " + std::string(link);
+        struct stat facts;
+        if (code == EACCES && fstat(data_fd, &facts) == 0 && facts.st_uid != geteuid()) {
+            why += ", whose file is of user " + std::to_string(facts.st_uid) +
+                   ": this process has become user " + std::to_string(geteuid()) +
+                   "; expected one that makes its buffers after that";
+        }
+        throw_system_failure(why, code);
     }
     return move_above_standard_streams(fd);
 }

@@ -702,6 +702,7 @@ std::vector<std::string> SharedSegment::list(const std::string& directory) {
         if (!nameless.contains(name) && is_published(place, id_in(name))) nameless.insert(name);
     }
     names.insert(names.end(), nameless.begin(), nameless.end());
+    std::sort(names.begin(), names.end());
     return names;
 }
 

@@ -1,6 +1,5 @@
 #include "steps.hpp"
 
-
 #include <algorithm>
 #include <deque>
 #include <memory>
