@@ -84,6 +84,16 @@ TEST_CASE("progress is told, grows, and may give up") {
     CHECK(other.allocated() < other.bytes);
 }
 
+TEST_CASE("what has no room for the rest ends the supply") {
+    const Mapped file(64 * mb);
+    std::size_t supplied = 0;
+    const RoomLeft room_left = [](std::size_t missing) { return missing > 32 * mb; };
+    const Supply outcome = supply_pages(file.memory, file.bytes, {}, room_left, supplied);
+    if (outcome == Supply::unsupported) return;
+    CHECK(outcome == Supply::no_room);
+    CHECK(supplied < file.bytes);
+}
+
 TEST_CASE("memory that is private is zero and aligned, of any size") {
     for (const std::size_t bytes :
          {std::size_t{1}, std::size_t{64}, std::size_t{100'000}, 5 * mb}) {

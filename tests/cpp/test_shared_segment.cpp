@@ -51,8 +51,16 @@ SharedSegment make(const std::string& name, const SegmentOptions& options, int m
     return segment;
 }
 
-// Whether this process has a file of the directory open or mapped. Allocates nothing: in a child.
+SegmentOptions nameless_in(const ScratchDirectory& scratch) {
+    SegmentOptions options = in(scratch);
+    options.nameless = true;
+    return options;
+}
+
+// Whether this process has a file of the directory, or a nameless segment, open or mapped.
+// Allocates nothing: in a child.
 bool holds_file_in(const ScratchDirectory& scratch) {
+    constexpr const char* nameless = "/memfd:mpbuffer-";
     char inside[300];
     std::snprintf(inside, sizeof inside, "%s/", scratch.path().c_str());
     for (int fd = 0; fd < 256; ++fd) {
@@ -63,6 +71,7 @@ bool holds_file_in(const ScratchDirectory& scratch) {
         if (length <= 0) continue;
         path[length] = '\0';
         if (std::strstr(path, inside) != nullptr) return true;
+        if (std::strstr(path, nameless) != nullptr) return true;
     }
     char text[1 << 16];
     std::size_t kept = 0;
@@ -72,6 +81,7 @@ bool holds_file_in(const ScratchDirectory& scratch) {
         if (got <= 0) break;
         text[kept + static_cast<std::size_t>(got)] = '\0';
         if (std::strstr(text, inside) != nullptr) return true;
+        if (std::strstr(text, nameless) != nullptr) return true;
         // What the next part begins with may be the rest of a path.
         kept = std::min<std::size_t>(kept + static_cast<std::size_t>(got), 300);
         std::memmove(text, text + std::strlen(text) - kept, kept);
@@ -417,8 +427,10 @@ TEST_CASE("a child that is forked at any moment keeps no file that is only passe
         threads.emplace_back([&, i] {
             for (int round = i; !stop; round += 2) {
                 // A name that a child may still have until its handlers have run is not used again.
-                const std::string name = "apex" + std::to_string(round);
-                SharedSegment made = SharedSegment::create(name, size, in(scratch, round % 4 < 2));
+                const bool named = round % 6 < 4;
+                const std::string name = named ? "apex" + std::to_string(round) : generate_name();
+                SharedSegment made = SharedSegment::create(
+                    name, size, named ? in(scratch, round % 4 < 2) : nameless_in(scratch));
                 std::memcpy(made.data(), segment_magic, sizeof segment_magic);
                 made.publish();
                 SharedSegment same = SharedSegment::attach(name, in(scratch));
@@ -685,6 +697,70 @@ TEST_CASE("race: many create, attach and leave under one name, and nothing is le
     }
     CHECK(attached > 0);
     CHECK(scratch.is_empty());
+}
+
+TEST_CASE("what is nameless is found by its generated name once it is published") {
+    const ScratchDirectory scratch;
+    const std::string name = generate_name();
+    const auto found = [&] {
+        const std::vector<std::string> names = SharedSegment::list(scratch.path());
+        return std::count(names.begin(), names.end(), name);
+    };
+    SharedSegment made = SharedSegment::create(name, size, nameless_in(scratch));
+    std::memcpy(made.data(), segment_magic, sizeof segment_magic);
+    CHECK_THROWS_AS(SharedSegment::attach(name, in(scratch)), SegmentNotFound);
+    CHECK(nameless_path(name).empty());
+    CHECK(found() == 0);
+    made.publish();
+    CHECK_THROWS_AS(made.publish(), InvalidArgument);
+    CHECK(scratch.is_empty());
+    CHECK(found() == 1);
+    CHECK(contains(nameless_path(name), "/proc/" + std::to_string(getpid()) + "/fd/"));
+    {
+        SharedSegment other = SharedSegment::attach(name, in(scratch));
+        other.data()[size - 1] = std::byte{9};
+        CHECK(made.data()[size - 1] == std::byte{9});
+        made.close();
+        SharedSegment third = SharedSegment::attach(name, in(scratch));
+        CHECK(third.data()[size - 1] == std::byte{9});
+        for (const off_t length : {off_t{0}, off_t{2 * size}}) {
+            CHECK(ftruncate(third.data_descriptor(), length) == -1);
+        }
+    }
+    CHECK(contains(refusal<SegmentNotFound>([&] { SharedSegment::attach(name, in(scratch)); }),
+                   "name="));
+    CHECK(found() == 0);
+}
+
+TEST_CASE("what is nameless needs a generated name and room for its number") {
+    const ScratchDirectory scratch;
+    for (const char* name : {"apex", "1-0123456789aX", "1-000000000000", "0123456789ab"}) {
+        CHECK_THROWS_AS(SharedSegment::create(name, size, nameless_in(scratch)), InvalidArgument);
+    }
+    SegmentOptions options = nameless_in(scratch);
+    CHECK_THROWS_AS(SharedSegment::create(generate_name(), 4095, options), InvalidArgument);
+    options.overwrite = true;
+    CHECK_THROWS_AS(SharedSegment::create(generate_name(), size, options), InvalidArgument);
+}
+
+TEST_CASE("overwriting takes the name and leaves its users what they have") {
+    for (const bool named : {false, true}) {
+        const ScratchDirectory scratch;
+        SegmentOptions options = in(scratch, named);
+        SharedSegment first = make("apex", options, 1);
+        CHECK_THROWS_AS(make("apex", options, 2), SegmentExists);
+        options.overwrite = true;
+        SharedSegment second = make("apex", options, 2);
+        CHECK(SharedSegment::attach("apex", options).data()[size - 1] == std::byte{2});
+        CHECK(first.data()[size - 1] == std::byte{1});
+        first.close();
+        CHECK(SharedSegment::attach("apex", options).data()[size - 1] == std::byte{2});
+        second.close();
+        CHECK(scratch.is_empty());
+        write_file(segment_path("apex", scratch.path()), "somebody's own");
+        CHECK_THROWS_AS(make("apex", options), SegmentExists);
+        std::filesystem::remove(segment_path("apex", scratch.path()));
+    }
 }
 
 TEST_CASE("killed at any moment, creators leave nothing that a sweep does not remove") {
