@@ -27,6 +27,7 @@ from mpbuffer.errors import (
 from mpbuffer.explorers import Explorer, Explorers, ExplorerStatus
 from mpbuffer.spaces import from_fields, schema_from, to_fields
 from mpbuffer.staging import Staging
+from mpbuffer.value_range import value_range as _value_range  # noqa: F401 - for the core, by name
 from mpbuffer.vector import TransitionRows, VectorTransitions
 from mpbuffer.weights import PublisherStatus, SharedWeights, WeightsVersion
 

@@ -213,6 +213,7 @@ PACKAGE_MAY_IMPORT = {
         "explorers",
         "spaces",
         "staging",
+        "value_range",
         "vector",
         "weights",
     },
