@@ -87,12 +87,13 @@ def opened_once_there(opened: Callable[[str, int], Opened], name: str, timeout: 
     seconds = float(timeout)
     if not seconds >= 0:
         raise ValueError(f"timeout must be at least 0 seconds, got {timeout!r}")
-    deadline = time.monotonic() + seconds
+    deadline = None
     while True:
         try:
             return opened(name, -1)
         except SegmentNotFound:
-            left = deadline - time.monotonic()
-            if left <= 0:
+            now = time.monotonic()
+            deadline = now + seconds if deadline is None else deadline
+            if now >= deadline:
                 raise
-        time.sleep(min(left, _SECONDS_BETWEEN_LOOKS))
+        time.sleep(min(deadline - now, _SECONDS_BETWEEN_LOOKS))

@@ -11,8 +11,8 @@ namespace mpbuffer {
 // Told how many bytes have been done, many times a second; may throw to give up.
 using Progress = std::function<void(std::size_t)>;
 
-// Asked before each further piece whether there is room for the bytes that are still missing; by
-// several threads at once. Throws nothing.
+// Asked after every 64 MB whether there is room for the bytes that are still missing; by several
+// threads at once. Throws nothing.
 using RoomLeft = std::function<bool(std::size_t)>;
 
 enum class Supply {

@@ -6,11 +6,13 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <cstdlib>
 #include <memory>
 #include <string_view>
 #include <utility>
+#include <vector>
 
 #include "file_locks.hpp"
 
@@ -81,20 +83,23 @@ void seal_size(int fd) noexcept {
     (void)fcntl(fd, F_ADD_SEALS, F_SEAL_GROW | F_SEAL_SHRINK | F_SEAL_SEAL);
 }
 
-std::vector<NamelessPlace> find_nameless(const std::function<bool(const std::string&)>& wanted) {
-    std::vector<NamelessPlace> places;
-    for (const long pid : numbers_in("/proc")) {
+bool find_nameless(pid_t likely, const std::function<bool(const std::string&)>& wanted,
+                   const std::function<bool(const NamelessPlace&)>& is_it) {
+    const auto is_in = [&](long pid) {
         const std::string process = "/proc/" + std::to_string(pid);
-        if (!belongs_to_caller(pid, process)) continue;
+        if (!belongs_to_caller(pid, process)) return false;
         const std::string folder = process + "/fd";
         for (const long number : numbers_in(folder)) {
-            std::string path = folder + "/" + std::to_string(number);
-            std::string label = label_of(path);
-            if (label.empty() || !wanted(label)) continue;
-            places.push_back({std::move(label), std::move(path)});
+            NamelessPlace place{{}, folder + "/" + std::to_string(number)};
+            place.label = label_of(place.path);
+            if (!place.label.empty() && wanted(place.label) && is_it(place)) return true;
         }
-    }
-    return places;
+        return false;
+    };
+    if (likely > 0 && is_in(likely)) return true;
+    const std::vector<long> processes = numbers_in("/proc");
+    return std::any_of(processes.begin(), processes.end(),
+                       [&](long pid) { return pid != likely && is_in(pid); });
 }
 
 bool is_nameless(int fd, const std::string& label, std::uint64_t id) {

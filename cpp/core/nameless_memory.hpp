@@ -7,11 +7,12 @@
 // namespace or below.
 #pragma once
 
+#include <sys/types.h>
+
 #include <cstddef>
 #include <cstdint>
 #include <functional>
 #include <string>
-#include <vector>
 
 namespace mpbuffer {
 
@@ -31,9 +32,11 @@ struct NamelessPlace {
     std::string path;  // "/proc/PID/fd/N"
 };
 
-// What this user's processes have open, and `wanted` by its label; a place for each descriptor.
-// The place may be gone, or be something else, by the time that it is opened.
-std::vector<NamelessPlace> find_nameless(const std::function<bool(const std::string&)>& wanted);
+// Looks at what this user's processes have open, those of `likely` first, until `is_it` says so;
+// at what is `wanted` by its label alone. The place may be gone, or be something else, by the time
+// that it is opened. Returns whether it was found.
+bool find_nameless(pid_t likely, const std::function<bool(const std::string&)>& wanted,
+                   const std::function<bool(const NamelessPlace&)>& is_it);
 
 // Whether the descriptor is open on published memory of this user with that label and id.
 bool is_nameless(int fd, const std::string& label, std::uint64_t id);

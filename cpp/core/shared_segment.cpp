@@ -12,6 +12,7 @@
 #include <cerrno>
 #include <cstdint>
 #include <cstdio>
+#include <cstdlib>
 #include <cstring>
 #include <ctime>
 #include <filesystem>
@@ -209,6 +210,15 @@ int open_tmpfile(const std::string& directory) {
     if (linkat(AT_FDCWD, link.c_str(), AT_FDCWD, path.c_str(), AT_SYMLINK_FOLLOW) == -1) return -1;
     unlink(path.c_str());
     return open_retrying(directory.c_str(), flags, 0600);
+}
+
+// Begins with the process whose pid the name has: its creator.
+template <class IsIt>
+bool find_by_name(const std::string& name, IsIt&& is_it) {
+    const std::string label = label_of(name);
+    const auto creator = static_cast<pid_t>(std::strtol(name.c_str(), nullptr, 10));
+    return find_nameless(
+        creator, [&](const std::string& each) { return each == label; }, std::forward<IsIt>(is_it));
 }
 
 bool is_published(const NamelessPlace& place, std::uint64_t id) {
@@ -540,21 +550,18 @@ SharedSegment SharedSegment::attach(const std::string& name, const SegmentOption
 bool SharedSegment::attach_nameless(const std::string& verb) {
     const std::uint64_t id = id_in(name_);
     if (id == 0) return false;
-    const std::string label = label_of(name_);
-    for (const NamelessPlace& place :
-         find_nameless([&](const auto& each) { return each == label; })) {
+    return find_by_name(name_, [&](const NamelessPlace& place) {
         PassingDescriptor file(
             [&] { return open_retrying(place.path.c_str(), O_RDWR | O_NONBLOCK); });
-        if (file.number() < 0 || !is_nameless(file.number(), label, id)) continue;
+        if (file.number() < 0 || !is_nameless(file.number(), place.label, id)) return false;
         const std::size_t bytes = require_segment_file(file.number(), place.path, verb);
-        if (!take_presence(file.number())) continue;
+        if (!take_presence(file.number())) return false;
         path_.clear();
         published_ = true;
         take(file);
         map(bytes, verb);
         return true;
-    }
-    return false;
+    });
 }
 
 SharedSegment SharedSegment::attach_descriptor(int fd, const std::string& name,
@@ -697,21 +704,24 @@ std::vector<std::string> SharedSegment::list(const std::string& directory) {
     const std::string prefix = file_prefix();
     const auto ours = [&](const std::string& label) { return label.starts_with(prefix); };
     std::set<std::string> nameless;
-    for (const NamelessPlace& place : find_nameless(ours)) {
+    find_nameless(0, ours, [&](const NamelessPlace& place) {
         const std::string name = place.label.substr(prefix.size());
         if (!nameless.contains(name) && is_published(place, id_in(name))) nameless.insert(name);
-    }
+        return false;
+    });
     names.insert(names.end(), nameless.begin(), nameless.end());
     std::sort(names.begin(), names.end());
     return names;
 }
 
 std::string nameless_path(const std::string& name) {
-    const std::string label = label_of(name);
-    for (NamelessPlace& place : find_nameless([&](const auto& each) { return each == label; })) {
-        if (is_published(place, id_in(name))) return std::move(place.path);
-    }
-    return {};
+    std::string path;
+    find_by_name(name, [&](const NamelessPlace& place) {
+        if (!is_published(place, id_in(name))) return false;
+        path = place.path;
+        return true;
+    });
+    return path;
 }
 
 std::string segment_path(const std::string& name, const std::string& directory) {

@@ -85,9 +85,9 @@ TEST_CASE("progress is told, grows, and may give up") {
 }
 
 TEST_CASE("what has no room for the rest ends the supply") {
-    const Mapped file(64 * mb);
+    const Mapped file(200 * mb);
     std::size_t supplied = 0;
-    const RoomLeft room_left = [](std::size_t missing) { return missing > 32 * mb; };
+    const RoomLeft room_left = [](std::size_t missing) { return missing > 100 * mb; };
     const Supply outcome = supply_pages(file.memory, file.bytes, {}, room_left, supplied);
     if (outcome == Supply::unsupported) return;
     CHECK(outcome == Supply::no_room);
