@@ -11,6 +11,7 @@ LIMITED = """
 import os, resource, signal, sys, threading
 import numpy as np, mpbuffer
 import multiprocess.connection, multiprocess.forkserver, multiprocess.popen_fork
+import numpy.random
 import explorers_processes  # all of it before the user changes, who may not read it
 
 if os.getuid() == 0:
