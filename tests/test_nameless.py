@@ -13,6 +13,7 @@ import sys
 import time
 import warnings
 from pathlib import Path
+from subprocess import PIPE
 
 import numpy as np
 import pytest
@@ -36,6 +37,7 @@ def descriptor_of(handle):
 def run(script, *arguments, prefix=(), seconds=60):
     return subprocess.run(
         [*prefix, sys.executable, "-c", script, *arguments],
+        stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
         timeout=seconds,
@@ -187,7 +189,7 @@ def memory_group():
 
 @pytest.fixture
 def limited_group():
-    """A new cgroup that may use 200 MB."""
+    """A new cgroup that may use 300 MB."""
     parent, limit = memory_group()
     folder = parent / f"mpbuffer-test-{os.getpid()}"
     try:
@@ -196,7 +198,7 @@ def limited_group():
         pytest.skip("may not make a cgroup here")
     try:
         try:
-            (folder / limit).write_text(str(200 << 20))
+            (folder / limit).write_text(str(300 << 20))
         except OSError:
             pytest.skip("cgroups do not limit memory here")
         yield folder
@@ -214,6 +216,8 @@ import os, sys
 with open(sys.argv[1] + "/cgroup.procs", "w") as file:
     file.write(str(os.getpid()))
 import mpbuffer
+print("ready", flush=True)
+sys.stdin.readline()
 made, refused = 0, 0
 for size in map(int, sys.argv[2:]):
     try:
@@ -227,17 +231,22 @@ print(made, refused)
 
 
 def test_the_limit_of_a_cgroup_is_an_error_and_no_kill(limited_group):
-    ended = run(CREATES_IN_A_GROUP, str(limited_group), "100", "250", "100")
-    assert ended.stdout == "2 1\n", ended
+    ended = run(CREATES_IN_A_GROUP, str(limited_group), "100", "350", "100")
+    assert ended.stdout == "ready\n2 1\n", ended
 
 
 def test_creators_that_share_a_cgroup_are_refused_and_not_killed(limited_group):
     """Each sees room for its buffer at first, and both together have none."""
     arguments = [sys.executable, "-c", CREATES_IN_A_GROUP, str(limited_group), *["110"] * 10]
     creators = [
-        subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        subprocess.Popen(arguments, stdin=PIPE, stdout=PIPE, stderr=PIPE, text=True)
         for _ in range(3)
     ]
+    for creator in creators:
+        assert creator.stdout.readline() == "ready\n"
+    for creator in creators:
+        creator.stdin.write("\n")
+        creator.stdin.flush()
     for creator in creators:
         said, errors = creator.communicate(timeout=60)
         assert creator.returncode == 0, (creator.returncode, errors)

@@ -31,7 +31,6 @@ constexpr int populate_write = 23;    // MADV_POPULATE_WRITE, which older header
 constexpr int interleave_policy = 3;  // MPOL_INTERLEAVE of mbind(2)
 
 constexpr std::size_t piece_bytes = std::size_t{8} << 20;
-constexpr std::size_t bytes_between_questions = 8 * piece_bytes;  // after the room that is left
 constexpr std::size_t huge_page = std::size_t{2} << 20;
 // More threads than this find the memory busy.
 constexpr std::size_t most_threads = 16;
@@ -56,9 +55,13 @@ class Pieces {
         const std::size_t at = next_.fetch_add(piece_bytes);
         if (at >= bytes_ || failure_ != 0) return false;
         const std::size_t size = std::min(piece_bytes, bytes_ - at);
-        if (at != 0 && at % bytes_between_questions == 0 && !room_left_(bytes_ - at)) {
-            failure_ = ENOMEM;
-            return false;
+        if (at >= ask_at_) {
+            const std::size_t allowed = room_left_(bytes_ - at);
+            if (allowed == 0) {
+                failure_ = ENOMEM;
+                return false;
+            }
+            ask_at_ = at + std::min(allowed, bytes_);
         }
         if (const int code = populate(memory_ + at, size); code != 0) {
             failure_ = code;
@@ -76,6 +79,7 @@ class Pieces {
     std::size_t bytes_;
     const RoomLeft& room_left_;
     std::atomic<std::size_t> next_{0};
+    std::atomic<std::size_t> ask_at_{piece_bytes};  // for the first piece the caller has asked
     std::atomic<std::size_t> done_{0};
     std::atomic<int> failure_{0};
 };

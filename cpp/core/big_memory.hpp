@@ -11,9 +11,10 @@ namespace mpbuffer {
 // Told how many bytes have been done, many times a second; may throw to give up.
 using Progress = std::function<void(std::size_t)>;
 
-// Asked after every 64 MB whether there is room for the bytes that are still missing; by several
-// threads at once. Throws nothing.
-using RoomLeft = std::function<bool(std::size_t)>;
+// Asked, by several threads at once, whether there is room for so many bytes that are still
+// missing: how many of them may be made before it is asked again, 0 if there is too little. Throws
+// nothing.
+using RoomLeft = std::function<std::size_t(std::size_t)>;
 
 enum class Supply {
     done,         // every page is there, and in this process's page table

@@ -182,10 +182,15 @@ std::uint64_t largest_room(const std::string& directory, const MemoryRoots& root
     return least;
 }
 
-bool has_room(std::size_t bytes, const std::string& directory, const MemoryRoots& roots) {
-    const std::vector<RoomLimit> limits = room_limits(directory, roots);
-    return std::all_of(limits.begin(), limits.end(),
-                       [bytes](const RoomLimit& limit) { return missing(bytes, limit) == 0; });
+std::optional<std::uint64_t> spare_room(std::size_t bytes, const std::string& directory,
+                                        const MemoryRoots& roots) {
+    std::uint64_t least = ~std::uint64_t{0};
+    for (const RoomLimit& limit : room_limits(directory, roots)) {
+        if (missing(bytes, limit) != 0) return std::nullopt;
+        const std::uint64_t needed = bytes + (limit.memory ? kernel_overhead(bytes) : 0);
+        least = std::min(least, limit.bytes - needed);
+    }
+    return least;
 }
 
 void require_room(std::size_t bytes, const std::string& what, const std::string& directory,

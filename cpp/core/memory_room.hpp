@@ -12,6 +12,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -37,8 +38,9 @@ std::vector<RoomLimit> room_limits(const std::string& directory, const MemoryRoo
 void require_room(std::size_t bytes, const std::string& what, const std::string& directory,
                   const MemoryRoots& roots = {});
 
-// Whether require_room() lets so many bytes pass.
-bool has_room(std::size_t bytes, const std::string& directory, const MemoryRoots& roots = {});
+// How many bytes more than those require_room() lets pass; none if not even those.
+std::optional<std::uint64_t> spare_room(std::size_t bytes, const std::string& directory,
+                                        const MemoryRoots& roots = {});
 
 // The most bytes that require_room() lets pass.
 std::uint64_t largest_room(const std::string& directory, const MemoryRoots& roots = {});

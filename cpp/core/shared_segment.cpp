@@ -33,6 +33,8 @@ namespace {
 constexpr char temporary_prefix[] = ".tmp-";
 constexpr std::size_t largest_piece = std::size_t{64} << 20;
 constexpr std::size_t smallest_piece = std::size_t{256} << 10;
+// So many may make segments from the same room, and none asks too late whether any is left.
+constexpr std::size_t creators_at_once = 16;
 constexpr int patience_in_milliseconds = 100;  // with whoever is removing a file
 
 // A lock for a moment. Released by hand, because a child forked meanwhile shares the description,
@@ -276,7 +278,7 @@ void allocate(int fd, std::size_t bytes, const std::string& verb, const RoomLeft
     unsigned interruptions = 0;
     while (done < bytes) {
         if (options.progress) call_back([&] { options.progress(done); });
-        if (!room_left(bytes - done)) throw_no_room(bytes, done, verb, options, ENOMEM);
+        if (room_left(bytes - done) == 0) throw_no_room(bytes, done, verb, options, ENOMEM);
         const std::size_t wanted = std::min(piece, bytes - done);
         if (fallocate(fd, 0, static_cast<off_t>(done), static_cast<off_t>(wanted)) == 0) {
             done += wanted;
@@ -596,11 +598,12 @@ void SharedSegment::make_pages(std::size_t bytes, const std::string& verb,
     prefer_huge_pages(data_, bytes);
     if (options.interleave_nodes) interleave_nodes(data_, bytes, verb);
     const std::string bounded_by = nameless_ ? "" : options.directory;
-    const RoomLeft room_left = [&](std::size_t missing) noexcept {
+    const RoomLeft room_left = [&](std::size_t missing) noexcept -> std::size_t {
         try {
-            return has_room(missing, bounded_by, options.memory_roots);
+            const auto spare = spare_room(missing, bounded_by, options.memory_roots);
+            return spare ? std::max<std::size_t>(*spare / creators_at_once, 1) : 0;
         } catch (const std::exception&) {  // the kernel tells
-            return true;
+            return missing;
         }
     };
     std::size_t supplied = 0;

@@ -18,7 +18,7 @@
 // on a temporary name `.tmp-...`, and shows it under its name when it is complete. Every page is
 // allocated before the first is touched, where the kernel can straight into the creator's page
 // table: too little room is NotEnoughMemory, never a bus error. Since no file system bounds what is
-// nameless, and a cgroup's limit kills, there has to be room for the rest after every 64 MB.
+// nameless, and a cgroup's limit kills, there has to be room for the rest all the while.
 //
 // A SharedSegment is for one thread at a time. A child that is forked before keep_in_children() has
 // no copy: its descriptor is closed and its mapping gone before the child runs, for the thread that
