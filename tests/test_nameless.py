@@ -235,6 +235,7 @@ def test_the_limit_of_a_cgroup_is_an_error_and_no_kill(limited_group):
     assert ended.stdout == "ready\n2 1\n", ended
 
 
+@pytest.mark.slow
 def test_creators_that_share_a_cgroup_are_refused_and_not_killed(limited_group):
     """Each sees room for its buffer at first, and both together have none."""
     arguments = [sys.executable, "-c", CREATES_IN_A_GROUP, str(limited_group), *["110"] * 10]

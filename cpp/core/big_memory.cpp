@@ -56,7 +56,8 @@ class Pieces {
         if (at >= bytes_ || failure_ != 0) return false;
         const std::size_t size = std::min(piece_bytes, bytes_ - at);
         if (at >= ask_at_) {
-            const std::size_t allowed = room_left_(bytes_ - at);
+            const std::size_t in_work = at - std::min(at, done_.load());
+            const std::size_t allowed = room_left_(bytes_ - at + in_work);
             if (allowed == 0) {
                 failure_ = ENOMEM;
                 return false;

@@ -73,7 +73,7 @@ void add_limit_of_group(const std::string& mount, const std::string& group,
     const std::uint64_t usage = number_of(folder + "/" + files.usage).value_or(0);
     const std::string stat = folder + "/memory.stat";
     const std::uint64_t cache =
-        value_of(stat, files.inactive).value_or(0) + value_of(stat, files.active).value_or(0);
+        value_of(stat, files.inactive).value_or(0) + value_of(stat, files.active).value_or(0) / 2;
     const std::uint64_t held = usage > cache ? usage - cache : 0;
     limits.push_back({*limit > held ? *limit - held : 0,
                       "cgroup " + group + " (" + folder + "/" + files.limit + " = " +

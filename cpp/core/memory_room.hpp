@@ -3,7 +3,8 @@
 //
 // Three kinds of limit, the smallest counts: free space of the file system; and, where the file
 // system lives in memory (tmpfs, ramfs), /proc/meminfo's MemAvailable and what each ancestor
-// cgroup (v1 and v2) still allows: limit - usage + its page cache that can be reclaimed. Limits
+// cgroup (v1 and v2) still allows: limit - usage + its page cache that can be reclaimed, of which
+// what is active is taken for half of it: it comes slowly, and the kernel rather kills. Limits
 // that are absent, unreadable, "max" or absurdly large are none. An answer about this moment
 // only: the caller still allocates every page before it uses one, and asks again meanwhile.
 //

@@ -259,18 +259,22 @@ bool take_presence(int fd) {
     throw_system_failure(cause, code);
 }
 
+// "create 'apex'" of "cannot create 'apex'".
+std::string what_of(const std::string& verb) { return verb.substr(verb.find(' ') + 1); }
+
 [[noreturn]] void throw_no_room(std::size_t bytes, std::size_t done, const std::string& verb,
                                 const SegmentOptions& options, int code) {
-    require_room(bytes - done, verb.substr(verb.find(' ') + 1),
-                 options.nameless ? "" : options.directory, options.memory_roots);
+    require_room(bytes - done, what_of(verb), options.nameless ? "" : options.directory,
+                 options.memory_roots);
     throw NotEnoughMemory(verb + ": needs " + readable_bytes(bytes) + ", only " +
                           readable_bytes(done) + " could be allocated" +
                           (options.nameless ? "" : " in " + options.directory) + ": " +
                           errno_sentence(code));
 }
 
-// Allocates every page, in pieces between which the user may interrupt. The kernel undoes a piece
-// when a signal comes, so under a fast timer a piece must shrink to get through at all.
+// Allocates every page, as long as there is room, in pieces between which the user may interrupt.
+// The kernel undoes a piece when a signal comes, so under a fast timer a piece must shrink to get
+// through at all.
 void allocate(int fd, std::size_t bytes, const std::string& verb, const RoomLeft& room_left,
               const SegmentOptions& options) {
     std::size_t piece = largest_piece;
@@ -278,7 +282,7 @@ void allocate(int fd, std::size_t bytes, const std::string& verb, const RoomLeft
     unsigned interruptions = 0;
     while (done < bytes) {
         if (options.progress) call_back([&] { options.progress(done); });
-        if (room_left(bytes - done) == 0) throw_no_room(bytes, done, verb, options, ENOMEM);
+        if (room_left(bytes - done) == 0) return;
         const std::size_t wanted = std::min(piece, bytes - done);
         if (fallocate(fd, 0, static_cast<off_t>(done), static_cast<off_t>(wanted)) == 0) {
             done += wanted;
@@ -598,20 +602,29 @@ void SharedSegment::make_pages(std::size_t bytes, const std::string& verb,
     prefer_huge_pages(data_, bytes);
     if (options.interleave_nodes) interleave_nodes(data_, bytes, verb);
     const std::string bounded_by = nameless_ ? "" : options.directory;
+    std::atomic<std::size_t> lacking{0};
     const RoomLeft room_left = [&](std::size_t missing) noexcept -> std::size_t {
         try {
             const auto spare = spare_room(missing, bounded_by, options.memory_roots);
-            return spare ? std::max<std::size_t>(*spare / creators_at_once, 1) : 0;
+            if (spare) return std::max<std::size_t>(*spare / creators_at_once, 1);
+            lacking = missing;
+            return 0;
         } catch (const std::exception&) {  // the kernel tells
             return missing;
         }
     };
     std::size_t supplied = 0;
-    switch (supply_pages(data_, bytes, options.progress, room_left, supplied)) {
-        case Supply::done: return;
-        case Supply::no_room: throw_no_room(bytes, supplied, verb, options, ENOSPC);
-        case Supply::unsupported: allocate(fd, bytes, verb, room_left, options);
+    const Supply outcome = supply_pages(data_, bytes, options.progress, room_left, supplied);
+    if (outcome == Supply::unsupported) allocate(fd, bytes, verb, room_left, options);
+    if (lacking != 0) {
+        require_room(lacking, what_of(verb), bounded_by, options.memory_roots);
+        throw NotEnoughMemory(
+            verb + ": needs " + readable_bytes(bytes) +
+            ", and there was no room in memory, or in this cgroup, for the last " +
+            readable_bytes(lacking) +
+            " of them for a moment: others are allocating, too; try it again");
     }
+    if (outcome == Supply::no_room) throw_no_room(bytes, supplied, verb, options, ENOSPC);
 }
 
 void SharedSegment::map(std::size_t bytes, const std::string& verb) {
