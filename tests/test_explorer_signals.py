@@ -97,7 +97,9 @@ def test_signals_to_the_group_are_the_learners_and_no_staged_row_is_lost(
         assert lines[0] == "['running', 'running']" and err == b""
         assert lines[1] == "['finished', 'finished'] 4"
     else:
-        assert b"was killed by SIGTERM" in err or lines[-1].endswith(" 4")
+        # A fork server that the signal ends with them takes their exit codes along.
+        ended = b"was killed by SIGTERM" in err or b"unknown exit code" in err
+        assert ended or (lines and lines[-1].endswith(" 4")), err.decode()
     by = [line.split() for line in handled.read_text().splitlines()]
     expected = [*GROUP_SIGNALS, *([] if last is None else [last])]
     assert by == [[str(learner), str(int(number))] for number in expected]
