@@ -340,9 +340,9 @@ import mpbuffer
 
 FILLER = np.zeros(4092, "u1")
 
-def explore(buffer, queue):
+def explore(buffer, connection):
     buffer.add(a=1, filler=FILLER)
-    queue.put(None)
+    connection.send(None)
     time.sleep(1000)
 
 if __name__ == "__main__":
@@ -350,11 +350,11 @@ if __name__ == "__main__":
     rows = int(sys.argv[2]) // 4096
     fields = {"a": {}, "filler": {"shape": 4092, "dtype": "u1"}}
     buffer = mpbuffer.PrioritizedReplayBuffer(rows, fields)
-    queue = context.SimpleQueue()
+    ours, theirs = context.Pipe()  # a queue's semaphores would have names
     count = int(sys.argv[3])
-    explorers = [context.Process(target=explore, args=(buffer, queue)) for _ in range(count)]
+    explorers = [context.Process(target=explore, args=(buffer, theirs)) for _ in range(count)]
     for each in explorers: each.start()
-    for each in explorers: queue.get()
+    for each in explorers: ours.recv()
     print("ready", flush=True)
     time.sleep(1000)
 """
