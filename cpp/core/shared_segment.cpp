@@ -63,13 +63,18 @@ class PassingLock {
 
 std::string file_prefix() { return "mpbuffer-" + std::to_string(geteuid()) + "-"; }
 
+std::string label_of(const std::string& name) { return file_prefix() + name; }
+
 std::string path_of(const std::string& directory, const std::string& name) {
-    return directory + "/" + file_prefix() + name;
+    return directory + "/" + label_of(name);
 }
 
 bool is_temporary(const std::string& name) { return name.rfind(temporary_prefix, 0) == 0; }
 
-std::string label_of(const std::string& name) { return file_prefix() + name; }
+// Which directory's room there has to be, as memory_room.hpp has it.
+std::string bounded_by(const SegmentOptions& options) {
+    return options.nameless ? "" : options.directory;
+}
 
 // The number at the end of a generated name; 0 if it is no such name.
 std::uint64_t id_in(const std::string& name) {
@@ -233,8 +238,7 @@ bool is_published(const NamelessPlace& place, std::uint64_t id) {
 std::string why_not_found(const std::string& name) {
     if (id_in(name) == 0) {
         return "; expected a buffer that some process has open (where systemd's RemoveIPC=yes "
-               "holds, "
-               "the end of its user's session removes it)";
+               "holds, the end of its user's session removes it)";
     }
     return ", and no process that can be looked at has memory of that name open; a buffer that "
            "another user's, a non-dumpable or another pid namespace's process is to find needs a "
@@ -264,8 +268,7 @@ std::string what_of(const std::string& verb) { return verb.substr(verb.find(' ')
 
 [[noreturn]] void throw_no_room(std::size_t bytes, std::size_t done, const std::string& verb,
                                 const SegmentOptions& options, int code) {
-    require_room(bytes - done, what_of(verb), options.nameless ? "" : options.directory,
-                 options.memory_roots);
+    require_room(bytes - done, what_of(verb), bounded_by(options), options.memory_roots);
     throw NotEnoughMemory(verb + ": needs " + readable_bytes(bytes) + ", only " +
                           readable_bytes(done) + " could be allocated" +
                           (options.nameless ? "" : " in " + options.directory) + ": " +
@@ -387,11 +390,11 @@ SharedSegment SharedSegment::create(const std::string& name, std::size_t bytes,
     segment.overwrites_ = options.overwrite;
     sweep(segment.directory_);
     if (options.nameless) {
-        require_room(bytes, "create '" + name + "'", "", options.memory_roots);
+        require_room(bytes, what_of(verb), bounded_by(options), options.memory_roots);
         segment.open_nameless_memory(verb);
     } else {
         require_possible_name(path_of(segment.directory_, name), name, options.overwrite);
-        require_room(bytes, "create '" + name + "'", options.directory, options.memory_roots);
+        require_room(bytes, what_of(verb), bounded_by(options), options.memory_roots);
         segment.open_file(verb, options);
     }
     // A child that progress has forked goes on in here, and has nothing to go on with.
@@ -601,11 +604,10 @@ void SharedSegment::make_pages(std::size_t bytes, const std::string& verb,
     map(bytes, verb);
     prefer_huge_pages(data_, bytes);
     if (options.interleave_nodes) interleave_nodes(data_, bytes, verb);
-    const std::string bounded_by = nameless_ ? "" : options.directory;
     std::atomic<std::size_t> lacking{0};
     const RoomLeft room_left = [&](std::size_t missing) noexcept -> std::size_t {
         try {
-            const auto spare = spare_room(missing, bounded_by, options.memory_roots);
+            const auto spare = spare_room(missing, bounded_by(options), options.memory_roots);
             if (spare) return std::max<std::size_t>(*spare / creators_at_once, 1);
             lacking = missing;
             return 0;
@@ -617,7 +619,7 @@ void SharedSegment::make_pages(std::size_t bytes, const std::string& verb,
     const Supply outcome = supply_pages(data_, bytes, options.progress, room_left, supplied);
     if (outcome == Supply::unsupported) allocate(fd, bytes, verb, room_left, options);
     if (lacking != 0) {
-        require_room(lacking, what_of(verb), bounded_by, options.memory_roots);
+        require_room(lacking, what_of(verb), bounded_by(options), options.memory_roots);
         throw NotEnoughMemory(
             verb + ": needs " + readable_bytes(bytes) +
             ", and there was no room in memory, or in this cgroup, for the last " +
