@@ -9,8 +9,10 @@ def digest(root: pathlib.Path) -> str:
     """Return the SHA-256 of every .cpp and .hpp file of the core and the bindings."""
     total = hashlib.sha256()
     for folder in ("core", "bindings"):
-        for path in sorted((root / folder).glob("*.?pp")):
-            total.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
+        for path in sorted((root / folder).rglob("*.?pp")):
+            total.update(
+                path.relative_to(root).as_posix().encode() + b"\0" + path.read_bytes() + b"\0"
+            )
     return total.hexdigest()
 
 

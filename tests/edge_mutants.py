@@ -39,14 +39,14 @@ class Mutant:
 MUTANTS = [
     Mutant(
         "a thread waits for a mutex of the core with the GIL",
-        "cpp/core/guard.hpp",
+        "cpp/core/base/guard.hpp",
         "            let_others_run();\n            (mutex_.*lock)();\n",
         "            (mutex_.*lock)();\n",
         "threads",
     ),
     Mutant(
         "closing batches destroys the workshop that a call waits for",
-        "cpp/bindings/batch_gatherer.cpp",
+        "cpp/bindings/types/batch_gatherer.cpp",
         "        const std::shared_ptr<Workshop> shop = workshop();\n",
         "        Workshop* const shop = workshop().get();\n",
         "handlers",
@@ -60,7 +60,7 @@ MUTANTS = [
     ),
     Mutant(
         "pinned memory is reused while it is looked at",
-        "cpp/bindings/recycled_memory.cpp",
+        "cpp/bindings/convert/recycled_memory.cpp",
         "    (void)loan.release();\n",
         "    if (torch_) {\n"
         "        Block& again = returned_.emplace_back();\n"
@@ -73,7 +73,7 @@ MUTANTS = [
     ),
     Mutant(
         "a forked child keeps a segment that is being made",
-        "cpp/core/shared_segment.cpp",
+        "cpp/core/segment/segment_file.cpp",
         "    data_fd_ = OwnedDescriptor(file.release(pause));\n    watch();\n",
         "    data_fd_ = OwnedDescriptor(file.release(pause));\n",
         "forks",

@@ -47,7 +47,7 @@ MUTANTS = [
     Mutant(
         "a claimer overwrites a newer row",
         "flaw 3",
-        "slot_ring.hpp",
+        "ring/slot_ring.hpp",
         "            if (slot_word::seq(seen) >= seq) return false;\n",
         "",
         "mpbuffer_stops --only position_taken --hits 200",
@@ -55,7 +55,7 @@ MUTANTS = [
     Mutant(
         "the claim of a living owner is taken over",
         "flaw 4",
-        "slot_ring.hpp",
+        "ring/slot_ring.hpp",
         "if (!mine && !is_dead(owner, slot_word::epoch(seen))) return false;",
         "(void)mine, (void)owner, (void)is_dead;",
         "mpbuffer_stops --only claim_taken --hits 100",
@@ -63,7 +63,7 @@ MUTANTS = [
     Mutant(
         "an abandoned claim is never taken over",
         "flaw 9",
-        "slot_ring.hpp",
+        "ring/slot_ring.hpp",
         "if (!mine && !is_dead(owner, slot_word::epoch(seen))) return false;",
         "(void)is_dead; if (!mine) return false;",
         "mpbuffer_stops --only claim_taken --hits 100",
@@ -71,7 +71,7 @@ MUTANTS = [
     Mutant(
         "the claim looks committed: the word is published before the copy",
         "flaw 12",
-        "slot_ring.hpp",
+        "ring/slot_ring.hpp",
         "const std::uint64_t mine = slot_word::claimed(seq, writer.number, writer.epoch, fresh);",
         "const std::uint64_t mine = slot_word::committed(seq);",
         "mpbuffer_stops --only field_copied --hits 100",
@@ -79,7 +79,7 @@ MUTANTS = [
     Mutant(
         "the word is not looked at again after a read",
         "flaw 12",
-        "slot_ring.hpp",
+        "ring/slot_ring.hpp",
         "        return word(slot).load(std::memory_order_relaxed) == expected;\n",
         "        (void)slot, (void)expected; return true;\n",
         "mpbuffer_stops --only row_copied --hits 200",
@@ -87,7 +87,7 @@ MUTANTS = [
     Mutant(
         "the word is committed before its leaf",
         "order of commit",
-        "slot_ring.hpp",
+        "ring/slot_ring.hpp",
         "        meta_[slot].leaf_in.store(leaf, std::memory_order_relaxed);\n"
         "        stop_point(StopPoint::leaf_in_stored);\n"
         "        word(slot).store(slot_word::committed(seq), std::memory_order_release);  // W2\n",
@@ -99,7 +99,7 @@ MUTANTS = [
     Mutant(
         "who takes a claim over forgets that its slot was empty",
         "stored size",
-        "slot_ring.hpp",
+        "ring/slot_ring.hpp",
         "                fresh = fresh || slot_word::fresh(seen);\n",
         "",
         "mpbuffer_stops --only claim_taken --hits 300",
@@ -107,7 +107,7 @@ MUTANTS = [
     Mutant(
         "add does not raise its busy flag",
         "stored size",
-        "slot_ring.hpp",
+        "ring/slot_ring.hpp",
         "        writer.busy->store(writer.epoch, std::memory_order_relaxed);\n"
         "        std::atomic_signal_fence(std::memory_order_seq_cst);\n"
         "        stop_point(StopPoint::busy_raised);\n",
@@ -118,7 +118,7 @@ MUTANTS = [
     Mutant(
         "a clear is two stores: it moves the cursor itself",
         "clear",
-        "slot_ring.hpp",
+        "ring/slot_ring.hpp",
         "        stop_point(StopPoint::clear_position_seen);\n",
         "        raise_to(counters_->cursor, next);\n"
         "        stop_point(StopPoint::clear_position_seen);\n",
@@ -127,7 +127,7 @@ MUTANTS = [
     Mutant(
         "nobody moves the cursor after a clear",
         "clear",
-        "slot_ring.hpp",
+        "ring/slot_ring.hpp",
         "        raise_to(counters_->cursor, cleared);  // C1\n",
         "",
         "test_slot_ring the first claim after a clear*",
@@ -135,7 +135,7 @@ MUTANTS = [
     Mutant(
         "a raise that straddles a recount counts twice",
         "stored size",
-        "slot_ring.hpp",
+        "ring/slot_ring.hpp",
         "while (filled_word::recount(now) == filled_word::recount(before)) {",
         "(void)before; while (true) {",
         "test_slot_ring a raise that straddles a recount*",
@@ -143,7 +143,7 @@ MUTANTS = [
     Mutant(
         "add never gives up",
         "flaw 10",
-        "slot_ring.hpp",
+        "ring/slot_ring.hpp",
         "                if (now >= deadline) break;\n",
         "                if (now < deadline) continue;\n",
         "mpbuffer_stops --only all_slots_held --hits 50",
@@ -151,7 +151,7 @@ MUTANTS = [
     Mutant(
         "a zombie passes for alive",
         "flaw 9",
-        "process_facts.cpp",
+        "os/process_stat.cpp",
         " || (is_zombie(stat->state) && stat->threads <= 1);",
         ";",
         "mpbuffer_stops --only claim_taken --hits 100",
@@ -159,7 +159,7 @@ MUTANTS = [
     Mutant(
         "a free byte alone proves death",
         "pid namespaces",
-        "process_table.cpp",
+        "segment/process_table.cpp",
         "return !names_living_process(records_[number - 1]);",
         "return true;",
         "mpbuffer_stops --namespaces --kills 60",
@@ -167,7 +167,7 @@ MUTANTS = [
     Mutant(
         "a process of another pid namespace is looked for in this one",
         "pid namespaces",
-        "process_table.cpp",
+        "segment/process_table.cpp",
         "    if (!can_be_inspected(record)) return true;\n",
         "",
         "mpbuffer_stops --namespaces --kills 60",
@@ -175,7 +175,7 @@ MUTANTS = [
     Mutant(
         "pid and start time prove life",
         "exec",
-        "process_table.cpp",
+        "segment/process_table.cpp",
         "    return !ours || ours->inode == 0 || !theirs || *theirs == *ours;\n",
         "    return true;\n",
         "mpbuffer_stops --execs --kills 60",
@@ -183,7 +183,7 @@ MUTANTS = [
     Mutant(
         "an exec at the same addresses keeps the handle",
         "exec",
-        "process_table.cpp",
+        "segment/process_table.cpp",
         "    bury_earlier_selves(lock_fd, self);\n",
         "",
         "test_process_table a program that replaces itself*",
@@ -191,7 +191,7 @@ MUTANTS = [
     Mutant(
         "a number's old claims pass for those of its new holder",
         "flaw 8",
-        "process_table.cpp",
+        "segment/process_table.cpp",
         "if (((epoch ^ epoch_low_bits) & mask) != 0) return true;",
         "if (((epoch ^ epoch_low_bits) & mask) != 0) return false;",
         "mpbuffer_stops --only claim_taken --hits 200",
@@ -199,7 +199,7 @@ MUTANTS = [
     Mutant(
         "a number is taken though its holder lives without its lock",
         "flaw 8",
-        "process_table.cpp",
+        "segment/process_table.cpp",
         "        if (names_living_process(mine)) {\n",
         "        if (false) {\n",
         "test_process_table flaw 8:*",
@@ -207,7 +207,7 @@ MUTANTS = [
     Mutant(
         "a forked child goes on as its parent",
         "flaw 5",
-        "segment_handle.cpp",
+        "segment/handle.cpp",
         "    if (!here()) [[unlikely]]\n        adopt();\n",
         "",
         "mpbuffer_stops --only busy_raised --hits 50",
@@ -215,7 +215,7 @@ MUTANTS = [
     Mutant(
         "a forked child keeps its parent's locks",
         "flaw 6",
-        "segment_handle.cpp",
+        "segment/handle.cpp",
         "    lock_fd_.close();\n    identity_ = {};",
         "    (void)new OwnedDescriptor(std::move(lock_fd_));\n    identity_ = {};",
         "test_replay_buffer a child that never uses its copy*",
@@ -223,7 +223,7 @@ MUTANTS = [
     Mutant(
         "the dead holder of a number was busy, and its successor tells nobody",
         "stored size",
-        "replay_buffer.cpp",
+        "buffer/replay_buffer.cpp",
         "        ring_.doubt();\n        processes_.forget_busy",
         "        processes_.forget_busy",
         "mpbuffer_stops --only filled_to_raise --hits 800",
@@ -231,7 +231,7 @@ MUTANTS = [
     Mutant(
         "the last one out removes whatever has the name now",
         "names",
-        "shared_segment.cpp",
+        "segment/segment_file.cpp",
         "if (nobody_left.held() && resolves_to(path_, lock_fd) &&",
         "if (nobody_left.held() &&",
         "mpbuffer_stops --only segment_unmapped --hits 100",
@@ -239,7 +239,7 @@ MUTANTS = [
     Mutant(
         "an attach keeps a segment whose name is gone",
         "names",
-        "shared_segment.cpp",
+        "segment/segment_file.cpp",
         "if (presence.held() && fstat(file.number(), &facts) == 0 && facts.st_nlink > 0) {",
         "if (presence.held() && fstat(file.number(), &facts) == 0) {",
         "mpbuffer_stops --only attach_opened --hits 100",
@@ -247,7 +247,7 @@ MUTANTS = [
     Mutant(
         "a creator under a temporary name does not say that it is there",
         "names",
-        "shared_segment.cpp",
+        "segment/segment_file.cpp",
         "            present = take_presence(file.number());  // at once, before a sweep comes\n",
         "            present = true;\n",
         "mpbuffer_stops --only segment_allocated --hits 100",
@@ -255,7 +255,7 @@ MUTANTS = [
     Mutant(
         "a descriptor is closed whatever its number stands for by now",
         "descriptors",
-        "owned_descriptor.cpp",
+        "os/owned_descriptor.cpp",
         "    if (ours()) ::close(fd_);\n",
         "    if (fd_ >= 0) ::close(fd_);\n",
         "test_owned_descriptor numbers that the program took*",
@@ -263,7 +263,7 @@ MUTANTS = [
     Mutant(
         "a descriptor of the same file passes for ours",
         "descriptors",
-        "owned_descriptor.cpp",
+        "os/owned_descriptor.cpp",
         "load(std::memory_order_relaxed) == ticket_;",
         "load(std::memory_order_relaxed) != 0;",
         "test_owned_descriptor a handle whose descriptors were closed*",
@@ -271,23 +271,23 @@ MUTANTS = [
     Mutant(
         "a child keeps what another thread is making",
         "forks",
-        "shared_segment.cpp",
+        "segment/segment_file.cpp",
         "    let_go();\n    unwatch_in_child();\n",
         "    unwatch_in_child();\n",
-        "test_shared_segment a child that another thread forks*",
+        "test_segment_file a child that another thread forks*",
     ),
     Mutant(
         "a child keeps a descriptor that another thread is passing through",
         "forks",
-        "passing_descriptor.hpp",
+        "os/passing_descriptor.hpp",
         "        ::close(std::exchange(fd_, -1));\n",
         "        (void)fd_;\n",
-        "test_shared_segment a child that is forked at any moment*",
+        "test_segment_file a child that is forked at any moment*",
     ),
     Mutant(
         "leaf seq before leaf",
         "flaw 11",
-        "learner.cpp",
+        "select/prioritized.cpp",
         "    store_leaf(slot, leaf, sampleable);\n"
         "    stop_point(StopPoint::leaf_stored);\n"
         "    leaf_seq_[slot].store(seq, std::memory_order_release);  // L1\n",
@@ -299,15 +299,15 @@ MUTANTS = [
     Mutant(
         "an own row is taken for the one that was sampled in its slot",
         "copied indexes",
-        "learner.cpp",
+        "select/prioritized.cpp",
         "return last_sampled_[slot] == 0 && own_rows_.has(seq);",
         "return own_rows_.has(seq);",
-        "test_learner after an overwritten row was sampled*",
+        "test_prioritized after an overwritten row was sampled*",
     ),
     Mutant(
         "a hole is given up",
         "flaw 2",
-        "learner.cpp",
+        "select/prioritized.cpp",
         "                expect(slot, seq);\n",
         "",
         "mpbuffer_stops --only claim_taken --hits 200",
@@ -315,7 +315,7 @@ MUTANTS = [
     Mutant(
         "a successor does not wait for what is being written",
         "flaw 2",
-        "learner.cpp",
+        "select/prioritized.cpp",
         "        if (newest >= cleared_ && !(present && seq >= newest)) expect(slot, newest);\n",
         "        (void)newest;\n",
         "mpbuffer_stops --only claim_taken --hits 800",
@@ -323,7 +323,7 @@ MUTANTS = [
     Mutant(
         "a fold forgets what is claimed while it runs",
         "fold",
-        "learner.cpp",
+        "select/prioritized.cpp",
         "    folded_ = std::max(position, folded_);\n",
         "    folded_ = std::max(ring_.position(), folded_);\n",
         "mpbuffer_stops --only filled_raised --hits 500",
@@ -345,13 +345,13 @@ def run(command, seconds, **more):
 
 # One executable for each file of doctest cases, so that a mutant costs what its tests need.
 MORE_TARGETS = """
-foreach(name learner owned_descriptor process_table replay_buffer shared_segment slot_ring)
+foreach(name prioritized owned_descriptor process_table replay_buffer segment_file slot_ring)
   add_executable(test_${name} EXCLUDE_FROM_ALL ../tests/cpp/main.cpp ../tests/cpp/test_${name}.cpp)
   target_link_libraries(test_${name} PRIVATE mpbuffer_core)
 endforeach()
 set_target_properties(mpbuffer_stops PROPERTIES UNITY_BUILD ON)
 """
-PLAIN_TESTS = ("test_replay_buffer", "test_learner")
+PLAIN_TESTS = ("test_replay_buffer", "test_prioritized")
 
 
 class Workshop:

@@ -27,7 +27,7 @@ from mpbuffer.inspection import inspect, list_segments, remove_dead_segments
 
 ROW = 2**20  # float64: copying one takes most of an add's time, so that a stop mostly meets a copy
 SLOTS = 2
-META_OFFSET = 184  # in the header, as cpp/core/layout.hpp draws it
+META_OFFSET = 184  # in the header, as cpp/core/format/header.hpp draws it
 
 BOUNDS = {
     "add": 1.0,

@@ -308,7 +308,7 @@ buffer.close()
         assert [other.returncode for other in others] == [0, 0, 0]
 
 
-# Offsets of the format, as cpp/core/layout.hpp draws them.
+# Offsets of the format, as cpp/core/format/header.hpp draws them.
 HEADER = 4096
 LINE_BYTES, COUNTERS_BYTES, TABLE_BYTES = 128, 256, 64 + 1022 * 576
 

@@ -1,7 +1,7 @@
 """Files that are not what their name says, and programs that break what they hold.
 
 Each is refused with an error that tells what came and what was expected; nothing hangs, and what is
-somebody else's is left alone. The core is fuzzed beside this: cpp/fuzz/attach_fuzz.cpp.
+somebody else's is left alone. The core is fuzzed beside this: cpp/verify/fuzz/attach_fuzz.cpp.
 """
 
 import contextlib
@@ -36,7 +36,7 @@ from mpbuffer import (
 FIELDS = {"a": {"shape": 3}, "a_name_that_makes_the_description_long": {"dtype": "i8"}}
 ROW = {"a": [1, 2, 3], "a_name_that_makes_the_description_long": 4}
 
-# As cpp/core/layout.hpp draws them.
+# As cpp/core/format/header.hpp draws them.
 HEADER_BYTES = 4096
 SEALED_BYTES = 128 + 8 * 128
 OFFSETS = {"format": 8, "ring_count": 12, "signature": 16, "checksum": 24, "total_bytes": 32}

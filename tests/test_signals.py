@@ -22,7 +22,7 @@ from mpbuffer import PrioritizedReplayBuffer, ReplayBuffer, SegmentNotFound, _co
 both_classes = pytest.mark.parametrize("cls", [ReplayBuffer, PrioritizedReplayBuffer])
 
 FIELDS = {"a": {"shape": ()}}
-META_OFFSET = 184  # in the header, as cpp/core/layout.hpp draws it
+META_OFFSET = 184  # in the header, as cpp/core/format/header.hpp draws it
 PROMPTLY = 5.0  # on a busy machine; each call's own bound is 1 s or less
 
 

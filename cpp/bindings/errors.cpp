@@ -3,7 +3,7 @@
 #include <exception>
 #include <new>
 
-#include "error.hpp"
+#include "base/error.hpp"
 
 namespace py = pybind11;
 

@@ -3,7 +3,7 @@
 #include <pybind11/pybind11.h>
 #include <unistd.h>
 
-#include "guard.hpp"
+#include "base/guard.hpp"
 
 namespace mpbuffer::bindings {
 

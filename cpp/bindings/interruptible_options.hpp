@@ -2,7 +2,7 @@
 #pragma once
 
 #include "errors.hpp"
-#include "shared_segment.hpp"
+#include "segment/segment_file.hpp"
 
 namespace mpbuffer::bindings {
 

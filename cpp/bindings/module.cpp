@@ -11,21 +11,21 @@
 #include <memory>
 #include <optional>
 
-#include "batch_gatherer.hpp"
-#include "deferred_signals.hpp"
-#include "end_with_learner.hpp"
-#include "error.hpp"
+#include "base/error.hpp"
+#include "base/guard.hpp"
+#include "convert/output_batch.hpp"
 #include "errors.hpp"
+#include "format/row_schema.hpp"
 #include "gil.hpp"
-#include "guard.hpp"
-#include "hot_calls.hpp"
-#include "inspection_calls.hpp"
 #include "numpy_api.hpp"
-#include "output_batch.hpp"
-#include "schema.hpp"
+#include "os/end_with_learner.hpp"
 #include "source_digest.hpp"
-#include "staging_calls.hpp"
-#include "weights_calls.hpp"
+#include "types/batch_gatherer.hpp"
+#include "types/buffer.hpp"
+#include "types/deferred_signals.hpp"
+#include "types/inspection.hpp"
+#include "types/step_writer.hpp"
+#include "types/weights.hpp"
 
 namespace py = pybind11;
 

@@ -10,8 +10,8 @@
 #include <new>
 #include <vector>
 
-#include "row_copy.hpp"
-#include "slot_ring.hpp"
+#include "base/shared_copy.hpp"
+#include "ring/slot_ring.hpp"
 
 #if defined(MPBUFFER_TSAN) || defined(__SANITIZE_ADDRESS__)
 constexpr int sanitizer_slowdown = 4;

@@ -10,9 +10,9 @@
 #include <cstdint>
 #include <thread>
 
-#include "end_with_learner.hpp"
 #include "forked_child.hpp"
-#include "process_facts.hpp"
+#include "os/end_with_learner.hpp"
+#include "os/process_stat.hpp"
 
 using namespace mpbuffer;
 

@@ -3,7 +3,7 @@
 #include <cerrno>
 #include <string>
 
-#include "error.hpp"
+#include "base/error.hpp"
 
 using namespace mpbuffer;
 

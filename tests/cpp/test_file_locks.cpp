@@ -6,9 +6,9 @@
 #include <cerrno>
 #include <string>
 
-#include "error.hpp"
-#include "file_locks.hpp"
+#include "base/error.hpp"
 #include "forked_child.hpp"
+#include "os/file_locks.hpp"
 
 using namespace mpbuffer;
 

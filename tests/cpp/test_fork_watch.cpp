@@ -8,8 +8,8 @@
 #include <thread>
 #include <vector>
 
-#include "fork_watch.hpp"
 #include "forked_child.hpp"
+#include "os/fork_watch.hpp"
 
 using namespace mpbuffer;
 

@@ -8,11 +8,11 @@
 #include <thread>
 #include <vector>
 
+#include "base/guard.hpp"
+#include "buffer/replay_buffer.hpp"
 #include "forked_child.hpp"
-#include "guard.hpp"
-#include "replay_buffer.hpp"
-#include "shared_weights.hpp"
-#include "staged_rows.hpp"
+#include "weights/shared_weights.hpp"
+#include "write/row_writer.hpp"
 
 using namespace mpbuffer;
 

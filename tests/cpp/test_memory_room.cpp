@@ -6,9 +6,9 @@
 #include <fstream>
 #include <string>
 
-#include "error.hpp"
+#include "base/error.hpp"
 #include "forked_child.hpp"
-#include "memory_room.hpp"
+#include "os/memory_room.hpp"
 
 using namespace mpbuffer;
 

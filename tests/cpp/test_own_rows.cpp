@@ -8,7 +8,7 @@
 #include <set>
 #include <thread>
 
-#include "own_rows.hpp"
+#include "ring/own_rows.hpp"
 
 using namespace mpbuffer;
 

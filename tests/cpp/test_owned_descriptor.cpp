@@ -10,11 +10,11 @@
 #include <string>
 #include <vector>
 
-#include "error.hpp"
-#include "file_locks.hpp"
+#include "base/error.hpp"
+#include "buffer/replay_buffer.hpp"
 #include "forked_child.hpp"
-#include "owned_descriptor.hpp"
-#include "replay_buffer.hpp"
+#include "os/file_locks.hpp"
+#include "os/owned_descriptor.hpp"
 
 using namespace mpbuffer;
 

@@ -21,11 +21,11 @@
 #include <utility>
 #include <vector>
 
-#include "error.hpp"
-#include "file_locks.hpp"
+#include "base/error.hpp"
 #include "forked_child.hpp"
-#include "process_facts.hpp"
-#include "process_table.hpp"
+#include "os/file_locks.hpp"
+#include "os/process_stat.hpp"
+#include "segment/process_table.hpp"
 
 using namespace mpbuffer;
 
@@ -39,16 +39,15 @@ struct SharedTable {
     int asker = -1;
 
     SharedTable() {
-        const auto bytes = static_cast<off_t>(ProcessTable::bytes_required());
+        const auto bytes = static_cast<off_t>(process_table_bytes);
         REQUIRE(ftruncate(data_fd, bytes) == 0);
-        memory = mmap(nullptr, ProcessTable::bytes_required(), PROT_READ | PROT_WRITE, MAP_SHARED,
-                      data_fd, 0);
+        memory = mmap(nullptr, process_table_bytes, PROT_READ | PROT_WRITE, MAP_SHARED, data_fd, 0);
         REQUIRE(memory != MAP_FAILED);
         table = ProcessTable(memory);
         asker = open_lock_descriptor(data_fd);
     }
     ~SharedTable() {
-        munmap(memory, ProcessTable::bytes_required());
+        munmap(memory, process_table_bytes);
         ::close(asker);
         ::close(data_fd);
     }
@@ -60,14 +59,14 @@ class Handle {
   public:
     explicit Handle(const SharedTable& shared) : Handle(shared.data_fd) {}
     explicit Handle(int data_fd)
-        : memory_(mmap(nullptr, ProcessTable::bytes_required(), PROT_READ | PROT_WRITE, MAP_SHARED,
-                       data_fd, 0)),
+        : memory_(
+              mmap(nullptr, process_table_bytes, PROT_READ | PROT_WRITE, MAP_SHARED, data_fd, 0)),
           table_(memory_),
           lock_fd_(open_lock_descriptor(data_fd)) {}
     Handle(const Handle&) = delete;
     Handle& operator=(const Handle&) = delete;
     ~Handle() {
-        munmap(memory_, ProcessTable::bytes_required());
+        munmap(memory_, process_table_bytes);
         ::close(lock_fd_);
     }
     const Identity& enroll(std::uint64_t* left_busy = nullptr) {
@@ -94,7 +93,7 @@ int enrol_and_stay(SharedTable& shared, const Channel& parent) {
 }  // namespace
 
 TEST_CASE("the table's size is part of the format") {
-    CHECK(ProcessTable::bytes_required() == 64 + 1022 * 576);
+    CHECK(process_table_bytes == 64 + 1022 * 576);
     CHECK(sizeof(ProcessRecord) == 576);
     alignas(64) char memory[128] = {};
     CHECK_THROWS_AS(ProcessTable(memory + 8), InvalidArgument);

@@ -17,10 +17,10 @@
 #include <thread>
 #include <vector>
 
-#include "error.hpp"
-#include "file_locks.hpp"
+#include "base/error.hpp"
+#include "buffer/replay_buffer.hpp"
 #include "forked_child.hpp"
-#include "replay_buffer.hpp"
+#include "os/file_locks.hpp"
 #include "ring_on_heap.hpp"
 
 using namespace mpbuffer;

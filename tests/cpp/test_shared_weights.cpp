@@ -13,11 +13,11 @@
 #include <string>
 #include <vector>
 
-#include "error.hpp"
+#include "base/error.hpp"
+#include "buffer/replay_buffer.hpp"
 #include "forked_child.hpp"
-#include "replay_buffer.hpp"
 #include "ring_on_heap.hpp"
-#include "shared_weights.hpp"
+#include "weights/shared_weights.hpp"
 
 using namespace mpbuffer;
 

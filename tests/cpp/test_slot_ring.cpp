@@ -13,8 +13,8 @@
 #include <vector>
 
 #include "forked_child.hpp"
+#include "ring/slot_ring.hpp"
 #include "ring_on_heap.hpp"
-#include "slot_ring.hpp"
 
 using namespace mpbuffer;
 using std::chrono::milliseconds;

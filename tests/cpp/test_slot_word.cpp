@@ -3,7 +3,7 @@
 #include <cstdint>
 #include <random>
 
-#include "slot_word.hpp"
+#include "format/slot_word.hpp"
 
 using namespace mpbuffer;
 

@@ -10,7 +10,7 @@
 #include <string>
 #include <vector>
 
-#include "sum_tree.hpp"
+#include "select/sum_tree.hpp"
 
 using namespace mpbuffer;
 
@@ -40,11 +40,11 @@ struct HeapTree {
     SumTree tree;
 
     explicit HeapTree(std::uint64_t rows)
-        : leaf_memory(SumTree::padded_leaves(rows) * sizeof(float)),
+        : leaf_memory(padded_leaves(rows) * sizeof(float)),
           node_memory(SumTree::bytes_required(rows)),
           leaves(static_cast<float*>(leaf_memory.memory)),
           capacity(rows) {
-        std::fill_n(leaves, SumTree::padded_leaves(rows), 0.0F);
+        std::fill_n(leaves, padded_leaves(rows), 0.0F);
         tree = SumTree(leaves, rows, static_cast<std::byte*>(node_memory.memory));
         tree.rebuild();
     }
@@ -110,7 +110,7 @@ TEST_CASE("an empty tree") {
         double mass = 0;
         std::uint64_t slot = 77;
         heap.tree.find_prefix_sums(&mass, &slot, 1);
-        CHECK(slot < SumTree::padded_leaves(capacity));
+        CHECK(slot < padded_leaves(capacity));
     }
 }
 
@@ -330,9 +330,9 @@ TEST_CASE("one draw looks at no more than ceil(log8(capacity)) + 1 lines") {
 
 TEST_CASE("the promised sizes") {
     for (const std::uint64_t capacity : capacities) {
-        CHECK(SumTree::padded_leaves(capacity) >= capacity);
-        CHECK(SumTree::padded_leaves(capacity) < capacity + 16);
-        CHECK(SumTree::padded_leaves(capacity) % 16 == 0);
+        CHECK(padded_leaves(capacity) >= capacity);
+        CHECK(padded_leaves(capacity) < capacity + 16);
+        CHECK(padded_leaves(capacity) % 16 == 0);
         CHECK(SumTree::bytes_required(capacity) % 64 == 0);
         CHECK(SumTree::bytes_required(capacity) <= 1024 + 2 * capacity);
     }

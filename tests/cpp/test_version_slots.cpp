@@ -9,8 +9,8 @@
 #include <thread>
 #include <vector>
 
-#include "row_copy.hpp"
-#include "version_slots.hpp"
+#include "base/shared_copy.hpp"
+#include "weights/version_slots.hpp"
 
 using namespace mpbuffer;
 

@@ -1,0 +1,122 @@
+#include "convert/field_arguments.hpp"
+
+#include <algorithm>
+#include <cmath>
+#include <cstdio>
+
+#include "base/guard.hpp"
+
+namespace py = pybind11;
+
+namespace mpbuffer::bindings {
+
+namespace {
+
+PyObject* interned(const char* text) {
+    PyObject* name = PyUnicode_InternFromString(text);
+    if (name == nullptr) throw py::error_already_set();
+    return name;
+}
+
+}  // namespace
+
+const Names& names() {
+    static const auto* all = new Names{
+        interned("priorities"),  interned("weights"), interned("indexes"),
+        interned("batch_size"),  interned("beta"),    interned("return_indexes"),
+        interned("generations"), interned("out"),     interned("envs"),
+        interned("q"),           interned("v"),       interned("next_v"),
+    };
+    return *all;
+}
+
+bool same_name(PyObject* one, PyObject* other) {
+    if (one == other) return true;
+    if (PyUnicode_GET_LENGTH(one) != PyUnicode_GET_LENGTH(other)) return false;
+    const int order = PyUnicode_Compare(one, other);
+    if (order == -1 && PyErr_Occurred() != nullptr) throw py::error_already_set();
+    return order == 0;
+}
+
+std::string in_words(double number) {
+    std::array<char, 32> text{};
+    std::snprintf(text.data(), text.size(), "%g", number);
+    return text.data();
+}
+
+void handle_unknown_field(BufferState& state, PyObject* name) {
+    const std::string field = text_of(name);
+    std::string known;
+    for (const FieldRule& rule : state.rules) known += (known.empty() ? "" : ", ") + rule.text();
+    const std::string message =
+        "'" + state.core->name() + "' has no field '" + field + "'; its fields are " + known;
+    if (state.strict) throw_python(PyExc_TypeError, "cannot add: " + message);
+    if (state.warned.contains(field)) return;
+    const std::string warning = "ignored on add: " + message;
+    if (running_python([&] { return PyErr_WarnEx(PyExc_UserWarning, warning.c_str(), 1); }) < 0) {
+        throw py::error_already_set();
+    }
+    state.warned.insert(field);
+}
+
+void convert_row_numbers(const char* what, const char* noun, PyObject* value, std::size_t n,
+                         RowNumbers& converted) {
+    convert_numbers(what, value, converted.numbers);
+    const ConvertedNumbers& numbers = converted.numbers;
+    if (numbers.scalar) {
+        if (n != 1) converted.broadcast.assign(n, *numbers.values);
+    } else if (static_cast<std::size_t>(numbers.count) != n) {
+        throw_python(PyExc_ValueError, std::string(what) + ": got " +
+                                           std::to_string(numbers.count) + " " + noun +
+                                           ", expected 1 scalar or " + std::to_string(n));
+    }
+}
+
+void convert_priorities(const BufferState& state, const char* what, PyObject* value, std::size_t n,
+                        ConvertedPriorities& converted) {
+    convert_row_numbers(what, "priorities", value, n, converted);
+    const PriorityRule rule = state.core->priority_rule();
+    converted.leaves.resize(n);
+    const std::span<const double> all = converted.all(n);
+    std::size_t right = 0;
+    {
+        const CoreCall call;
+        let_others_scan(n);
+        for (; right < n; ++right) {
+            const double priority = all[right];
+            const float leaf = rule.leaf(priority);
+            if (!(priority >= 0) || !std::isfinite(priority) || !std::isfinite(leaf)) break;
+            converted.leaves[right] = leaf;
+            converted.largest = std::max(converted.largest, priority);
+        }
+    }
+    if (right == n) return;
+    throw_python(PyExc_ValueError, std::string(what) + ": priority " + std::to_string(right) +
+                                       " is " + in_words(all[right]) +
+                                       ", expected a finite number that is not negative and whose "
+                                       "(priority + eps)^alpha fits into float32");
+}
+
+void throw_positional(Py_ssize_t nargs) {
+    throw_python(PyExc_TypeError, "add() takes fields by name only, got " + std::to_string(nargs) +
+                                      " positional arguments");
+}
+
+void throw_missing(const FieldRule& rule) {
+    throw_python(PyExc_KeyError, "cannot add: field " + rule.text() + " is missing");
+}
+
+void throw_computed(const FieldRule& rule) {
+    throw_python(PyExc_TypeError, "cannot add: field " + rule.text() +
+                                      " is the discount of n-step rows, which is computed; "
+                                      "expected the other fields only");
+}
+
+void throw_rows_differ(const FieldRule& rule, npy_intp rows, const FieldRule& first,
+                       npy_intp expected) {
+    throw_python(PyExc_ValueError, "cannot add: field " + rule.text() + " has " +
+                                       std::to_string(rows) + " rows, expected " +
+                                       std::to_string(expected) + " as in field " + first.text());
+}
+
+}  // namespace mpbuffer::bindings

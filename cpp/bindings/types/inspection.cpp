@@ -1,0 +1,161 @@
+#include "types/inspection.hpp"
+
+#include <pybind11/stl.h>
+
+#include "base/guard.hpp"
+#include "inspect/inspection.hpp"
+#include "segment/segment_file.hpp"
+
+namespace py = pybind11;
+
+namespace mpbuffer::bindings {
+
+namespace {
+
+double in_seconds(std::uint64_t nanoseconds) { return static_cast<double>(nanoseconds) * 1e-9; }
+
+// Bytes, because a damaged description need not be text.
+py::dict dict_of_header(const Inspection& report) {
+    const RingEntry& ring = report.header.ring[0];
+    py::dict all;
+    all["format"] = report.header.format;
+    all["created_at"] = in_seconds(report.header.created_at);
+    all["description"] = py::bytes(report.description);
+    all["prioritized"] = ring.prioritized != 0;
+    all["size"] = ring.capacity;
+    all["row_bytes"] = ring.row_bytes;
+    all["stride"] = ring.stride;
+    all["alpha"] = ring.alpha;
+    all["eps"] = ring.eps;
+    return all;
+}
+
+py::dict dict_of_weights(const Inspection& report) {
+    const RingEntry& ring = report.header.ring[0];
+    py::dict all;
+    all["slots"] = ring.capacity;
+    all["bytes"] = ring.row_bytes;
+    all["version"] = report.weights.version;
+    all["newest"] = report.weights.newest;
+    all["age"] = in_seconds(report.weights.age);
+    all["reads"] = report.weights.reads;
+    all["repeats"] = report.weights.repeats;
+    all["in_reads"] = report.weights.in_reads;
+    return all;
+}
+
+py::dict dict_of_publisher(const InspectedLearner& publisher) {
+    py::dict all;
+    all["role_held"] = publisher.role_held;
+    all["process"] = publisher.process;
+    all["pid"] = publisher.pid;
+    all["since"] = in_seconds(publisher.since);
+    return all;
+}
+
+py::list list_of_processes(const Inspection& report) {
+    py::list all;
+    for (const InspectedProcess& each : report.processes) {
+        py::dict one;
+        one["number"] = each.number;
+        one["pid"] = each.pid;
+        one["state"] = std::string(1, each.state);
+        one["rows"] = each.rows;
+        one["skips"] = each.skips;
+        one["steals"] = each.steals;
+        one["registered_at"] = in_seconds(each.registered_at);
+        one["busy"] = each.busy;
+        all.append(one);
+    }
+    return all;
+}
+
+py::dict dict_of_learner(const InspectedLearner& learner) {
+    py::dict all;
+    all["role_held"] = learner.role_held;
+    all["process"] = learner.process;
+    all["pid"] = learner.pid;
+    all["since"] = in_seconds(learner.since);
+    all["folded"] = learner.folded;
+    all["sampleable"] = learner.sampleable;
+    all["total"] = learner.total;
+    all["least_leaf"] = learner.least_leaf;
+    all["updates"] = learner.updates;
+    all["stale"] = learner.stale;
+    all["draws"] = learner.draws;
+    all["nodes_visited"] = learner.lines_visited;
+    all["published_at"] = in_seconds(learner.published_at);
+    return all;
+}
+
+py::dict inspect(const std::string& name, bool every_slot) {
+    const Inspection report = [&] {
+        const CoreCall call;
+        let_others_run();
+        return inspect_segment(name, every_slot ? Scrutiny::every_slot : Scrutiny::figures);
+    }();
+    py::dict all;
+    all["name"] = report.name;
+    all["path"] = report.path;
+    all["nameless"] = report.nameless;
+    all["bytes"] = report.bytes;
+    all["live"] = report.live;
+    all["damages"] = report.damages;
+    all["damage"] = report.damage;
+    all["notes"] = report.notes;
+    all["readable"] = report.refusal.empty();
+    if (!report.refusal.empty()) return all;
+    all["kind"] = report.header.ring[0].kind == RingKind::weights ? "weights" : "transitions";
+    if (report.header.ring[0].kind == RingKind::weights) {
+        all["format"] = report.header.format;
+        all["created_at"] = in_seconds(report.header.created_at);
+        all["description"] = py::bytes(report.description);
+        all["weights"] = dict_of_weights(report);
+        all["processes"] = list_of_processes(report);
+        all["publisher"] = dict_of_publisher(report.learner);
+        return all;
+    }
+    all["header"] = dict_of_header(report);
+    all["position"] = report.position;
+    all["clear_before"] = report.clear_before;
+    all["rows"] = report.rows;
+    all["max_priority"] = report.max_priority;
+    all["rows_added"] = report.rows_added;
+    all["processes"] = list_of_processes(report);
+    all["learner"] = dict_of_learner(report.learner);
+    if (every_slot) {
+        all["claims"] = report.claims;
+        all["abandoned_claims"] = report.abandoned_claims;
+    }
+    return all;
+}
+
+// As os.listdir gives them: what has our prefix need not be a name of ours, nor text.
+py::list list_of_names(const std::vector<std::string>& names) {
+    py::list all;
+    for (const std::string& name : names) {
+        PyObject* text =
+            PyUnicode_DecodeFSDefaultAndSize(name.data(), static_cast<Py_ssize_t>(name.size()));
+        if (text == nullptr) throw py::error_already_set();
+        all.append(py::reinterpret_steal<py::object>(text));
+    }
+    return all;
+}
+
+py::list segments() { return list_of_names(SharedSegment::list()); }
+
+py::list sweep(bool look_only) {
+    return list_of_names(SharedSegment::sweep(SegmentOptions{}.directory, look_only));
+}
+
+}  // namespace
+
+void add_inspection_calls(py::module_& module) {
+    module.def("inspect", inspect, py::arg("name"), py::arg("every_slot"),
+               "What a segment of this user looks like, without becoming part of it.");
+    module.def("segments", segments, "Names of this user's segments, dead ones included.");
+    module.def("sweep", sweep, py::arg("look_only") = false,
+               "Removes this user's dead segments and returns their names.");
+}
+
+}  // namespace mpbuffer::bindings

@@ -1,0 +1,678 @@
+#include "buffer/replay_buffer.hpp"
+
+#include <unistd.h>
+
+#include <algorithm>
+#include <chrono>
+#include <cmath>
+#include <ctime>
+#include <new>
+#include <set>
+#include <thread>
+#include <utility>
+
+#include "base/error.hpp"
+#include "base/stop_points.hpp"
+#include "base/words.hpp"
+#include "os/file_locks.hpp"
+#include "select/random.hpp"
+
+namespace mpbuffer {
+
+namespace {
+
+constexpr int max_redraws = 64;
+
+// How much is copied, counting 64 bytes more a row, before a long read calls back.
+constexpr std::size_t bytes_at_once = std::size_t{16} << 20;
+
+constexpr int max_scans = 32;
+
+// How long an add tries that finds every slot held by living processes, and for how much of it at a
+// time before it lets the caller look at what else there is (signals).
+constexpr auto patience = std::chrono::milliseconds(1000);
+constexpr auto patience_at_once = std::chrono::milliseconds(20);
+
+}  // namespace
+
+std::unique_ptr<ReplayBuffer> ReplayBuffer::create(const BufferSettings& settings) {
+    const CoreCall call;
+    let_others_run();
+    const RingShape& shape = settings.shape;
+    if (shape.prioritized && !std::isfinite(leaf_of(1.0, shape.alpha, shape.eps))) {
+        throw InvalidArgument("cannot create '" + settings.name + "': with alpha " +
+                              number_in_words(shape.alpha) + " and eps " +
+                              number_in_words(shape.eps) +
+                              " the leaf (1 + eps)^alpha of the first priority, 1, is too large; "
+                              "expected one that fits into float32");
+    }
+    const SegmentHeader header = plan_segment(settings.shape, settings.description, settings.seed);
+    SharedSegment segment =
+        SharedSegment::create(settings.name, header.total_bytes, settings.segment);
+    write_header(segment.data(), header, settings.description);
+    std::unique_ptr<ReplayBuffer> buffer(
+        new ReplayBuffer(std::move(segment), header, settings.description));
+    buffer->ring_.initialise();
+    buffer->start();
+    stop_point(StopPoint::segment_written);
+    buffer->segment_.publish();
+    buffer->keep_in_children();
+    return buffer;
+}
+
+std::unique_ptr<ReplayBuffer> ReplayBuffer::open(SharedSegment segment) {
+    std::string description;
+    const SegmentHeader header =
+        read_header(segment.data(), segment.size(), segment.name(), description);
+    std::unique_ptr<ReplayBuffer> buffer(
+        new ReplayBuffer(std::move(segment), header, std::move(description)));
+    buffer->start();
+    buffer->keep_in_children();
+    return buffer;
+}
+
+std::unique_ptr<ReplayBuffer> ReplayBuffer::attach(const std::string& name,
+                                                   const SegmentOptions& options) {
+    const CoreCall call;
+    let_others_run();
+    return open(SharedSegment::attach(name, options));
+}
+
+std::unique_ptr<ReplayBuffer> ReplayBuffer::attach_descriptor(int fd, const std::string& name,
+                                                              const SegmentOptions& options) {
+    const CoreCall call;
+    let_others_run();
+    return open(SharedSegment::attach_descriptor(fd, name, options));
+}
+
+ReplayBuffer::ReplayBuffer(SharedSegment segment, const SegmentHeader& header,
+                           std::string description)
+    : SegmentHandle(std::move(segment), header, std::move(description)),
+      local_(std::make_unique<Local>(capacity())) {
+    const RingEntry& ring = shape();
+    ring_ = SlotRing(at<RingCounters>(ring.counters_offset), at<SlotMeta>(ring.meta_offset),
+                     at<std::byte>(ring.records_offset), ring.capacity, ring.stride);
+}
+
+ReplayBuffer::~ReplayBuffer() {
+    close();
+    unwatch();
+}
+
+void ReplayBuffer::close() noexcept {
+    if (!is_open()) return;
+    const Guard nobody_adds(add_mutex_);
+    const Guard nobody_draws(learner_mutex_);
+    const GuardOfOne nobody_copies(copying_);
+    let_others_run();
+    leave();
+}
+
+void ReplayBuffer::forget() noexcept { local_.reset(); }
+
+void ReplayBuffer::forget_parent() noexcept {
+    (void)local_.release();
+    leaf_priority_ = -1;
+    add_mutex_.renew_in_child();
+    learner_mutex_.renew_in_child();
+    copying_.renew_in_child();
+}
+
+void ReplayBuffer::enroll() const {
+    if (!local_) local_ = std::make_unique<Local>(capacity());
+    std::uint64_t left_busy = 0;
+    const Identity identity = processes_.enroll(locks("enroll in"), &left_busy);
+    if (left_busy != 0) {
+        ring_.doubt();
+        processes_.forget_busy(identity, left_busy);
+    }
+    local_->generator = Generator(header_.seed, identity.number, identity.epoch);
+    identity_ = identity;
+}
+
+RingWriter ReplayBuffer::writer() const {
+    RingState& state = processes_.record(identity_.number).ring[0];
+    // Acquire: pairs with the release in learner(); it is whole.
+    return {identity_.number,
+            identity_.epoch,
+            &state.rows,
+            &state.skips,
+            &state.steals,
+            &state.busy,
+            local_->own_rows.load(std::memory_order_acquire)};
+}
+
+bool ReplayBuffer::dead(unsigned number, std::uint64_t epoch) const {
+    return processes_.dead(number, epoch, slot_word::epoch_bits, locks("ask who is alive in"));
+}
+
+std::uint64_t ReplayBuffer::add(std::uint64_t n, std::span<const FieldSource> fields,
+                                const float* leaves, double largest_priority,
+                                const std::function<void()>& give_way) {
+    const auto copy_row = [fields](std::uint64_t i, std::byte* record) {
+        for (const FieldSource& field : fields) {
+            store_to_record(record + field.offset, field.values + i * field.step, field.bytes);
+            stop_point(StopPoint::field_copied);
+        }
+    };
+    return add_rows(n, copy_row, leaves, largest_priority, give_way);
+}
+
+std::uint64_t ReplayBuffer::add_records(std::uint64_t n, const std::byte* records,
+                                        std::size_t stride, const float* leaves,
+                                        double largest_priority, std::uint64_t& written,
+                                        const std::function<void()>& give_way) {
+    const std::size_t bytes = shape().row_bytes;
+    const auto copy_row = [=, &written](std::uint64_t i, std::byte* record) {
+        store_to_record(record, records + i * stride, bytes);
+        stop_point(StopPoint::field_copied);
+        ++written;  // what is copied is committed: nothing between the two throws
+    };
+    return add_rows(n, copy_row, leaves, largest_priority, give_way);
+}
+
+template <class CopyRow>
+std::uint64_t ReplayBuffer::add_rows(std::uint64_t n, CopyRow&& copy_row, const float* leaves,
+                                     double largest_priority,
+                                     const std::function<void()>& give_way) {
+    const CoreCall call;
+    let_others_copy(n * shape().row_bytes);
+    std::uint64_t first_slot = 0;
+    std::uint64_t added = 0;
+    std::chrono::steady_clock::time_point deadline{};
+    for (;;) {
+        {
+            const Guard guard(add_mutex_);
+            ready();
+            const float common_leaf = prioritized() && leaves == nullptr ? leaf_of_largest() : 0;
+            const AddOutcome outcome = ring_.add(
+                n - added, writer(),
+                [this](unsigned owner, std::uint64_t epoch) { return dead(owner, epoch); },
+                [&copy_row, leaves, common_leaf, added](std::uint64_t i, std::byte* record) {
+                    i += added;
+                    copy_row(i, record);
+                    return leaves == nullptr ? common_leaf : leaves[i];
+                },
+                patience_at_once);
+            if (added == 0) first_slot = outcome.first_slot;
+            added += outcome.rows_added;
+            if (added == n) [[likely]] {
+                if (largest_priority > ring_.max_priority()) {
+                    ring_.raise_max_priority(largest_priority);
+                }
+                return first_slot;
+            }
+            let_others_run();
+            const auto now = std::chrono::steady_clock::now();
+            if (deadline == std::chrono::steady_clock::time_point{}) deadline = now + patience;
+            if (now >= deadline) throw_slots_held(added, n);
+        }
+        if (give_way) call_back(give_way);
+    }
+}
+
+// Of rows that come without a priority.
+float ReplayBuffer::leaf_of_largest() {
+    const double largest = ring_.max_priority();
+    if (largest != leaf_priority_) {
+        leaf_ = priority_rule().leaf(largest);
+        leaf_priority_ = largest;
+    }
+    return leaf_;
+}
+
+void ReplayBuffer::throw_slots_held(std::uint64_t added, std::uint64_t n) const {
+    std::set<unsigned> owners;
+    for (std::uint64_t slot = 0; slot < capacity() && owners.size() < 8; ++slot) {
+        const unsigned owner = slot_word::owner(ring_.word(slot).load(std::memory_order_relaxed));
+        if (owner != 0 && owner <= max_processes) owners.insert(owner);
+    }
+    std::string holders;
+    for (const unsigned owner : owners) {
+        if (!holders.empty()) holders += ", ";
+        holders += process_in_words(owner, processes_.record(owner).pid.load(),
+                                    processes_.state(owner, locks("ask who is alive in")));
+    }
+    throw SlotsHeld("cannot add to '" + name_ + "': every slot is being written by others, " +
+                    (holders.empty() ? "who were faster" : holders) + "; " + std::to_string(added) +
+                    " of " + std::to_string(n) +
+                    " rows were added; end or continue these processes");
+}
+
+void ReplayBuffer::throw_empty(const char* why) const {
+    throw EmptyBuffer("cannot sample from '" + name_ + "': " + why);
+}
+
+void ReplayBuffer::clear() {
+    const Guard guard(add_mutex_);
+    ready();
+    ring_.clear();
+}
+
+Generator& ReplayBuffer::generator() {
+    ready();
+    return local_->generator;
+}
+
+void ReplayBuffer::gather(std::size_t count, double beta, const SampleTarget& target,
+                          std::optional<std::uint64_t> releases) {
+    const CoreCall call;
+    let_others_copy(count * shape().row_bytes);
+    try {
+        std::unique_ptr<Draws> draws;
+        {
+            const Guard guard(learner_mutex_);
+            Learner& drawing = learner_unless_released(releases);
+            draws = take_draws();
+            drawing.draw(count, generator(), *draws);
+        }
+        copy_drawn_rows(*draws, target);
+        const Guard guard(learner_mutex_);
+        learner_unless_released(releases).finish(beta, generator(), *draws, target);
+        local_->spare_draws.push_back(std::move(draws));
+    } catch (const EmptyBuffer& error) {
+        throw_empty(error.what());
+    }
+}
+
+void ReplayBuffer::gather_uniform(std::size_t count, const SampleTarget& target) {
+    const CoreCall call;
+    let_others_copy(count * shape().row_bytes);
+    std::unique_ptr<Draws> draws;
+    {
+        const Guard guard(learner_mutex_);
+        ready();
+        draws = take_draws();
+        draw_uniform(count, *draws);
+    }
+    copy_drawn_rows(*draws, target);
+    const Guard guard(learner_mutex_);
+    ready();
+    finish_uniform(*draws, target);
+    local_->spare_draws.push_back(std::move(draws));
+}
+
+std::unique_ptr<Draws> ReplayBuffer::take_draws() {
+    auto& spare = local_->spare_draws;
+    if (spare.empty()) return std::make_unique<Draws>();
+    std::unique_ptr<Draws> draws = std::move(spare.back());
+    spare.pop_back();
+    draws->any_row = false;
+    return draws;
+}
+
+void ReplayBuffer::copy_drawn_rows(Draws& draws, const SampleTarget& target) {
+    const GuardOfMany stays_open(copying_);
+    ready();
+    copy_rows(ring_, shape().row_bytes, draws, target);
+}
+
+void ReplayBuffer::draw_uniform(std::size_t count, Draws& draws) {
+    ready();
+    draws.any_row = true;
+    const auto [cleared, position] = ring_.bounds();
+    draws.cleared = cleared;
+    const std::uint64_t oldest = std::max(cleared, position - std::min(position, capacity()));
+    if (position <= oldest) throw_empty(ring_.why_empty());
+    draws.first_slot = oldest % capacity();
+    draws.slots_claimed = position - oldest;
+    draws.slots.resize(count);
+    for (std::uint64_t& slot : draws.slots) slot = draw_slot(draws);
+    ask_for_rows(ring_, shape().row_bytes, draws);
+}
+
+std::uint64_t ReplayBuffer::draw_slot(const Draws& draws) {
+    const std::uint64_t slot = draws.first_slot + local_->generator.below(draws.slots_claimed);
+    return slot < capacity() ? slot : slot - capacity();
+}
+
+// Draws again for each place whose slot held no row: at first among all slots that were claimed,
+// then, since few rows are complete, among those that a scan has found, a bounded number of times.
+void ReplayBuffer::finish_uniform(Draws& draws, const SampleTarget& target) {
+    std::vector<std::uint64_t> filled;
+    for (const std::size_t place : draws.missed) {
+        int redraws = filled.empty() ? 0 : max_redraws;
+        do {
+            if (redraws < max_redraws) {
+                draws.slots[place] = draw_slot(draws);
+            } else {
+                if (redraws == max_redraws + max_scans) {
+                    throw_empty("no row is complete: every slot is empty or being written");
+                }
+                if (redraws > max_redraws) std::this_thread::yield();
+                if (filled.empty() || redraws > max_redraws) filled = find_filled_slots();
+                if (!filled.empty()) draws.slots[place] = filled[generator().below(filled.size())];
+            }
+            ++redraws;
+        } while (!copy_row(ring_, place, draws, target));
+    }
+}
+
+std::vector<std::uint64_t> ReplayBuffer::filled_slots(bool shuffle) {
+    const Guard guard(learner_mutex_);
+    ready();
+    std::vector<std::uint64_t> filled = find_filled_slots();
+    if (shuffle) {
+        Generator& draws = generator();
+        for (std::size_t i = filled.size(); i > 1; --i) {
+            std::swap(filled[i - 1], filled[draws.below(i)]);
+        }
+    }
+    return filled;
+}
+
+std::vector<std::uint64_t> ReplayBuffer::find_filled_slots() {
+    let_others_scan(capacity());
+    const std::uint64_t cleared = ring_.clear_before();
+    std::vector<std::uint64_t> filled;
+    for (std::uint64_t slot = 0; slot < capacity(); ++slot) {
+        const std::uint64_t word = ring_.word(slot).load(std::memory_order_acquire);
+        if (slot_word::is_committed(word) && slot_word::seq(word) >= cleared)
+            filled.push_back(slot);
+    }
+    return filled;
+}
+
+bool ReplayBuffer::read_slot(std::uint64_t slot, std::size_t i,
+                             std::span<const FieldTarget> fields) {
+    const GuardOfMany stays_open(copying_);
+    ready();
+    return read_row(slot, i, fields);
+}
+
+std::size_t ReplayBuffer::read_slots(std::span<const std::uint64_t> slots,
+                                     std::span<const FieldTarget> fields,
+                                     const std::function<void()>& give_way,
+                                     std::optional<std::uint64_t>* missing) {
+    const CoreCall call;
+    let_others_copy(slots.size() * shape().row_bytes);
+    const std::size_t at_once = bytes_at_once / (shape().row_bytes + 64) + 1;
+    std::size_t rows = 0;
+    for (std::size_t first = 0; first < slots.size(); first += at_once) {
+        if (first != 0 && give_way) call_back(give_way);
+        const GuardOfMany stays_open(copying_);
+        ready();
+        for (const std::uint64_t slot :
+             slots.subspan(first, std::min(at_once, slots.size() - first))) {
+            if (read_row(slot, rows, fields)) {
+                ++rows;
+            } else if (missing != nullptr && !*missing) {
+                *missing = slot;
+            }
+        }
+    }
+    return rows;
+}
+
+std::size_t ReplayBuffer::read_all(bool shuffle, const MakeRoom& make_room,
+                                   const std::function<void()>& give_way) {
+    const CoreCall call;
+    const std::vector<std::uint64_t> slots = filled_slots(shuffle);
+    const std::span<const FieldTarget> fields = call_back([&] { return make_room(slots.size()); });
+    return read_slots(slots, fields, give_way);
+}
+
+bool ReplayBuffer::read_row(std::uint64_t slot, std::size_t i,
+                            std::span<const FieldTarget> fields) const {
+    const std::uint64_t cleared = ring_.clear_before();
+    for (int attempt = 0; attempt < max_redraws; ++attempt) {
+        const std::uint64_t word = ring_.word(slot).load(std::memory_order_relaxed);
+        if (slot_word::seq(word) < cleared) return false;
+        if (ring_.read_any(slot, cleared, [&](const std::byte* record) {
+                for (const FieldTarget& field : fields) {
+                    load_from_record(field.values + i * field.bytes, record + field.offset,
+                                     field.bytes);
+                }
+            }) != 0) {
+            return true;
+        }
+        std::this_thread::yield();
+    }
+    return false;
+}
+
+std::uint64_t ReplayBuffer::stored_size() {
+    const Guard guard(learner_mutex_);
+    ready();
+    for (unsigned number = 1; number <= processes_.high_water(); ++number) {
+        if (number == identity_.number) continue;
+        std::atomic<std::uint64_t>& busy = processes_.record(number).ring[0].busy;
+        std::uint64_t epoch = busy.load(std::memory_order_acquire);
+        if (epoch != 0 && processes_.dead(number, epoch, 64, locks("ask who is alive in"))) {
+            ring_.doubt();
+            // Fails if somebody else was faster; then the doubt was raised twice, harmlessly.
+            busy.compare_exchange_strong(epoch, 0, std::memory_order_acq_rel);
+        }
+    }
+    RingCounters& counters = ring_.counters();
+    const std::uint64_t doubts = counters.doubts.load(std::memory_order_acquire);
+    const std::uint64_t cleared = ring_.clear_before();
+    if (doubts != local_->doubts_seen || cleared != local_->cleared_seen) return recount(doubts);
+    const std::uint64_t counted =
+        filled_word::count(counters.filled.load(std::memory_order_acquire));
+    std::erase_if(local_->claims, [this, cleared](const Local::SeenClaim& claim) {
+        return ring_.word(claim.slot).load(std::memory_order_acquire) != claim.word ||
+               slot_word::seq(claim.word) < cleared;
+    });
+    // Fewer are counted than known claims only while somebody is clearing.
+    return counted - std::min<std::uint64_t>(counted, local_->claims.size());
+}
+
+// A slot counts if it holds a row, or a claim that a counted row gave way to: that claim's commit
+// will not raise the count. A claim of an empty slot raises it itself.
+std::uint64_t ReplayBuffer::recount(std::uint64_t doubts) {
+    let_others_scan(capacity());
+    RingCounters& counters = ring_.counters();
+    std::uint64_t before = counters.filled.load(std::memory_order_acquire);
+    const std::uint64_t cleared = ring_.clear_before();
+    std::uint64_t counted = 0;
+    local_->claims.clear();
+    for (std::uint64_t slot = 0; slot < capacity(); ++slot) {
+        const std::uint64_t word = ring_.word(slot).load(std::memory_order_acquire);
+        if (slot_word::seq(word) < cleared) continue;
+        if (slot_word::is_committed(word)) {
+            ++counted;
+        } else if (!slot_word::fresh(word)) {
+            ++counted;
+            local_->claims.push_back({slot, word});
+        }
+    }
+    // A raise since `before` fails the exchange; a commit since then whose raise is still to come
+    // meets a changed recount and doubts again: so the exchange is made even where the count is
+    // right already. Acq_rel: pairs with the acquire load in add().
+    if (counters.filled.compare_exchange_strong(before, filled_word::next(before, counted),
+                                                std::memory_order_acq_rel)) {
+        local_->doubts_seen = doubts;
+        local_->cleared_seen = cleared;
+    }
+    return counted - local_->claims.size();
+}
+
+std::uint64_t ReplayBuffer::next_slot() const {
+    const GuardOfMany stays_open(copying_);
+    ready();
+    return ring_.position() % capacity();
+}
+
+double ReplayBuffer::max_priority() const {
+    const GuardOfMany stays_open(copying_);
+    ready();
+    return ring_.max_priority();
+}
+
+std::uint64_t ReplayBuffer::rows_added() const {
+    const GuardOfMany stays_open(copying_);
+    ready();
+    std::uint64_t rows = 0;
+    for (unsigned number = 1; number <= processes_.high_water(); ++number) {
+        rows += processes_.record(number).ring[0].rows.load(std::memory_order_acquire);
+    }
+    return rows;
+}
+
+std::vector<ProcessStatus> ReplayBuffer::processes() const {
+    const GuardOfMany stays_open(copying_);
+    ready();
+    let_others_run();
+    const int lock_fd = locks("ask who is alive in");
+    std::vector<ProcessStatus> all;
+    for (unsigned number = 1; number <= processes_.high_water(); ++number) {
+        const ProcessRecord& record = processes_.record(number);
+        // Acquire: pairs with the release of enroll(), for the pid.
+        if (record.mapped_at.load(std::memory_order_acquire) == 0) continue;
+        const char state = number == identity_.number ? 'R' : processes_.state(number, lock_fd);
+        if (state == 'X') continue;
+        const RingState& counts = record.ring[0];
+        all.push_back({number, record.pid.load(), state,
+                       counts.rows.load() - counts.rows_before.load(),
+                       counts.skips.load() - counts.skips_before.load(),
+                       counts.steals.load() - counts.steals_before.load()});
+    }
+    return all;
+}
+
+LearnerStatus ReplayBuffer::learner_status() const {
+    const Guard guard(learner_mutex_);
+    ready();
+    LearnerStatus status{};
+    const bool whole = read_patiently(*line_, [&] {
+        status = {line_->process.load(),    line_->pid.load(),           line_->since.load(),
+                  line_->folded.load(),     line_->sampleable.load(),    line_->total.load(),
+                  line_->least_leaf.load(), line_->updates.load(),       line_->stale.load(),
+                  line_->draws.load(),      line_->lines_visited.load(), line_->rows_folded.load()};
+    });
+    if ((status.process != 0 || !whole) && !has_role() &&
+        !held_elsewhere(locks("ask for the learner of"), lock_byte::learner)) {
+        if (!whole) return {};
+        status.process = 0;
+    } else if (!whole) {
+        throw LearnerBusy("cannot read the learner's status of '" + name_ +
+                          "': " + holder_of_learner_role() +
+                          " and stopped while publishing; continue that process");
+    }
+    return status;
+}
+
+std::vector<float> ReplayBuffer::leaves() const {
+    const GuardOfMany stays_open(copying_);
+    ready();
+    if (!prioritized()) return {};
+    let_others_copy(capacity() * sizeof(float));
+    const float* first = at<float>(shape().leaf_offset);
+    return std::vector<float>(first, first + capacity());
+}
+
+std::string ReplayBuffer::holder_of_learner_role() const {
+    const auto number = static_cast<unsigned>(line_->process.load());
+    const std::uint64_t pid = line_->pid.load();
+    // Until the holder has announced itself the line may still tell of a predecessor who was
+    // killed.
+    if (number == 0 || number > max_processes || processes_.record(number).pid.load() != pid ||
+        processes_.dead(number, locks("ask who is alive in"))) {
+        return "another process is just taking it";
+    }
+    return process_in_words(number, pid, processes_.state(number, locks("ask who is alive in"))) +
+           " has had it since " + time_in_words(line_->since.load());
+}
+
+Learner& ReplayBuffer::learner() {
+    ready();
+    if (local_->learner) [[likely]]
+        return *local_->learner;
+    if (!prioritized()) {
+        throw InvalidArgument("cannot take the learner's role of '" + name_ +
+                              "': the buffer is not prioritized");
+    }
+    const int lock_fd = locks("take the learner's role of");
+    if (!try_lock(lock_fd, lock_byte::learner, LockKind::exclusive)) {
+        throw LearnerBusy("cannot take the learner's role of '" + name_ +
+                          "': " + holder_of_learner_role() +
+                          "; it is free after its close(), release_learner() or end");
+    }
+    try {
+        stop_point(StopPoint::role_taken);
+        const RingEntry& ring = shape();
+        if (!local_->learner_memory) {
+            local_->learner_memory = std::make_unique<LearnerMemory>(ring.capacity);
+        }
+        // Before the ring is read: rows that the take-over does not find are told of.
+        local_->own_rows.store(&local_->learner_memory->own_rows, std::memory_order_release);
+        local_->learner =
+            std::make_unique<Learner>(ring_, at<std::atomic<std::uint64_t>>(ring.leaf_seq_offset),
+                                      at<float>(ring.leaf_offset), line_, priority_rule(),
+                                      ring.row_bytes, *local_->learner_memory);
+    } catch (...) {
+        local_->own_rows.store(nullptr, std::memory_order_relaxed);
+        unlock(lock_fd, lock_byte::learner);
+        throw;
+    }
+    local_->learner->announce(identity_.number, static_cast<std::uint64_t>(getpid()),
+                              nanoseconds_of(CLOCK_REALTIME));
+    return *local_->learner;
+}
+
+Learner& ReplayBuffer::learner_unless_released(std::optional<std::uint64_t> releases) {
+    if (releases && *releases != this->releases()) {
+        throw RoleReleased("cannot go on sampling '" + name_ +
+                           "': this handle has released the learner's role");
+    }
+    return learner();
+}
+
+std::uint64_t ReplayBuffer::update(std::span<const std::int64_t> slots,
+                                   std::span<const std::uint64_t> generations,
+                                   std::span<const double> priorities,
+                                   std::span<const float> leaves) {
+    const Guard guard(learner_mutex_);
+    let_others_scan(slots.size());
+    return learner().update(slots, generations, priorities, leaves);
+}
+
+void ReplayBuffer::take_learner_role() {
+    const Guard guard(learner_mutex_);
+    learner();
+}
+
+bool ReplayBuffer::is_learner() const {
+    const Guard guard(learner_mutex_);
+    return has_role();
+}
+
+void ReplayBuffer::fold() {
+    const Guard guard(learner_mutex_);
+    learner().fold();
+}
+
+double ReplayBuffer::total() {
+    const Guard guard(learner_mutex_);
+    return learner().total();
+}
+
+void ReplayBuffer::find_generations(std::span<const std::int64_t> slots,
+                                    std::span<std::uint64_t> generations) {
+    const Guard guard(learner_mutex_);
+    let_others_scan(slots.size());
+    const Learner& known = learner();
+    for (std::size_t i = 0; i < slots.size(); ++i) {
+        if (generations[i] == 0) {
+            generations[i] = known.generation(static_cast<std::uint64_t>(slots[i]));
+        }
+    }
+}
+
+void ReplayBuffer::release_learner() {
+    const Guard guard(learner_mutex_);
+    releases_.fetch_add(1, std::memory_order_relaxed);
+    release_role();
+}
+
+void ReplayBuffer::release_role() {
+    if (!local_ || !local_->learner) return;
+    let_others_scan(capacity());
+    local_->learner->announce(0, 0, 0);
+    local_->own_rows.store(nullptr, std::memory_order_relaxed);
+    local_->learner.reset();
+    unlock(locks("release the learner's role of"), lock_byte::learner);
+}
+
+}  // namespace mpbuffer

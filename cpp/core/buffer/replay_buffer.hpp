@@ -1,0 +1,208 @@
+// The composition: one replay buffer in one segment, as one handle of one process sees it.
+//
+// A handle has, besides what handle.hpp says, its own generator. It may be used by several
+// threads: calls lock by themselves, by one mutex for add and clear and one for all that draws,
+// updates, reads or counts. Both are only ever contended by threads of this process; no call holds
+// one while it waits for another process, copies a sample's rows, or calls back.
+//
+// A forked child's copy has a generator of its own, and its mutexes are free.
+#pragma once
+
+#include <atomic>
+#include <cstddef>
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <optional>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "base/guard.hpp"
+#include "format/header.hpp"
+#include "ring/gather.hpp"
+#include "ring/slot_ring.hpp"
+#include "segment/handle.hpp"
+#include "segment/segment_file.hpp"
+#include "select/prioritized.hpp"
+
+namespace mpbuffer {
+
+struct BufferSettings {
+    std::string name;
+    RingShape shape;
+    std::uint64_t seed;
+    std::string description;
+    SegmentOptions segment;
+};
+
+struct ProcessStatus {
+    unsigned number;
+    std::uint64_t pid;
+    char state;  // of /proc/PID/stat; '?': alive, cannot be looked at
+    std::uint64_t rows;
+    std::uint64_t skips;
+    std::uint64_t steals;
+};
+
+struct LearnerStatus {
+    std::uint64_t process;  // 0: nobody has the role
+    std::uint64_t pid;
+    std::uint64_t since;  // ns since the epoch
+    std::uint64_t folded;
+    std::uint64_t sampleable;
+    double total;
+    double least_leaf;
+    std::uint64_t updates;
+    std::uint64_t stale;
+    std::uint64_t draws;
+    std::uint64_t lines_visited;
+    std::uint64_t rows_folded;  // by this learner; `folded` is the position that it has reached
+};
+
+class ReplayBuffer final : public SegmentHandle {
+  public:
+    static std::unique_ptr<ReplayBuffer> create(const BufferSettings& settings);
+    static std::unique_ptr<ReplayBuffer> attach(const std::string& name,
+                                                const SegmentOptions& options = {});
+    static std::unique_ptr<ReplayBuffer> attach_descriptor(int fd, const std::string& name,
+                                                           const SegmentOptions& options = {});
+    ~ReplayBuffer() override;
+
+    // Leaves the process table, gives up the learner's role, unmaps; removes the segment's name if
+    // nobody else is left. Waits for calls of other threads. Twice is once.
+    void close() noexcept;
+
+    const RingEntry& shape() const { return header_.ring[0]; }
+    std::uint64_t capacity() const { return shape().capacity; }
+    bool prioritized() const { return shape().prioritized != 0; }
+    PriorityRule priority_rule() const { return {shape().alpha, shape().eps}; }
+
+    // Any process.
+
+    // Adds n rows (1 <= n <= capacity). `leaves`: of each row, or null for that of the largest
+    // priority so far; `largest_priority`: of those given, 0 without. Returns the first row's slot.
+    // Waits for nobody, unless living processes hold every slot: after 1 s of that SlotsHeld names
+    // them, and how many rows have been added. Meanwhile `give_way` is called some fifty times a
+    // second, between two claims, under no mutex; it may use this buffer, and throw.
+    std::uint64_t add(std::uint64_t n, std::span<const FieldSource> fields, const float* leaves,
+                      double largest_priority, const std::function<void()>& give_way = {});
+    // As above, of whole records in the layout of this buffer's own, `stride` bytes apart. Adds to
+    // `written` each row that is there, also if it throws.
+    std::uint64_t add_records(std::uint64_t n, const std::byte* records, std::size_t stride,
+                              const float* leaves, double largest_priority, std::uint64_t& written,
+                              const std::function<void()>& give_way = {});
+    void clear();
+
+    // The learner's sample, as Learner::sample. With `releases`, only while release_learner() has
+    // been called so many times: else RoleReleased, and the role is left alone.
+    void gather(std::size_t count, double beta, const SampleTarget& target,
+                std::optional<std::uint64_t> releases = {});
+    // Draws `count` rows, each complete row with the same probability; any process. EmptyBuffer if
+    // none is there.
+    void gather_uniform(std::size_t count, const SampleTarget& target);
+
+    // The slots that hold a complete row now, ascending, or shuffled by this handle's generator.
+    std::vector<std::uint64_t> filled_slots(bool shuffle);
+    // Reads the row in `slot` into place `i` of the target; false if there is none.
+    bool read_slot(std::uint64_t slot, std::size_t i, std::span<const FieldTarget> fields);
+    // Reads the rows in these slots one after another into the target, which has room for all,
+    // leaves out slots that hold none, and returns how many there are. Calls `give_way`, which may
+    // throw, every few milliseconds, under no mutex. `missing`: the first slot that holds none, if
+    // any.
+    std::size_t read_slots(std::span<const std::uint64_t> slots,
+                           std::span<const FieldTarget> fields,
+                           const std::function<void()>& give_way = {},
+                           std::optional<std::uint64_t>* missing = nullptr);
+    // The same for all filled slots; `make_room` is told how many, under no mutex.
+    using MakeRoom = std::function<std::span<const FieldTarget>(std::size_t)>;
+    std::size_t read_all(bool shuffle, const MakeRoom& make_room,
+                         const std::function<void()>& give_way = {});
+    // All 0 if the learner died while it published; LearnerBusy if it was stopped then.
+    LearnerStatus learner_status() const;
+    // Complete rows. Exact when nobody is adding; O(1) unless a process died inside a call.
+    std::uint64_t stored_size();
+
+    std::uint64_t next_slot() const;
+    double max_priority() const;
+    std::uint64_t rows_added() const;              // by all processes, those that are gone included
+    std::vector<ProcessStatus> processes() const;  // of the handles that are not provably gone
+    std::vector<float> leaves() const;
+
+    // The learner's: each takes the role, or throws LearnerBusy. As Learner's of these names.
+    void take_learner_role();
+    std::uint64_t update(std::span<const std::int64_t> slots,
+                         std::span<const std::uint64_t> generations,
+                         std::span<const double> priorities, std::span<const float> leaves);
+    void fold();
+    double total();
+    // Fills in those generations that are 0: of the rows that the learner sees in these slots.
+    void find_generations(std::span<const std::int64_t> slots,
+                          std::span<std::uint64_t> generations);
+    // Without effect where this handle does not have the role.
+    void release_learner();
+    // How many times release_learner() has been called.
+    std::uint64_t releases() const { return releases_.load(std::memory_order_relaxed); }
+    bool is_learner() const;
+
+  private:
+    // What a forked child must forget without touching it: a thread of its parent may have been
+    // changing it.
+    struct Local {
+        explicit Local(std::uint64_t capacity) : cleared_seen(capacity) {}
+        Generator generator;
+        std::unique_ptr<LearnerMemory> learner_memory;  // from the first time that it has the role
+        std::unique_ptr<Learner> learner;
+        std::atomic<OwnRows*> own_rows{nullptr};  // add tells it, while this handle is the learner
+        std::vector<std::unique_ptr<Draws>> spare_draws;
+        std::uint64_t doubts_seen = 0;
+        std::uint64_t cleared_seen;  // at the last recount; capacity is where a ring starts
+        struct SeenClaim {
+            std::uint64_t slot;
+            std::uint64_t word;
+        };
+        // Claims of counted slots that the last recount met: not complete while unchanged.
+        std::vector<SeenClaim> claims;
+    };
+
+    ReplayBuffer(SharedSegment segment, const SegmentHeader& header, std::string description);
+    static std::unique_ptr<ReplayBuffer> open(SharedSegment segment);
+    float leaf_of_largest();
+    bool read_row(std::uint64_t slot, std::size_t i, std::span<const FieldTarget> fields) const;
+    void enroll() const override;
+    void release_role() override;
+    void forget() noexcept override;
+    void forget_parent() noexcept override;
+    RingWriter writer() const;
+    bool dead(unsigned number, std::uint64_t epoch) const;
+    // The methods below are called under learner_mutex_.
+    Learner& learner();
+    bool has_role() const { return local_ && local_->learner; }
+    Generator& generator();
+    std::vector<std::uint64_t> find_filled_slots();
+    std::uint64_t recount(std::uint64_t doubts);
+    void draw_uniform(std::size_t count, Draws& draws);
+    std::uint64_t draw_slot(const Draws& draws);
+    void finish_uniform(Draws& draws, const SampleTarget& target);
+    std::unique_ptr<Draws> take_draws();
+    void copy_drawn_rows(Draws& draws, const SampleTarget& target);
+    Learner& learner_unless_released(std::optional<std::uint64_t> releases);
+    template <class CopyRow>
+    std::uint64_t add_rows(std::uint64_t n, CopyRow&& copy_row, const float* leaves,
+                           double largest_priority, const std::function<void()>& give_way);
+    [[noreturn]] void throw_slots_held(std::uint64_t added, std::uint64_t n) const;
+    [[noreturn]] void throw_empty(const char* why) const;
+    std::string holder_of_learner_role() const;
+
+    SlotRing ring_;
+    Mutex add_mutex_;
+    mutable Mutex learner_mutex_;
+    mutable SharedMutex copying_;  // by many: threads that read under no other mutex; close() waits
+    // Changed under learner_mutex_, where a decision depends on it.
+    std::atomic<std::uint64_t> releases_{0};
+    mutable std::unique_ptr<Local> local_;
+    double leaf_priority_ = -1;  // the priority that leaf_ belongs to
+    float leaf_ = 0;
+};
+
+}  // namespace mpbuffer

@@ -1,0 +1,281 @@
+#include "format/header.hpp"
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <ctime>
+#include <optional>
+
+#include "base/error.hpp"
+#include "format/process_records.hpp"
+#include "format/ring_records.hpp"
+#include "format/slot_word.hpp"
+#include "format/version_records.hpp"
+
+namespace mpbuffer {
+
+namespace {
+
+static_assert(max_ring_entries == max_rings);
+
+constexpr std::uint64_t max_segment_bytes = std::uint64_t{1} << 46;
+constexpr std::uint64_t max_capacity = std::uint64_t{1} << 40;
+constexpr std::uint64_t max_description_bytes = std::uint64_t{1} << 30;
+
+class Fnv {
+  public:
+    void add(const void* data, std::size_t bytes) {
+        const auto* at = static_cast<const unsigned char*>(data);
+        for (std::size_t i = 0; i < bytes; ++i) hash_ = (hash_ ^ at[i]) * 0x100000001b3u;
+    }
+    void add(std::uint64_t value) { add(&value, sizeof value); }
+    std::uint64_t value() const { return hash_; }
+
+  private:
+    std::uint64_t hash_ = 0xcbf29ce484222325u;
+};
+
+std::uint64_t layout_signature() {
+    Fnv hash;
+    for (const std::uint64_t value : {std::uint64_t{0x0102030405060708},
+                                      std::uint64_t{sizeof(SegmentHeader)},
+                                      std::uint64_t{sizeof(RingEntry)},
+                                      std::uint64_t{sizeof(LearnerLine)},
+                                      std::uint64_t{sizeof(ProcessRecord)},
+                                      std::uint64_t{offsetof(ProcessRecord, mapped_at)},
+                                      std::uint64_t{offsetof(ProcessRecord, epochs_not_left)},
+                                      std::uint64_t{sizeof(RingState)},
+                                      std::uint64_t{offsetof(RingState, rows_before)},
+                                      std::uint64_t{process_table_bytes},
+                                      std::uint64_t{sizeof(RingCounters)},
+                                      std::uint64_t{offsetof(RingCounters, clear_before)},
+                                      std::uint64_t{offsetof(RingCounters, filled)},
+                                      std::uint64_t{offsetof(RingCounters, max_priority)},
+                                      std::uint64_t{sizeof(SlotMeta)},
+                                      std::uint64_t{offsetof(SlotMeta, leaf_in)},
+                                      std::uint64_t{record_alignment},
+                                      std::uint64_t{slot_word::seq_bits},
+                                      std::uint64_t{slot_word::owner_bits},
+                                      std::uint64_t{slot_word::epoch_bits},
+                                      std::uint64_t{sizeof(VersionBoard)},
+                                      std::uint64_t{sizeof(VersionSlot)},
+                                      std::uint64_t{sizeof(ReaderLine)},
+                                      std::uint64_t{reader_mark::epoch_bits},
+                                      std::uint64_t{header_bytes},
+                                      protocol_revision}) {
+        hash.add(value);
+    }
+    return hash.value();
+}
+
+constexpr std::uint64_t align_up(std::uint64_t value, std::uint64_t unit) {
+    return (value + unit - 1) / unit * unit;
+}
+
+// Gives out consecutive ranges of a segment.
+class Planner {
+  public:
+    explicit Planner(std::uint64_t start) : end_(start) {}
+    std::uint64_t place(std::uint64_t bytes, std::uint64_t alignment) {
+        const std::uint64_t offset = align_up(end_, alignment);
+        end_ = offset + bytes;
+        return offset;
+    }
+    std::uint64_t end() const { return end_; }
+
+  private:
+    std::uint64_t end_;
+};
+
+SegmentHeader begin_header(std::uint64_t description_bytes) {
+    SegmentHeader header{};
+    std::memcpy(header.magic, segment_magic, sizeof header.magic);
+    header.format = segment_format;
+    header.ring_count = 1;
+    header.signature = layout_signature();
+    header.description_bytes = description_bytes;
+    return header;
+}
+
+SegmentHeader place_everything(const WeightsShape& shape, std::uint64_t description_bytes) {
+    SegmentHeader header = begin_header(description_bytes);
+    RingEntry& ring = header.ring[0];
+    ring.kind = RingKind::weights;
+    ring.capacity = shape.slots;
+    ring.row_bytes = shape.bytes;
+    ring.stride = align_up(std::max<std::uint64_t>(shape.bytes, 1), 4096);
+
+    Planner planner(header_bytes);
+    planner.place(description_bytes, 1);
+    header.process_table_offset = planner.place(process_table_bytes, 64);
+    header.learner_line_offset = planner.place(sizeof(LearnerLine), 64);
+    ring.counters_offset = planner.place(sizeof(VersionBoard), 64);
+    ring.meta_offset = planner.place(shape.slots * sizeof(VersionSlot), 64);
+    ring.readers_offset = planner.place((max_processes + 1) * sizeof(ReaderLine), 64);
+    ring.records_offset = planner.place(shape.slots * ring.stride, 4096);
+    header.total_bytes = align_up(planner.end(), 4096);
+    return header;
+}
+
+SegmentHeader place_everything(const RingShape& shape, std::uint64_t description_bytes) {
+    SegmentHeader header = begin_header(description_bytes);
+    RingEntry& ring = header.ring[0];
+    ring.kind = RingKind::transitions;
+    ring.prioritized = shape.prioritized ? 1 : 0;
+    ring.capacity = shape.capacity;
+    ring.row_bytes = shape.row_bytes;
+    ring.stride = shape.stride;
+    ring.alpha = shape.alpha;
+    ring.eps = shape.eps;
+
+    Planner planner(header_bytes);
+    planner.place(description_bytes, 1);
+    header.process_table_offset = planner.place(process_table_bytes, 64);
+    header.learner_line_offset = planner.place(sizeof(LearnerLine), 64);
+    ring.counters_offset = planner.place(sizeof(RingCounters), 64);
+    ring.meta_offset = planner.place(shape.capacity * sizeof(SlotMeta), 64);
+    if (shape.prioritized) {
+        ring.leaf_seq_offset = planner.place(shape.capacity * sizeof(std::uint64_t), 64);
+        ring.leaf_offset = planner.place(padded_leaves(shape.capacity) * sizeof(float), 64);
+    }
+    ring.records_offset = planner.place(shape.capacity * shape.stride, 4096);
+    header.total_bytes = align_up(planner.end(), 4096);
+    return header;
+}
+
+bool plausible(const RingShape& shape, std::uint64_t description_bytes) {
+    return shape.capacity >= 1 && shape.capacity <= max_capacity && shape.stride >= 1 &&
+           shape.stride <= max_segment_bytes && shape.row_bytes <= shape.stride &&
+           shape.stride % record_alignment == 0 && description_bytes <= max_description_bytes &&
+           shape.capacity <= max_segment_bytes / (shape.stride + 32);
+}
+
+bool plausible(const WeightsShape& shape, std::uint64_t description_bytes) {
+    return shape.slots >= min_version_slots && shape.slots <= max_version_slots &&
+           shape.bytes <= max_segment_bytes / max_version_slots &&
+           description_bytes <= max_description_bytes;
+}
+
+// The header that a segment of this entry's shape has; nothing if there can be none.
+std::optional<SegmentHeader> expected_header(const RingEntry& ring,
+                                             std::uint64_t description_bytes) {
+    if (ring.kind == RingKind::weights) {
+        const WeightsShape shape{ring.row_bytes, ring.capacity};
+        if (!plausible(shape, description_bytes)) return std::nullopt;
+        return place_everything(shape, description_bytes);
+    }
+    const RingShape shape{ring.capacity,         ring.row_bytes, ring.stride,
+                          ring.prioritized != 0, ring.alpha,     ring.eps};
+    if (!plausible(shape, description_bytes) || ring.kind != RingKind::transitions ||
+        ring.prioritized > 1 || !std::isfinite(ring.alpha) || !std::isfinite(ring.eps) ||
+        ring.alpha < 0 || ring.eps < 0) {
+        return std::nullopt;
+    }
+    return place_everything(shape, description_bytes);
+}
+
+const char* kind_in_words(RingKind kind) {
+    return kind == RingKind::weights ? "the weights of a SharedWeights" : "a replay buffer";
+}
+
+void seal(SegmentHeader& header, const std::string& description) {
+    timespec now{};
+    clock_gettime(CLOCK_REALTIME, &now);
+    header.created_at = static_cast<std::uint64_t>(now.tv_sec) * 1'000'000'000u +
+                        static_cast<std::uint64_t>(now.tv_nsec);
+    header.checksum = header_checksum(header, description);
+}
+
+}  // namespace
+
+std::uint64_t header_checksum(SegmentHeader header, const std::string& description) {
+    header.checksum = 0;
+    Fnv hash;
+    hash.add(&header, sizeof header);
+    hash.add(description.data(), description.size());
+    return hash.value();
+}
+
+SegmentHeader plan_segment(const RingShape& shape, const std::string& description,
+                           std::uint64_t seed) {
+    if (!plausible(shape, description.size())) {
+        throw InvalidArgument("cannot plan a segment of " + std::to_string(shape.capacity) +
+                              " rows of " + std::to_string(shape.stride) +
+                              " bytes: at least 1 row and at most 2^46 bytes are possible");
+    }
+    SegmentHeader header = place_everything(shape, description.size());
+    header.seed = seed;
+    seal(header, description);
+    return header;
+}
+
+SegmentHeader plan_segment(const WeightsShape& shape, const std::string& description) {
+    if (!plausible(shape, description.size())) {
+        throw InvalidArgument("cannot plan a segment for " + std::to_string(shape.slots) +
+                              " versions of " + std::to_string(shape.bytes) +
+                              " bytes: 3 to 64 of at most 2^40 bytes are possible");
+    }
+    SegmentHeader header = place_everything(shape, description.size());
+    seal(header, description);
+    return header;
+}
+
+void write_header(std::byte* segment, SegmentHeader header, const std::string& description) {
+    std::memcpy(segment + header_bytes, description.data(), description.size());
+    std::memcpy(segment, &header, sizeof header);
+}
+
+SegmentHeader read_header(const std::byte* segment, std::size_t bytes, const std::string& name,
+                          std::string& description, RingKind expected_kind) {
+    const auto refuse = [&name](const std::string& why) -> void {
+        throw SegmentMismatch("cannot attach '" + name + "': " + why);
+    };
+    const auto differs = [&refuse](const char* what, std::uint64_t got, std::uint64_t expected) {
+        if (got != expected) {
+            refuse(std::string(what) + " " + std::to_string(got) + ", this build expects " +
+                   std::to_string(expected));
+        }
+    };
+    if (bytes < header_bytes) {
+        refuse("the file has " + std::to_string(bytes) + " bytes, a segment at least " +
+               std::to_string(header_bytes) + " (truncated, or not a segment)");
+    }
+    SegmentHeader header;
+    std::memcpy(&header, segment, sizeof header);
+    if (std::memcmp(header.magic, segment_magic, sizeof header.magic) != 0) {
+        refuse("the file does not begin with 'mpbuffer' (not a segment of this library)");
+    }
+    differs("layout format", header.format, segment_format);
+    differs("layout signature", header.signature, layout_signature());
+    differs("number of rings", header.ring_count, 1);
+    if (header.total_bytes != bytes) {
+        refuse("the file has " + std::to_string(bytes) + " bytes, its header says " +
+               std::to_string(header.total_bytes) + " (truncated, or damaged)");
+    }
+    if (header.description_bytes > std::min(bytes - header_bytes, max_description_bytes)) {
+        refuse("the description's length of " + std::to_string(header.description_bytes) +
+               " bytes does not fit into the file (damaged)");
+    }
+    description.assign(reinterpret_cast<const char*>(segment) + header_bytes,
+                       header.description_bytes);
+    differs("header checksum", header.checksum, header_checksum(header, description));
+
+    const RingEntry& ring = header.ring[0];
+    const auto planned = expected_header(ring, header.description_bytes);
+    if (!planned) refuse("the table of rings is damaged");
+    // Everything's place follows from the shape: whatever differs is damage.
+    SegmentHeader expected = *planned;
+    expected.seed = header.seed;
+    expected.created_at = header.created_at;
+    expected.checksum = header.checksum;
+    if (std::memcmp(&expected, &header, sizeof header) != 0) {
+        refuse("the header's offsets do not follow from its shape (damaged)");
+    }
+    if (expected_kind != RingKind::none && ring.kind != expected_kind) {
+        refuse(std::string("it holds ") + kind_in_words(ring.kind) + ", expected " +
+               kind_in_words(expected_kind));
+    }
+    return header;
+}
+
+}  // namespace mpbuffer

@@ -1,0 +1,74 @@
+// A ring as it lies in a segment: its counters, and what each slot has beside its row.
+// slot_ring.hpp says who writes what when.
+#pragma once
+
+#include <algorithm>
+#include <atomic>
+#include <cstddef>
+#include <cstdint>
+
+namespace mpbuffer {
+
+// Rows have seqs from `cleared` to below `position`, which is the next one's.
+struct SeqBounds {
+    std::uint64_t cleared;
+    std::uint64_t position;
+};
+
+// The ring's shared counters, each on its own cache line: `cursor` is written by every claim, the
+// others hardly ever.
+struct RingCounters {
+    // All rows ever claimed, plus capacity. Never wrapped, never decreased. Behind `clear_before`
+    // from a clear to the next claim.
+    alignas(64) std::atomic<std::uint64_t> cursor;
+    // Rows of a smaller seq are gone. A multiple of capacity. Never decreased.
+    alignas(64) std::atomic<std::uint64_t> clear_before;
+    // {recount: 16 | count: 48}: slots that hold a row, as far as commits have told since the last
+    // recount. Whoever recounts changes `recount`, which makes a raise that straddled it raise
+    // `doubts`.
+    alignas(64) std::atomic<std::uint64_t> filled;
+    // How often something happened that may have left `filled` wrong.
+    std::atomic<std::uint64_t> doubts;
+    // The largest priority ever supplied since creation or clear, as it was given.
+    alignas(64) std::atomic<double> max_priority;
+
+    SeqBounds bounds() const {
+        std::uint64_t position = cursor.load(std::memory_order_acquire);  // C2, ahead of the clear
+        const std::uint64_t cleared = clear_before.load(std::memory_order_acquire);
+        // Rows may have been claimed past the clear since the first look.
+        if (position < cleared) [[unlikely]] {
+            position = std::max(cleared, cursor.load(std::memory_order_acquire));
+        }
+        return {cleared, position};
+    }
+};
+static_assert(sizeof(RingCounters) == 256);
+static_assert(std::atomic<double>::is_always_lock_free);
+
+struct SlotMeta {
+    std::atomic<std::uint64_t> word;
+    std::atomic<float> leaf_in;  // the leaf that the row's writer computed; 0 in a uniform buffer
+    std::uint32_t spare;
+};
+static_assert(sizeof(SlotMeta) == 16, "four slots a cache line");
+static_assert(std::atomic<std::uint64_t>::is_always_lock_free);
+static_assert(std::atomic<float>::is_always_lock_free);
+
+constexpr std::size_t record_alignment = 64;
+
+// Leaves lie in groups of a cache line; those beyond the capacity stay 0.
+constexpr std::uint64_t leaves_per_group = 16;
+constexpr std::uint64_t padded_leaves(std::uint64_t capacity) {
+    return (capacity + leaves_per_group - 1) / leaves_per_group * leaves_per_group;
+}
+
+namespace filled_word {
+constexpr std::uint64_t count_mask = (std::uint64_t{1} << 48) - 1;
+constexpr std::uint64_t recount(std::uint64_t word) { return word >> 48; }
+constexpr std::uint64_t count(std::uint64_t word) { return word & count_mask; }
+constexpr std::uint64_t next(std::uint64_t word, std::uint64_t count) {
+    return ((recount(word) + 1) << 48) | count;
+}
+}  // namespace filled_word
+
+}  // namespace mpbuffer

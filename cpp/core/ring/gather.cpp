@@ -1,0 +1,83 @@
+#include "ring/gather.hpp"
+
+#include <algorithm>
+
+#include "base/guard.hpp"
+#include "os/threads.hpp"
+
+namespace mpbuffer {
+
+namespace {
+
+// How far ahead of the row being copied the next ones are asked for.
+constexpr std::size_t rows_prefetched = 256;
+
+// A thread costs some 30 us to start; more of them than this find the memory busy.
+constexpr std::size_t bytes_worth_a_thread = std::size_t{2} << 20;
+constexpr std::size_t most_threads = 4;
+constexpr std::size_t bytes_in_a_piece = std::size_t{256} << 10;
+
+void copy_shared(const SlotRing& ring, std::size_t row_bytes, std::size_t threads, Draws& draws,
+                 const SampleTarget& target) {
+    Mutex missed_mutex;
+    draws.missed.reserve(draws.slots.size());
+    const std::size_t piece = bytes_in_a_piece / row_bytes + 1;
+    share_work(draws.slots.size(), piece, threads - 1, [&](std::size_t first, std::size_t last) {
+        for (std::size_t place = first; place < last; ++place) {
+            if (copy_row(ring, place, draws, target)) continue;
+            const Guard guard(missed_mutex);
+            draws.missed.push_back(place);
+        }
+    });
+    std::sort(draws.missed.begin(), draws.missed.end());
+}
+
+}  // namespace
+
+bool copy_row(const SlotRing& ring, std::size_t place, const Draws& draws,
+              const SampleTarget& target) {
+    const std::uint64_t slot = draws.slots[place];
+    const auto copy = [&target, place](const std::byte* record) {
+        for (const FieldTarget& field : target.fields) {
+            load_from_record(field.values + place * field.bytes, record + field.offset,
+                             field.bytes);
+        }
+    };
+    std::uint64_t seq = 0;
+    if (draws.any_row) {
+        seq = ring.read_any(slot, draws.cleared, copy);
+        if (seq == 0) return false;
+    } else {
+        seq = draws.seqs[place];
+        if (seq < draws.cleared || !ring.read(slot, seq, copy)) return false;
+    }
+    target.indexes[place] = static_cast<std::int64_t>(slot);
+    target.generations[place] = seq;
+    return true;
+}
+
+void ask_for_rows(const SlotRing& ring, std::size_t row_bytes, const Draws& draws) {
+    const std::size_t count = std::min(draws.slots.size(), rows_prefetched);
+    for (std::size_t place = 0; place < count; ++place) {
+        ring.prefetch(draws.slots[place], row_bytes);
+    }
+}
+
+void copy_rows(const SlotRing& ring, std::size_t row_bytes, Draws& draws,
+               const SampleTarget& target) {
+    const std::size_t count = draws.slots.size();
+    draws.missed.clear();
+    const std::size_t worth = std::min(count * row_bytes / bytes_worth_a_thread, most_threads);
+    if (worth > 1) {
+        const std::size_t threads = std::min(worth, usable_processors());
+        if (threads > 1) return copy_shared(ring, row_bytes, threads, draws, target);
+    }
+    for (std::size_t place = 0; place < count; ++place) {
+        if (place + rows_prefetched < count) {
+            ring.prefetch(draws.slots[place + rows_prefetched], row_bytes);
+        }
+        if (!copy_row(ring, place, draws, target)) draws.missed.push_back(place);
+    }
+}
+
+}  // namespace mpbuffer

@@ -1,0 +1,112 @@
+#include "segment/handle.hpp"
+
+#include <ctime>
+#include <exception>
+#include <new>
+#include <utility>
+
+#include "base/error.hpp"
+#include "base/stop_points.hpp"
+
+namespace mpbuffer {
+
+SegmentHandle::SegmentHandle(SharedSegment segment, const SegmentHeader& header,
+                             std::string description)
+    : segment_(std::move(segment)),
+      header_(header),
+      name_(segment_.name()),
+      processes_(segment_.data() + header.process_table_offset),
+      line_(at<LearnerLine>(header.learner_line_offset)),
+      description_(std::move(description)),
+      here_(fork_generation()) {}
+
+void SegmentHandle::start() {
+    watch();
+    open_locks();
+    enroll();
+}
+
+// A child forked between the opening and the assignment would keep the description, and with it
+// this handle's locks.
+void SegmentHandle::open_locks() const {
+    const ForkPause pause;
+    if (!lock_fd_.present()) lock_fd_ = segment_.open_lock_descriptor();
+}
+
+void SegmentHandle::leave() noexcept {
+    if (!open_) return;
+    open_ = false;
+    // A child forked half-way would close descriptors and unmap memory that are no longer its.
+    const ForkPause pause;
+    // Where the program closed ours, the locks are gone with it; a fresh one does to ask and leave.
+    OwnedDescriptor fresh;
+    const bool lost = lock_fd_.present() && !lock_fd_.ours();
+    if (lost) {
+        try {
+            fresh = segment_.open_lock_descriptor();
+        } catch (const std::exception&) {  // the next sweep removes what we cannot
+        }
+    }
+    const int lock_fd = lost ? fresh.number() : lock_fd_.number();
+    if (here_.load(std::memory_order_relaxed) == fork_generation() && lock_fd >= 0) {
+        try {
+            if (!lost) release_role();
+            processes_.leave(lock_fd, identity_);
+            stop_point(StopPoint::handle_left);
+        } catch (const std::exception&) {
+            // The locks go with the descriptor below, whatever the program did to it before.
+        }
+    }
+    forget();
+    segment_.close(lock_fd);
+    lock_fd_.close();
+}
+
+void SegmentHandle::after_fork_in_child() noexcept {
+    // Not unlocked: the description is still the parent's. Closing the copy keeps it so.
+    lock_fd_.close();
+    identity_ = {};
+    identity_mutex_.renew_in_child();
+    forget_parent();
+}
+
+void SegmentHandle::ready() const {
+    if (!open_) [[unlikely]] {
+        throw BufferClosed("cannot use '" + name_ + "': this handle was closed");
+    }
+    if (!here()) [[unlikely]]
+        adopt();
+}
+
+bool SegmentHandle::here() const {
+    return here_.load(std::memory_order_acquire) == fork_generation();
+}
+
+void SegmentHandle::adopt() const {
+    const Guard guard(identity_mutex_);
+    if (here_.load(std::memory_order_relaxed) == fork_generation()) return;
+    open_locks();
+    enroll();
+    // Release: pairs with the acquire in here(), for the identity and all else set here.
+    here_.store(fork_generation(), std::memory_order_release);
+}
+
+int SegmentHandle::locks(const char* verb) const {
+    if (lock_fd_.ours()) [[likely]]
+        return lock_fd_.number();
+    return lock_fd_.require(std::string("cannot ") + verb + " '" + name_ + "'");
+}
+
+int SegmentHandle::data_descriptor() const {
+    ready();
+    return segment_.data_descriptor();
+}
+
+std::uint64_t nanoseconds_of(int clock) {
+    timespec now{};
+    clock_gettime(clock, &now);
+    return static_cast<std::uint64_t>(now.tv_sec) * 1'000'000'000u +
+           static_cast<std::uint64_t>(now.tv_nsec);
+}
+
+}  // namespace mpbuffer

@@ -1,0 +1,86 @@
+// One process's handle on a segment, of whatever kind: its place in the process table, its own lock
+// descriptor, what becomes of both in a forked child, and its end.
+//
+// A child's copy of a handle is a handle of its own: at its first call it opens its own lock
+// descriptor and enrolls; it never has its parent's role. Every call throws BufferClosed after
+// close().
+#pragma once
+
+#include <atomic>
+#include <cstddef>
+#include <cstdint>
+#include <string>
+
+#include "base/guard.hpp"
+#include "format/header.hpp"
+#include "os/fork_watch.hpp"
+#include "os/owned_descriptor.hpp"
+#include "segment/process_table.hpp"
+#include "segment/segment_file.hpp"
+
+namespace mpbuffer {
+
+class SegmentHandle : private ForkWatched {
+  public:
+    bool is_open() const { return open_; }
+    const std::string& name() const { return name_; }
+    const std::string& description() const { return description_; }
+    int data_descriptor() const;
+
+  protected:
+    SegmentHandle(SharedSegment segment, const SegmentHeader& header, std::string description);
+    // close() and unwatch() are the derived destructor's, while the object is whole.
+    ~SegmentHandle() override = default;
+
+    // The second half of construction: what needs the object to be whole.
+    void start();
+    // The end of construction: from here on a forked child has the handle too.
+    void keep_in_children() { segment_.keep_in_children(); }
+    // Gives up the role, leaves the process table, unmaps; removes the segment's name if nobody
+    // else is left. Twice is once.
+    void leave() noexcept;
+    using ForkWatched::unwatch;
+
+    // Every call's first step: open, and in the process it was made for.
+    void ready() const;
+    bool here() const;
+    // The lock descriptor, if the program has left it alone; else SystemFailure says what cannot be
+    // done.
+    int locks(const char* verb) const;
+
+    template <class T>
+    T* at(std::uint64_t offset) const {
+        return reinterpret_cast<T*>(segment_.data() + offset);
+    }
+
+    SharedSegment segment_;
+    SegmentHeader header_;
+    std::string name_;
+    mutable ProcessTable processes_;  // a view: enrolling changes the segment, not the view
+    LearnerLine* line_;               // who has the role
+    mutable Identity identity_;
+
+  private:
+    // What each kind does besides: as it takes an identity (enroll() is to set it), leaves the role
+    // that it may have, forgets its own memory before the segment's goes, and, by
+    // async-signal-safe calls only, forgets in a child what was its parent's.
+    virtual void enroll() const = 0;
+    virtual void release_role() = 0;
+    virtual void forget() noexcept {}
+    virtual void forget_parent() noexcept = 0;
+
+    void after_fork_in_child() noexcept final;
+    void open_locks() const;
+    void adopt() const;
+
+    std::string description_;
+    std::atomic<bool> open_ = true;
+    mutable Mutex identity_mutex_;
+    mutable std::atomic<std::uint64_t> here_;  // the fork generation this handle is set up for
+    mutable OwnedDescriptor lock_fd_;
+};
+
+// A clock's time in ns.
+std::uint64_t nanoseconds_of(int clock);
+
+}  // namespace mpbuffer

@@ -1,0 +1,426 @@
+#include "select/prioritized.hpp"
+
+#include <algorithm>
+#include <chrono>
+#include <ctime>
+#include <thread>
+
+#include "base/error.hpp"
+#include "base/guard.hpp"
+#include "base/stop_points.hpp"
+
+namespace mpbuffer {
+
+namespace {
+
+// How often a sample that finds every row just being overwritten folds again before it gives up.
+constexpr int max_refolds = 1000;
+constexpr auto patience = std::chrono::milliseconds(500);
+
+// How many rows of one sample may be found overwritten before it gives up: far more than a writer
+// can cause who does not overwrite the whole buffer while a row is being copied.
+constexpr std::uint64_t redraws_beside_count = 10'000;
+
+std::uint64_t coarse_now() {
+    timespec now{};
+    clock_gettime(CLOCK_REALTIME_COARSE, &now);
+    return static_cast<std::uint64_t>(now.tv_sec) * 1'000'000'000u +
+           static_cast<std::uint64_t>(now.tv_nsec);
+}
+
+}  // namespace
+
+Learner::Learner(SlotRing ring, std::atomic<std::uint64_t>* leaf_seq, float* leaves,
+                 LearnerLine* line, PriorityRule rule, std::size_t row_bytes, LearnerMemory& memory)
+    : ring_(ring),
+      leaf_seq_(leaf_seq),
+      line_(line),
+      rule_(rule),
+      row_bytes_(row_bytes),
+      nodes_(SumTree::bytes_required(ring.capacity())),
+      tree_(leaves, ring.capacity(), nodes_.data()),
+      last_sampled_(memory.last_sampled),
+      own_rows_(memory.own_rows) {
+    take_over();
+}
+
+void Learner::take_over() {
+    const std::uint64_t capacity = ring_.capacity();
+    let_others_scan(capacity);
+    // First: whatever is claimed after this look is left to the next fold.
+    const auto [cleared, position] = ring_.bounds();
+    cleared_ = cleared;
+    folded_ = position;
+    std::uint64_t sampleable = 0;
+    const std::uint64_t lap = position - position % capacity;
+    for (std::uint64_t slot = 0; slot < capacity; ++slot) {
+        stop_point(StopPoint::take_over_slot);
+        const std::uint64_t word = ring_.word(slot).load(std::memory_order_acquire);
+        const std::uint64_t seq = slot_word::seq(word);
+        const bool present = slot_word::is_committed(word) && seq >= cleared_ &&
+                             (settled(slot, seq) || settle(slot, seq));
+        if (!present && tree_.leaf(slot) != 0) tree_.store_leaf(slot, 0);
+        sampleable += tree_.leaf(slot) > 0 ? 1 : 0;
+        const std::uint64_t newest = lap + slot < position ? lap + slot : lap + slot - capacity;
+        if (newest >= cleared_ && !(present && seq >= newest)) expect(slot, newest);
+    }
+    // Nobody writes the leaves behind the last slot; but a damaged file may have some.
+    for (std::uint64_t slot = capacity; slot < padded_leaves(capacity); ++slot) {
+        if (tree_.leaf(slot) != 0) tree_.store_leaf(slot, 0);
+    }
+    sampleable_ = sampleable;
+    tree_.rebuild();
+}
+
+bool Learner::settled(std::uint64_t slot, std::uint64_t seq) const {
+    return leaf_seq_[slot].load(std::memory_order_relaxed) == seq &&
+           rule_.is_leaf(tree_.leaf(slot));
+}
+
+inline void Learner::store_leaf(std::uint64_t slot, float leaf, std::uint64_t& sampleable) {
+    const bool before = tree_.leaf(slot) > 0;
+    tree_.store_leaf(slot, leaf);
+    sampleable += static_cast<std::uint64_t>(leaf > 0) - static_cast<std::uint64_t>(before);
+}
+
+// Takes the leaf that came with row `seq`; false if the row is not there (any more).
+inline bool Learner::settle(std::uint64_t slot, std::uint64_t seq, std::uint64_t& sampleable) {
+    float leaf = 0;
+    if (!ring_.read_leaf_in(slot, seq, leaf)) return false;
+    if (!rule_.is_leaf(leaf)) [[unlikely]]
+        leaf = rule_.leaf(ring_.max_priority());
+    store_leaf(slot, leaf, sampleable);
+    stop_point(StopPoint::leaf_stored);
+    leaf_seq_[slot].store(seq, std::memory_order_release);  // L1
+    stop_point(StopPoint::leaf_seq_stored);
+    return true;
+}
+
+bool Learner::settle(std::uint64_t slot, std::uint64_t seq) {
+    return settle(slot, seq, sampleable_);
+}
+
+// Whether the row is this handle's own, and no index that was sampled in its slot can mean another.
+bool Learner::own_row(std::uint64_t slot, std::uint64_t seq) const {
+    return last_sampled_[slot] == 0 && own_rows_.has(seq);
+}
+
+void Learner::store_leaf(std::uint64_t slot, float leaf) { store_leaf(slot, leaf, sampleable_); }
+
+void Learner::expect(std::uint64_t slot, std::uint64_t seq) {
+    std::uint64_t& expected = pending_[slot];
+    expected = std::max(expected, seq);
+}
+
+void Learner::fold() {
+    const auto [cleared, position] = ring_.bounds();
+    if (cleared != cleared_) fold_clear(cleared);
+    const std::uint64_t capacity = ring_.capacity();
+    const std::uint64_t oldest = position - std::min(position, capacity);
+    const std::uint64_t first = std::max({folded_, oldest, cleared_});
+    if (first < position) fold_range(first, position);
+    folded_ = std::max(position, folded_);
+    own_rows_.forget_before(folded_);
+    if (!pending_.empty()) recheck_pending();
+    publish();
+}
+
+// If it throws, the next fold does the same range again.
+void Learner::fold_range(std::uint64_t first, std::uint64_t last) {
+    let_others_scan(last - first);
+    const std::uint64_t capacity = ring_.capacity();
+    const std::uint64_t first_slot = first % capacity;
+    std::uint64_t slot = first_slot;
+    std::uint64_t sampleable = sampleable_;
+    for (std::uint64_t seq = first; seq < last; ++seq) {
+        if (!settled(slot, seq) && !settle(slot, seq, sampleable)) [[unlikely]] {
+            const std::uint64_t word = ring_.word(slot).load(std::memory_order_acquire);
+            // A later claim is left to the fold that reaches it.
+            if (slot_word::seq(word) <= seq) {
+                if (!slot_word::is_committed(word)) store_leaf(slot, 0, sampleable);
+                sampleable_ = sampleable;  // before what may throw
+                expect(slot, seq);
+            }
+        }
+        if (++slot == capacity) slot = 0;
+    }
+    sampleable_ = sampleable;
+    stop_point(StopPoint::fold_to_refresh);
+    const std::uint64_t count = last - first;
+    rows_folded_ += count;
+    if (count >= capacity) {
+        tree_.rebuild();
+    } else if (first_slot + count <= capacity) {
+        tree_.refresh_range(first_slot, first_slot + count);
+    } else {
+        tree_.refresh_range(first_slot, capacity);
+        tree_.refresh_range(0, first_slot + count - capacity);
+    }
+}
+
+void Learner::fold_clear(std::uint64_t cleared) {
+    let_others_scan(ring_.capacity());
+    for (std::uint64_t slot = 0; slot < ring_.capacity(); ++slot) {
+        if (leaf_seq_[slot].load(std::memory_order_relaxed) < cleared) store_leaf(slot, 0);
+    }
+    tree_.rebuild();
+    std::erase_if(pending_, [cleared](const auto& each) { return each.second < cleared; });
+    cleared_ = cleared;
+}
+
+void Learner::recheck_pending() {
+    touched_.clear();
+    touched_.reserve(pending_.size());
+    std::erase_if(pending_, [this](const auto& each) {
+        const auto [slot, expected] = each;
+        const std::uint64_t word = ring_.word(slot).load(std::memory_order_acquire);
+        const std::uint64_t seq = slot_word::seq(word);
+        if (!slot_word::is_committed(word)) {
+            if (tree_.leaf(slot) > 0) {
+                store_leaf(slot, 0);
+                touched_.push_back(slot);
+            }
+            return false;
+        }
+        if (seq < cleared_) return false;
+        if (!settled(slot, seq)) {
+            if (!settle(slot, seq)) return false;
+            touched_.push_back(slot);
+        }
+        return seq >= expected;
+    });
+    if (!touched_.empty()) tree_.refresh_slots(touched_);
+}
+
+// Folds until a row can be drawn. A buffer without any row, or without one above priority 0, is
+// told at once; one whose rows are all being overwritten at this moment after max_refolds.
+void Learner::require_rows() {
+    std::chrono::steady_clock::time_point deadline{};
+    for (int attempt = 0; !(tree_.total() > 0); ++attempt) {
+        const bool hopeless = pending_.empty() && ring_.position() == folded_;
+        // Beside the count, since on a busy machine each yield may take milliseconds.
+        const auto now = std::chrono::steady_clock::now();
+        if (attempt == 0) deadline = now + patience;
+        if (hopeless || attempt == max_refolds || now >= deadline) {
+            throw EmptyBuffer(why_no_row());
+        }
+        if (attempt > 0) std::this_thread::yield();
+        fold();
+    }
+}
+
+const char* Learner::why_no_row() const {
+    const auto [cleared, position] = ring_.bounds();
+    if (position == cleared) return ring_.why_empty();
+    let_others_scan(ring_.capacity());
+    for (std::uint64_t slot = 0; slot < ring_.capacity(); ++slot) {
+        const std::uint64_t word = ring_.word(slot).load(std::memory_order_relaxed);
+        if (slot_word::is_committed(word) && slot_word::seq(word) >= cleared) {
+            return "every row has priority 0 and leaf 0, and is never drawn";
+        }
+    }
+    return "no row is complete: every slot is empty or being written";
+}
+
+void Learner::sample(std::size_t count, double beta, Generator& generator,
+                     const SampleTarget& target) {
+    draw(count, generator, draws_of_sample_);
+    copy_rows(ring_, row_bytes_, draws_of_sample_, target);
+    finish(beta, generator, draws_of_sample_, target);
+}
+
+void Learner::draw(std::size_t count, Generator& generator, Draws& draws) {
+    fold();
+    require_rows();
+    draws.masses.resize(count);
+    draws.slots.resize(count);
+    draws.seqs.resize(count);
+    draws.leaves.resize(count);
+    draws.cleared = cleared_;
+    draws.least = tree_.least();
+    for (std::size_t i = 0; i < count; ++i) {
+        draws.masses[i] = stratified_mass(generator, i, count, tree_.total());
+    }
+    tree_.find_prefix_sums(draws.masses.data(), draws.slots.data(), count);
+    draws_ += count;
+    for (std::size_t i = 0; i < count; ++i) {
+        __builtin_prefetch(&leaf_seq_[draws.slots[i]]);
+        __builtin_prefetch(&last_sampled_[draws.slots[i]], 1);
+    }
+    ask_for_rows(ring_, row_bytes_, draws);
+    for (std::size_t i = 0; i < count; ++i) look_up(i, draws);
+}
+
+// Notes which row place i has drawn: none, if damage let a leaf be drawn that is not above 0.
+void Learner::look_up(std::size_t i, Draws& draws) const {
+    const std::uint64_t slot = draws.slots[i];
+    draws.leaves[i] = tree_.leaf(slot);
+    draws.seqs[i] = draws.leaves[i] > 0 ? leaf_seq_[slot].load(std::memory_order_relaxed) : 0;
+}
+
+void Learner::finish(double beta, Generator& generator, Draws& draws, const SampleTarget& target) {
+    const std::size_t count = draws.slots.size();
+    std::uint64_t redraws_left = redraws_beside_count + count;
+    // Many at once share a fold; few at once are copied sooner after it.
+    std::size_t at_once = draws.missed.size();
+    while (!draws.missed.empty()) {
+        at_once = std::clamp<std::size_t>(at_once, 1, draws.missed.size());
+        if (at_once > redraws_left) throw EmptyBuffer("rows are overwritten faster than read");
+        redraws_left -= at_once;
+        const auto first = draws.missed.end() - static_cast<std::ptrdiff_t>(at_once);
+        draw_again({first, draws.missed.end()}, generator, draws);
+        touched_.clear();
+        touched_.reserve(at_once);
+        const auto still_missed = std::remove_if(first, draws.missed.end(), [&](std::size_t place) {
+            return copy_row(ring_, place, draws, target) ||
+                   (draw_newer(place, draws) && copy_row(ring_, place, draws, target));
+        });
+        if (!touched_.empty()) tree_.refresh_slots(touched_);
+        const auto copied = static_cast<std::size_t>(draws.missed.end() - still_missed);
+        draws.missed.erase(still_missed, draws.missed.end());
+        at_once = copied * 8 < at_once ? at_once / 2 : at_once * 2;
+    }
+    for (std::size_t i = 0; i < count; ++i) last_sampled_[draws.slots[i]] = draws.seqs[i];
+    importance_weights(draws.leaves.data(), count, draws.least, beta, target.weights);
+    publish();
+}
+
+// Where a row is gone again that was drawn just after a fold, rows are overwritten faster than the
+// tree can follow. Then the row that its slot holds by now will do, under its own leaf, unless that
+// is 0.
+bool Learner::draw_newer(std::size_t place, Draws& draws) {
+    const std::uint64_t slot = draws.slots[place];
+    const std::uint64_t word = ring_.word(slot).load(std::memory_order_relaxed);
+    const std::uint64_t seq = slot_word::seq(word);
+    if (!slot_word::is_committed(word) || seq < draws.cleared) return false;
+    if (!settled(slot, seq)) {
+        if (!settle(slot, seq)) return false;
+        touched_.push_back(slot);
+    }
+    if (!(tree_.leaf(slot) > 0)) return false;
+    draws.seqs[place] = seq;
+    draws.leaves[place] = tree_.leaf(slot);
+    draws.least = std::min(draws.least, draws.leaves[place]);
+    return true;
+}
+
+// Takes the slots whose drawn rows are gone out of the tree, unless a fold since then has found
+// newer rows there, and draws from the same strata of what is there now. Folds once, since where
+// rows were overwritten, many may have been.
+void Learner::draw_again(std::span<const std::size_t> places, Generator& generator, Draws& draws) {
+    touched_.clear();
+    touched_.reserve(places.size());
+    for (const std::size_t place : places) {
+        const std::uint64_t slot = draws.slots[place];
+        if (!(tree_.leaf(slot) > 0) ||
+            leaf_seq_[slot].load(std::memory_order_relaxed) != draws.seqs[place]) {
+            continue;
+        }
+        expect(slot, slot_word::seq(ring_.word(slot).load(std::memory_order_acquire)));
+        touched_.push_back(slot);
+    }
+    for (const std::uint64_t slot : touched_) {
+        store_leaf(slot, 0);
+        stop_point(StopPoint::draw_again_leaf_zeroed);
+    }
+    if (!touched_.empty()) tree_.refresh_slots(touched_);
+    fold();
+    require_rows();
+    const std::size_t count = places.size();
+    draws.masses.resize(count);
+    touched_.resize(count);
+    for (std::size_t i = 0; i < count; ++i) {
+        draws.masses[i] = stratified_mass(generator, places[i], draws.slots.size(), tree_.total());
+    }
+    tree_.find_prefix_sums(draws.masses.data(), touched_.data(), count);
+    draws_ += count;
+    for (std::size_t i = 0; i < count; ++i) {
+        draws.slots[places[i]] = touched_[i];
+        look_up(places[i], draws);
+    }
+    draws.cleared = std::max(draws.cleared, cleared_);
+    draws.least = std::min(draws.least, tree_.least());
+}
+
+std::uint64_t Learner::update(std::span<const std::int64_t> slots,
+                              std::span<const std::uint64_t> generations,
+                              std::span<const double> priorities, std::span<const float> leaves) {
+    const std::uint64_t cleared = ring_.clear_before();
+    std::uint64_t stale = 0;
+    double largest = 0;
+    touched_.clear();
+    touched_.reserve(slots.size());  // nothing below throws
+    for (std::size_t i = 0; i < slots.size(); ++i) {
+        const auto slot = static_cast<std::uint64_t>(slots[i]);
+        std::uint64_t meant = generations.empty() ? 0 : generations[i];
+        if (meant == 0) meant = last_sampled_[slot];
+        if (meant == 0) meant = generation(slot);
+        // The slot word tells of rows overwritten since the last fold; relaxed: nothing is read by
+        // it.
+        const bool there =
+            ring_.word(slot).load(std::memory_order_relaxed) == slot_word::committed(meant);
+        const bool in_tree = leaf_seq_[slot].load(std::memory_order_relaxed) == meant;
+        if (!there || meant < cleared ||
+            !(in_tree || (own_row(slot, meant) && settle(slot, meant)))) {
+            ++stale;
+            continue;
+        }
+        stop_point(StopPoint::update_looked_at);
+        store_leaf(slot, leaves[i]);
+        stop_point(StopPoint::update_leaf_stored);
+        largest = std::max(largest, priorities[i]);
+        touched_.push_back(slot);
+    }
+    updates_ += touched_.size();
+    stale_ += stale;
+    if (!touched_.empty()) {
+        stop_point(StopPoint::update_to_refresh);
+        tree_.refresh_slots(touched_);
+        ring_.raise_max_priority(largest);
+    }
+    publish();
+    return stale;
+}
+
+std::uint64_t Learner::generation(std::uint64_t slot) const {
+    const std::uint64_t word = ring_.word(slot).load(std::memory_order_relaxed);
+    const std::uint64_t newest = slot_word::seq(word);
+    const std::uint64_t seen = leaf_seq_[slot].load(std::memory_order_relaxed);
+    const bool is_new = newest != seen && slot_word::is_committed(word) && own_row(slot, newest);
+    const std::uint64_t meant = is_new ? newest : seen;
+    return meant >= ring_.clear_before() ? meant : 0;
+}
+
+void Learner::announce(unsigned process, std::uint64_t pid, std::uint64_t since) {
+    process_ = process;
+    pid_ = pid;
+    since_ = since;
+    publish();
+}
+
+// One writer. The sequence is made odd first, should a dead learner have left it odd or even.
+void Learner::publish() {
+    const std::uint64_t sequence = line_->sequence.load(std::memory_order_relaxed) | 1;
+    line_->sequence.store(sequence, std::memory_order_relaxed);
+#ifndef MPBUFFER_TSAN
+    // Pairs with the reader's acquire load of the sequence: what follows is not seen before "odd".
+    std::atomic_thread_fence(std::memory_order_release);
+#endif
+    stop_point(StopPoint::line_odd);
+    line_->process.store(process_, std::memory_order_relaxed);
+    line_->pid.store(pid_, std::memory_order_relaxed);
+    line_->since.store(since_, std::memory_order_relaxed);
+    line_->folded.store(folded_, std::memory_order_relaxed);
+    line_->sampleable.store(sampleable_, std::memory_order_relaxed);
+    line_->total.store(tree_.total(), std::memory_order_relaxed);
+    line_->least_leaf.store(double{tree_.least()}, std::memory_order_relaxed);
+    line_->updates.store(updates_, std::memory_order_relaxed);
+    line_->stale.store(stale_, std::memory_order_relaxed);
+    line_->draws.store(draws_, std::memory_order_relaxed);
+    line_->lines_visited.store(tree_.lines_visited(), std::memory_order_relaxed);
+    line_->rows_folded.store(rows_folded_, std::memory_order_relaxed);
+    line_->published_at.store(coarse_now(), std::memory_order_relaxed);
+    line_->sequence.store(sequence + 1, std::memory_order_release);
+}
+
+}  // namespace mpbuffer

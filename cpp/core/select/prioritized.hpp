@@ -1,0 +1,141 @@
+// The learner's side of a prioritized ring: fold, draw, update. One holder of the learner role at a
+// time, one thread at a time; the caller sees to both.
+//
+// Leaves and leaf seqs lie in shared memory and are written here alone; the nodes above them and
+// the list of pending slots are private, and rebuilt from the slot words by `take_over`. So a
+// learner that dies at any instruction leaves nothing that its successor trusts. A call that runs
+// out of memory throws, and the next fold goes on from there.
+//
+// A row is in the tree if leaf_seq[slot] is its seq and the slot's word says that it is still
+// there. Its leaf is 0 if its priority is: it is never drawn, and may be updated as any other. Any
+// other row's leaf is set to 0 once it is known to be gone.
+//
+// What holds after every fold, for each committed row s not older than the last clear: s has not
+// been folded yet, or leaf_seq[slot] == s, or the slot is pending with a position of at least s.
+// A pending slot is looked at again by every fold; a hole is never given up.
+//
+// Ordering: a new row's leaf is stored before its leaf seq (release) [L1], so that a successor, who
+// keeps a leaf only where leaf seq and slot word agree, never pairs a row with another row's leaf.
+#pragma once
+
+#include <atomic>
+#include <cstddef>
+#include <cstdint>
+#include <span>
+#include <unordered_map>
+#include <vector>
+
+#include "format/header.hpp"
+#include "os/pages.hpp"
+#include "ring/gather.hpp"
+#include "ring/own_rows.hpp"
+#include "ring/slot_ring.hpp"
+#include "select/random.hpp"
+#include "select/sum_tree.hpp"
+
+namespace mpbuffer {
+
+struct PriorityRule {
+    double alpha;
+    double eps;
+    float leaf(double priority) const { return leaf_of(priority, alpha, eps); }
+    bool is_leaf(float leaf) const { return mpbuffer::is_leaf(leaf, alpha, eps); }
+};
+
+// What a handle keeps from one time that it has the role to the next, so that the copy of an index
+// never means a row that came after the one it was sampled with.
+struct LearnerMemory {
+    explicit LearnerMemory(std::uint64_t capacity)
+        : memory(capacity * sizeof(std::uint64_t)),
+          last_sampled(reinterpret_cast<std::uint64_t*>(memory.data())) {}
+
+    PrivateMemory memory;
+    std::uint64_t* last_sampled;  // the seq, one a slot; 0: not yet
+    OwnRows own_rows;
+};
+
+class Learner {
+  public:
+    // Takes over from whoever was the learner before: reads every slot word once, O(capacity).
+    // `memory` must outlive it.
+    Learner(SlotRing ring, std::atomic<std::uint64_t>* leaf_seq, float* leaves, LearnerLine* line,
+            PriorityRule rule, std::size_t row_bytes, LearnerMemory& memory);
+
+    // Takes over what was added since the last fold: O(rows added, pending slots).
+    void fold();
+
+    // Draws `count` rows by priority, stratified, into the target. EmptyBuffer if there is no row,
+    // or none whose leaf is above 0.
+    void sample(std::size_t count, double beta, Generator& generator, const SampleTarget& target);
+
+    // The same in steps, `copy_rows` being the second: folds and draws; then draws again, from the
+    // same strata, what copy_rows has missed, and computes the weights. What else the learner does
+    // in between changes nothing of what was drawn.
+    void draw(std::size_t count, Generator& generator, Draws& draws);
+    void finish(double beta, Generator& generator, Draws& draws, const SampleTarget& target);
+
+    // Sets priorities[i] for the row that slots[i] means: its generation where one is given (not 0,
+    // and of this slot), else the seq last sampled there, else generation(). Rows that are gone, or
+    // not in the tree and not this handle's own, are left alone; returns how many were. Slots and
+    // priorities are valid.
+    std::uint64_t update(std::span<const std::int64_t> slots,
+                         std::span<const std::uint64_t> generations,
+                         std::span<const double> priorities, std::span<const float> leaves);
+
+    // The seq of the row that the slot means: of one that this handle has added since the last
+    // fold, if it never sampled a row there before; else of the one that the last fold saw; 0 if
+    // none.
+    std::uint64_t generation(std::uint64_t slot) const;
+
+    double total() const { return tree_.total(); }
+    // Says who is the learner, on the line that others read; process 0: nobody any more.
+    void announce(unsigned process, std::uint64_t pid, std::uint64_t since);
+
+  private:
+    void take_over();
+    bool settled(std::uint64_t slot, std::uint64_t seq) const;
+    bool settle(std::uint64_t slot, std::uint64_t seq);
+    // Forced inline: most of what a fold costs; its count of sampleable rows stays in a register.
+    [[gnu::always_inline]] inline bool settle(std::uint64_t slot, std::uint64_t seq,
+                                              std::uint64_t& sampleable);
+    bool own_row(std::uint64_t slot, std::uint64_t seq) const;
+    void store_leaf(std::uint64_t slot, float leaf);
+    [[gnu::always_inline]] inline void store_leaf(std::uint64_t slot, float leaf,
+                                                  std::uint64_t& sampleable);
+    void expect(std::uint64_t slot, std::uint64_t seq);
+    void fold_range(std::uint64_t first, std::uint64_t last);
+    void fold_clear(std::uint64_t cleared);
+    void recheck_pending();
+    void require_rows();
+    const char* why_no_row() const;
+    void look_up(std::size_t i, Draws& draws) const;
+    bool draw_newer(std::size_t place, Draws& draws);
+    void draw_again(std::span<const std::size_t> places, Generator& generator, Draws& draws);
+    void publish();
+
+    SlotRing ring_;
+    std::atomic<std::uint64_t>* leaf_seq_;
+    LearnerLine* line_;
+    PriorityRule rule_;
+    std::size_t row_bytes_;
+    PrivateMemory nodes_;
+    SumTree tree_;
+    std::uint64_t* last_sampled_;
+    OwnRows& own_rows_;
+    std::unordered_map<std::uint64_t, std::uint64_t>
+        pending_;  // slot -> the position expected there
+    unsigned process_ = 0;
+    std::uint64_t pid_ = 0;
+    std::uint64_t since_ = 0;
+    std::uint64_t folded_ = 0;
+    std::uint64_t cleared_ = 0;
+    std::uint64_t sampleable_ = 0;
+    std::uint64_t updates_ = 0;
+    std::uint64_t stale_ = 0;
+    std::uint64_t draws_ = 0;
+    std::uint64_t rows_folded_ = 0;
+    std::vector<std::uint64_t> touched_;
+    Draws draws_of_sample_;
+};
+
+}  // namespace mpbuffer

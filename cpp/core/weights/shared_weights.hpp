@@ -1,0 +1,110 @@
+// The composition: the versions of one set of arrays in one segment, as one handle of one process
+// sees them. What readers and the publisher promise one another is in version_slots.hpp; here are
+// the processes behind them.
+//
+// One handle at a time has the publisher's role: the exclusive lock on the learner's byte, which
+// the kernel drops with its process. The first publish() takes it. A reader is a handle's number in
+// the process table: a slot that a dead or stopped process was reading may be written again, where
+// no other is left.
+//
+// A handle may be used by several threads: calls lock by themselves, publish by one mutex and read
+// by another. No call waits for another process.
+#pragma once
+
+#include <atomic>
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "base/guard.hpp"
+#include "format/header.hpp"
+#include "segment/handle.hpp"
+#include "segment/segment_file.hpp"
+#include "weights/version_slots.hpp"
+
+namespace mpbuffer {
+
+struct WeightsSettings {
+    std::string name;
+    std::vector<std::uint64_t> part_bytes;  // of each array, in their order
+    unsigned slots;
+    std::string description;
+    SegmentOptions segment;
+};
+
+struct PublisherStatus {
+    std::uint64_t process;  // 0: nobody has the role
+    std::uint64_t pid;
+    std::uint64_t since;  // ns since the epoch
+};
+
+class SharedWeights final : public SegmentHandle {
+  public:
+    // Publishes `first` as version 1 before anybody can see the name. Has the role then.
+    static std::unique_ptr<SharedWeights> create(const WeightsSettings& settings,
+                                                 std::span<const std::byte* const> first);
+    static std::unique_ptr<SharedWeights> attach(const std::string& name,
+                                                 const SegmentOptions& options = {});
+    static std::unique_ptr<SharedWeights> attach_descriptor(int fd, const std::string& name,
+                                                            const SegmentOptions& options = {});
+    ~SharedWeights() override;
+
+    // Gives up the role, leaves the process table, unmaps; removes the segment's name if nobody
+    // else is left. Waits for calls of other threads. Twice is once.
+    void close() noexcept;
+
+    std::uint64_t bytes() const { return header_.ring[0].row_bytes; }
+    unsigned slot_count() const { return static_cast<unsigned>(header_.ring[0].capacity); }
+
+    // After attach: how long each array is, by the description. SegmentMismatch if the segment's
+    // versions are of another length.
+    void set_parts(const std::vector<std::uint64_t>& part_bytes);
+    const std::vector<std::uint64_t>& part_bytes() const { return part_bytes_; }
+
+    // One pointer for each part, part_bytes() long. Takes the role, or throws LearnerBusy at once.
+    // Returns the version.
+    std::uint64_t publish(std::span<const std::byte* const> parts);
+    void release_publisher();
+    bool is_publisher() const { return publisher_; }
+
+    // Copies the latest version into the parts, if it is newer. As publish() and latest():
+    // SegmentMismatch if somebody wrote over the segment.
+    Publication read(std::span<std::byte* const> parts, std::uint64_t newer_than);
+
+    Publication latest() const;
+    // One load: no read can give a later one. Beside another thread's close() only where the
+    // program's lock is held from before either call until newest() returns.
+    std::uint64_t newest() const;
+    PublisherStatus publisher() const;     // LearnerBusy while it is just being announced
+    std::uint64_t repeated_reads() const;  // of this handle: copies that were overwritten
+
+  private:
+    SharedWeights(SharedSegment segment, const SegmentHeader& header, std::string description);
+    static std::unique_ptr<SharedWeights> open(SharedSegment segment);
+    void enroll() const override;
+    void release_role() override;
+    void forget_parent() noexcept override;
+    bool gone(unsigned number, std::uint64_t mark) const;
+    void take_role();
+    void announce(std::uint64_t process, std::uint64_t pid, std::uint64_t since);
+    PublisherStatus published_line() const;
+    std::string holder_of_role() const;
+
+    std::vector<std::uint64_t> part_bytes_;
+    std::vector<std::uint64_t> part_offsets_;
+    VersionSlots slots_;
+    std::atomic<bool> publisher_ = false;
+
+    std::atomic<bool> accepting_ = true;  // false: close() has begun
+    Mutex publish_mutex_;
+    Mutex read_mutex_;
+    mutable SharedMutex asking_;  // by many: threads that read under no other mutex
+};
+
+// CLOCK_MONOTONIC in ns, as Publication::published_at.
+std::uint64_t monotonic_ns();
+
+}  // namespace mpbuffer
