@@ -4,7 +4,10 @@
 
 #include <atomic>
 #include <chrono>
+#include <fstream>
+#include <functional>
 #include <mutex>
+#include <string>
 #include <thread>
 #include <vector>
 
@@ -51,6 +54,30 @@ class ToyLock {
     static inline std::timed_mutex mutex;
     static inline thread_local bool held = false;
 };
+
+// A program's lock that another thread has for a moment, whenever a call wants it back.
+class WantedLock {
+  public:
+    explicit WantedLock(const std::function<void()>& by_another) {
+        meanwhile = &by_another;
+        set_program_lock({release, acquire});
+    }
+    ~WantedLock() { set_program_lock({}); }
+
+  private:
+    static void* release() { return &meanwhile; }
+    static void acquire(void*) { (*meanwhile)(); }
+    static inline const std::function<void()>* meanwhile = nullptr;
+};
+
+int mappings_below(const std::string& directory) {
+    std::ifstream maps("/proc/self/maps");
+    int found = 0;
+    for (std::string line; std::getline(maps, line);) {
+        if (line.find(directory) != std::string::npos) ++found;
+    }
+    return found;
+}
 
 }  // namespace
 
@@ -188,4 +215,43 @@ TEST_CASE("threads that hold the program's lock call everything, and none waits 
     for (std::thread& thread : threads) thread.join();
     CHECK(ToyLock::given_up > 0);
     CHECK(ToyLock::taken_with_mutex == 0);
+}
+
+TEST_CASE("a child that is forked before a call returns a handle has nothing of it") {
+    const Watchdog watchdog;
+    const ScratchDirectory scratch;
+    BufferSettings settings{"buffer", {100, 64, 64, true, 0.6, 1e-4}, 1, "", {}};
+    settings.segment.directory = scratch.path();
+    const SegmentOptions& options = settings.segment;
+    const WeightsSettings of_weights{"weights", {8}, 3, "", options};
+    const std::uint64_t value = 1;
+    const std::byte* const first = reinterpret_cast<const std::byte*>(&value);
+
+    const auto mapped_by_child = [&] {
+        ForkedChild child([&](const Channel&) { return mappings_below(scratch.path()); });
+        return child.wait();
+    };
+    int forks = 0;
+    int at_most = 0;
+    const std::function<void()> fork_one = [&] {
+        if (++forks > 1) return;  // the close of a handle
+        CHECK(mapped_by_child() == at_most);
+    };
+    const WantedLock lock(fork_one);
+    const auto open = [&](auto&& call) {
+        forks = 0;
+        at_most = mappings_below(scratch.path());
+        auto handle = call();
+        CHECK(forks == 1);
+        CHECK(mapped_by_child() == at_most + 1);
+        return handle;
+    };
+    const auto buffer = open([&] { return ReplayBuffer::create(settings); });
+    const auto weights = open([&] { return SharedWeights::create(of_weights, {&first, 1}); });
+    open([&] { return ReplayBuffer::attach("buffer", options); });
+    open([&] { return SharedWeights::attach("weights", options); });
+    const int rows = buffer->data_descriptor();
+    open([&] { return ReplayBuffer::attach_descriptor(rows, "buffer", options); });
+    const int versions = weights->data_descriptor();
+    open([&] { return SharedWeights::attach_descriptor(versions, "weights", options); });
 }

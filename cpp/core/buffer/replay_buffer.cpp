@@ -36,28 +36,28 @@ constexpr auto patience_at_once = std::chrono::milliseconds(20);
 }  // namespace
 
 std::unique_ptr<ReplayBuffer> ReplayBuffer::create(const BufferSettings& settings) {
-    const CoreCall call;
-    let_others_run();
-    const RingShape& shape = settings.shape;
-    if (shape.prioritized && !std::isfinite(leaf_of(1.0, shape.alpha, shape.eps))) {
-        throw InvalidArgument("cannot create '" + settings.name + "': with alpha " +
-                              number_in_words(shape.alpha) + " and eps " +
-                              number_in_words(shape.eps) +
-                              " the leaf (1 + eps)^alpha of the first priority, 1, is too large; "
-                              "expected one that fits into float32");
-    }
-    const SegmentHeader header = plan_segment(settings.shape, settings.description, settings.seed);
-    SharedSegment segment =
-        SharedSegment::create(settings.name, header.total_bytes, settings.segment);
-    write_header(segment.data(), header, settings.description);
-    std::unique_ptr<ReplayBuffer> buffer(
-        new ReplayBuffer(std::move(segment), header, settings.description));
-    buffer->ring_.initialise();
-    buffer->start();
-    stop_point(StopPoint::segment_written);
-    buffer->segment_.publish();
-    buffer->keep_in_children();
-    return buffer;
+    return made_by([&] {
+        const RingShape& shape = settings.shape;
+        if (shape.prioritized && !std::isfinite(leaf_of(1.0, shape.alpha, shape.eps))) {
+            throw InvalidArgument(
+                "cannot create '" + settings.name + "': with alpha " +
+                number_in_words(shape.alpha) + " and eps " + number_in_words(shape.eps) +
+                " the leaf (1 + eps)^alpha of the first priority, 1, is too large; "
+                "expected one that fits into float32");
+        }
+        const SegmentHeader header =
+            plan_segment(settings.shape, settings.description, settings.seed);
+        SharedSegment segment =
+            SharedSegment::create(settings.name, header.total_bytes, settings.segment);
+        write_header(segment.data(), header, settings.description);
+        std::unique_ptr<ReplayBuffer> buffer(
+            new ReplayBuffer(std::move(segment), header, settings.description));
+        buffer->ring_.initialise();
+        buffer->start();
+        stop_point(StopPoint::segment_written);
+        buffer->segment_.publish();
+        return buffer;
+    });
 }
 
 std::unique_ptr<ReplayBuffer> ReplayBuffer::open(SharedSegment segment) {
@@ -67,22 +67,17 @@ std::unique_ptr<ReplayBuffer> ReplayBuffer::open(SharedSegment segment) {
     std::unique_ptr<ReplayBuffer> buffer(
         new ReplayBuffer(std::move(segment), header, std::move(description)));
     buffer->start();
-    buffer->keep_in_children();
     return buffer;
 }
 
 std::unique_ptr<ReplayBuffer> ReplayBuffer::attach(const std::string& name,
                                                    const SegmentOptions& options) {
-    const CoreCall call;
-    let_others_run();
-    return open(SharedSegment::attach(name, options));
+    return made_by([&] { return open(SharedSegment::attach(name, options)); });
 }
 
 std::unique_ptr<ReplayBuffer> ReplayBuffer::attach_descriptor(int fd, const std::string& name,
                                                               const SegmentOptions& options) {
-    const CoreCall call;
-    let_others_run();
-    return open(SharedSegment::attach_descriptor(fd, name, options));
+    return made_by([&] { return open(SharedSegment::attach_descriptor(fd, name, options)); });
 }
 
 ReplayBuffer::ReplayBuffer(SharedSegment segment, const SegmentHeader& header,

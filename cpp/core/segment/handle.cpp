@@ -34,10 +34,11 @@ void SegmentHandle::open_locks() const {
 }
 
 void SegmentHandle::leave() noexcept {
+    // A child forked half-way would close descriptors and unmap memory that are no longer its, or
+    // have what is closed and never unmapped.
+    const ForkPause pause;
     if (!open_) return;
     open_ = false;
-    // A child forked half-way would close descriptors and unmap memory that are no longer its.
-    const ForkPause pause;
     // Where the program closed ours, the locks are gone with it; a fresh one does to ask and leave.
     OwnedDescriptor fresh;
     const bool lost = lock_fd_.present() && !lock_fd_.ours();

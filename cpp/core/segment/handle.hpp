@@ -32,10 +32,21 @@ class SegmentHandle : private ForkWatched {
     // close() and unwatch() are the derived destructor's, while the object is whole.
     ~SegmentHandle() override = default;
 
+    // What `make` returns, which only from here on a forked child has too: no child has a handle
+    // that its parent's thread has not got yet, for this is done with the program's lock, which
+    // who forks has too.
+    template <class Make>
+    static auto made_by(Make&& make) {
+        auto handle = [&make] {
+            const CoreCall call;
+            let_others_run();
+            return make();
+        }();
+        handle->segment_.keep_in_children();
+        return handle;
+    }
     // The second half of construction: what needs the object to be whole.
     void start();
-    // The end of construction: from here on a forked child has the handle too.
-    void keep_in_children() { segment_.keep_in_children(); }
     // Gives up the role, leaves the process table, unmaps; removes the segment's name if nobody
     // else is left. Twice is once.
     void leave() noexcept;

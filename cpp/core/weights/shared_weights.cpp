@@ -48,24 +48,23 @@ std::uint64_t monotonic_ns() { return nanoseconds_of(CLOCK_MONOTONIC); }
 
 std::unique_ptr<SharedWeights> SharedWeights::create(const WeightsSettings& settings,
                                                      std::span<const std::byte* const> first) {
-    const CoreCall call;
-    let_others_run();
-    std::vector<std::uint64_t> offsets;
-    std::uint64_t bytes = 0;
-    if (!place_parts(settings.part_bytes, offsets, bytes)) bytes = ~std::uint64_t{0};
-    const SegmentHeader header =
-        plan_segment(WeightsShape{bytes, settings.slots}, settings.description);
-    SharedSegment segment =
-        SharedSegment::create(settings.name, header.total_bytes, settings.segment);
-    write_header(segment.data(), header, settings.description);
-    std::unique_ptr<SharedWeights> weights(
-        new SharedWeights(std::move(segment), header, settings.description));
-    weights->start();
-    weights->set_parts(settings.part_bytes);
-    weights->publish(first);
-    weights->segment_.publish();
-    weights->keep_in_children();
-    return weights;
+    return made_by([&] {
+        std::vector<std::uint64_t> offsets;
+        std::uint64_t bytes = 0;
+        if (!place_parts(settings.part_bytes, offsets, bytes)) bytes = ~std::uint64_t{0};
+        const SegmentHeader header =
+            plan_segment(WeightsShape{bytes, settings.slots}, settings.description);
+        SharedSegment segment =
+            SharedSegment::create(settings.name, header.total_bytes, settings.segment);
+        write_header(segment.data(), header, settings.description);
+        std::unique_ptr<SharedWeights> weights(
+            new SharedWeights(std::move(segment), header, settings.description));
+        weights->start();
+        weights->set_parts(settings.part_bytes);
+        weights->publish(first);
+        weights->segment_.publish();
+        return weights;
+    });
 }
 
 std::unique_ptr<SharedWeights> SharedWeights::open(SharedSegment segment) {
@@ -75,22 +74,17 @@ std::unique_ptr<SharedWeights> SharedWeights::open(SharedSegment segment) {
     std::unique_ptr<SharedWeights> weights(
         new SharedWeights(std::move(segment), header, std::move(description)));
     weights->start();
-    weights->keep_in_children();
     return weights;
 }
 
 std::unique_ptr<SharedWeights> SharedWeights::attach(const std::string& name,
                                                      const SegmentOptions& options) {
-    const CoreCall call;
-    let_others_run();
-    return open(SharedSegment::attach(name, options));
+    return made_by([&] { return open(SharedSegment::attach(name, options)); });
 }
 
 std::unique_ptr<SharedWeights> SharedWeights::attach_descriptor(int fd, const std::string& name,
                                                                 const SegmentOptions& options) {
-    const CoreCall call;
-    let_others_run();
-    return open(SharedSegment::attach_descriptor(fd, name, options));
+    return made_by([&] { return open(SharedSegment::attach_descriptor(fd, name, options)); });
 }
 
 SharedWeights::SharedWeights(SharedSegment segment, const SegmentHeader& header,
