@@ -3,14 +3,18 @@
 from typing import Any as _Any
 
 from mpbuffer import _core as _core  # before NumPy: it tells why subinterpreters are refused
-from mpbuffer.batches import Batches
-from mpbuffer.buffer import (
+from mpbuffer._arguments import value_range as _value_range  # noqa: F401 - for the core, by name
+from mpbuffer.buffer.batches import Batches
+from mpbuffer.buffer.replay_buffer import (
     LearnerStatus,
     PrioritizedReplayBuffer,
     ProcessStatus,
     ReplayBuffer,
     attach,
 )
+from mpbuffer.buffer.step_writer import Staging
+from mpbuffer.envs.spaces import from_fields, schema_from, to_fields
+from mpbuffer.envs.vector import TransitionRows, VectorTransitions
 from mpbuffer.errors import (
     BufferClosed,
     EmptyBuffer,
@@ -24,12 +28,8 @@ from mpbuffer.errors import (
     SegmentNotFound,
     SlotsHeld,
 )
-from mpbuffer.explorers import Explorer, Explorers, ExplorerStatus
-from mpbuffer.spaces import from_fields, schema_from, to_fields
-from mpbuffer.staging import Staging
-from mpbuffer.value_range import value_range as _value_range  # noqa: F401 - for the core, by name
-from mpbuffer.vector import TransitionRows, VectorTransitions
-from mpbuffer.weights import PublisherStatus, SharedWeights, WeightsVersion
+from mpbuffer.explorers.explorers import Explorer, Explorers, ExplorerStatus
+from mpbuffer.weights.shared_weights import PublisherStatus, SharedWeights, WeightsVersion
 
 MPReplayBuffer = ReplayBuffer
 MPPrioritizedReplayBuffer = PrioritizedReplayBuffer

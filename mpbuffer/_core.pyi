@@ -5,7 +5,7 @@ import numpy as np
 import numpy.typing as npt
 from typing_extensions import disjoint_base
 
-from mpbuffer.schema import Field
+from mpbuffer.buffer.schema import Field
 
 source_digest: str
 

@@ -194,7 +194,7 @@ def leave_at_once(explorer, code):
 
 def tell_of_place(explorer, path):
     """Write down on which cores each thread runs, how nice, and what limits there are."""
-    from mpbuffer.explorer_process import THREAD_VARIABLES
+    from mpbuffer.explorers.process import THREAD_VARIABLES
 
     threads = [int(each) for each in os.listdir("/proc/self/task")]
     place = {

@@ -23,7 +23,7 @@ from mpbuffer import (
     ReplayBuffer,
     SlotsHeld,
 )
-from mpbuffer.inspection import inspect, list_segments, remove_dead_segments
+from mpbuffer.inspect.inspection import inspect, list_segments, remove_dead_segments
 
 ROW = 2**20  # float64: copying one takes most of an add's time, so that a stop mostly meets a copy
 SLOTS = 2

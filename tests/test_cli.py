@@ -19,7 +19,7 @@ pytest.importorskip("rich")
 
 from click.testing import CliRunner
 
-from mpbuffer.commands import commands
+from mpbuffer.inspect.commands import commands
 
 FIELDS = {
     "obs": {"shape": 4},
@@ -494,7 +494,7 @@ def test_without_its_packages_the_command_says_what_to_install(package):
     script = f"""
 import sys
 sys.modules[{package!r}] = None
-from mpbuffer.cli import main
+from mpbuffer.inspect.cli import main
 main()
 """
     done = run_python(script=script)

@@ -35,85 +35,20 @@ CORE_ROOMS = {
     "inspect": ["format", "segment", "select", "weights"],
 }
 
-PACKAGE_MAY_IMPORT = {
+# Which rooms of the package a room may use, each of them above it; _core and errors all may.
+ROOM_MAY_USE = {
     "errors": set(),
-    "process_exit": set(),
-    "process_identity": set(),
-    "handing_on": {"_core", "errors"},
-    "keeping": {"_core", "process_identity"},
-    "nstep": set(),
-    "schema": {"errors", "nstep"},
-    "staging": {"_core", "nstep", "process_exit", "schema"},
-    "_core": {"schema"},  # the stub
-    "batches": {"_core", "errors", "tensors"},
-    "buffer": {
-        "_core",
-        "batches",
-        "errors",
-        "handing_on",
-        "keeping",
-        "nstep",
-        "process_exit",
-        "schema",
-        "staging",
-    },
-    "inspection": {"_core", "errors", "schema", "weights"},
-    "commands": {"errors", "inspection"},
-    "cli": {"commands"},
-    "standard_multiprocessing": set(),
-    "explorer_signals": {"_core"},
-    "explorer_task": {"buffer", "standard_multiprocessing"},
-    "explorer_process": {
-        "_core",
-        "buffer",
-        "explorer_signals",
-        "explorer_task",
-        "process_exit",
-        "process_identity",
-        "standard_multiprocessing",
-    },
-    "explorer_launch": {"explorer_process", "explorer_signals", "explorer_task"},
-    "explorer_place": {"explorer_process", "process_identity"},
-    "explorers": {
-        "_core",
-        "buffer",
-        "errors",
-        "explorer_launch",
-        "explorer_place",
-        "explorer_process",
-        "explorer_task",
-        "process_identity",
-    },
-    "tensors": set(),
-    "weights": {"_core", "errors", "handing_on", "process_exit", "schema", "tensors"},
-    "spaces": set(),
-    "value_range": set(),
-    "vector": {"_core", "spaces"},
-    "__init__": {
-        "_core",
-        "batches",
-        "buffer",
-        "errors",
-        "explorers",
-        "spaces",
-        "staging",
-        "value_range",
-        "vector",
-        "weights",
-    },
+    "_arguments": set(),
+    "_segment": set(),
+    "buffer": {"_arguments", "_segment"},
+    "weights": {"_arguments", "_segment", "buffer"},
+    "explorers": {"_segment", "buffer"},
+    "envs": set(),
+    "inspect": {"buffer", "weights"},
+    "_core": {"buffer"},  # the stub
 }
-PACKAGE_MAY_NEED = {
-    "_core": {"numpy", "typing_extensions"},
-    "batches": {"numpy", "torch"},
-    "commands": {"click", "rich"},
-    "explorer_launch": {"multiprocess"},
-    "explorer_place": {"multiprocess"},
-    "explorer_process": {"numpy"},
-    "explorer_signals": {"multiprocess"},
-    "explorer_task": {"multiprocess"},
-    "standard_multiprocessing": {"multiprocess"},
-}
-CAPABILITY_MAY_IMPORT = {"buffer", "errors", "schema"}  # every module that comes later
+ROOM_MAY_NEED = {"_core": {"typing_extensions"}, "buffer": {"torch"}}  # beside NumPy
+ROOM_MAY_NEED |= {"explorers": {"multiprocess"}, "inspect": {"click", "rich"}}
 
 CONTENTLESS_NAMES = {"util", "utils", "common", "helper", "helpers", "manager", "detail", "misc"}
 SOURCE_FOLDERS = [".ci", "bench", "cpp", "examples", "mpbuffer", "tests"]
@@ -156,7 +91,7 @@ def imported_modules(path):
             modules |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path}: relative import"
-            if node.module == "mpbuffer" and path.parent == PACKAGE:
+            if node.module == "mpbuffer" and PACKAGE in path.parents:
                 modules |= {f"mpbuffer.{alias.name}" for alias in node.names}
             else:
                 modules.add(node.module)
@@ -165,7 +100,7 @@ def imported_modules(path):
 
 core_files = sorted(CORE.rglob("*.?pp"))
 binding_files = sorted(BINDINGS.rglob("*.?pp"))
-package_files = sorted([*PACKAGE.glob("*.py"), *PACKAGE.glob("*.pyi")])
+package_files = sorted(set(PACKAGE.rglob("*.py*")) - set(PACKAGE.rglob("*.pyc")))
 
 
 def named(path):
@@ -203,16 +138,23 @@ def test_core_knows_no_python(path):
     assert not re.search(r"\bPy[A-Z_]\w*", code_of(path))
 
 
-@pytest.mark.parametrize("path", package_files, ids=named)
+@pytest.mark.parametrize("path", package_files, ids=lambda path: str(path.relative_to(PACKAGE)))
 def test_package_imports(path):
-    name = stem(path.name)
-    imported = imported_modules(path)
-    inside = {module for module in imported if module.partition(".")[0] == "mpbuffer"}
-    known = {module.partition(".")[2] for module in inside} - {name}
-    assert known <= PACKAGE_MAY_IMPORT.get(name, CAPABILITY_MAY_IMPORT)
-    if name in PACKAGE_MAY_IMPORT:
-        outside = {module.partition(".")[0] for module in imported - inside}
-        assert outside <= set(sys.stdlib_module_names) | PACKAGE_MAY_NEED.get(name, {"numpy"})
+    imported = {tuple(module.split(".")) for module in imported_modules(path)}
+    inside = {module for module in imported if module[0] == "mpbuffer"}
+    room = stem(path.relative_to(PACKAGE).parts[0])
+    if room != "__init__":
+        may_use = ROOM_MAY_USE[room] | {room, "_core", "errors"}
+        assert {module[1] for module in inside} <= may_use, f"{room} uses too much"
+    outside = {module[0] for module in imported - inside} - set(sys.stdlib_module_names)
+    assert outside <= ROOM_MAY_NEED.get(room, set()) | {"numpy"}
+
+
+def test_rooms_use_those_above_them():
+    above = set()
+    for room, used in ROOM_MAY_USE.items():
+        assert used <= above, room
+        above.add(room)
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "examples").glob("*.py")), ids=named)

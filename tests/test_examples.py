@@ -236,7 +236,7 @@ def no_keeper_stays():
     for entry in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
             command = (entry / "cmdline").read_bytes().split(b"\0")
-            if b"mpbuffer.keeping" in b"".join(command) and learners & set(command):
+            if b"mpbuffer._segment.keeper" in b"".join(command) and learners & set(command):
                 end_process(int(entry.name))
     mpbuffer.ReplayBuffer(1, {"x": {}}).close()  # removes what nobody was left to close
 

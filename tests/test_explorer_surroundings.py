@@ -13,7 +13,7 @@ from watched_processes import DEADLINE, run_python
 
 import mpbuffer
 from mpbuffer import Explorers
-from mpbuffer.process_identity import ProcessIdentity
+from mpbuffer._segment.process_identity import ProcessIdentity
 
 pytestmark = pytest.mark.timeout(90)
 
@@ -39,7 +39,7 @@ def run(buffer, function, n=1, **how):
 def test_an_explorer_out_of_descriptors_lives_on(buffer, pidfds, monkeypatch):
     """Also where it looks its learner up in /proc, now and then, as it does without pidfds."""
     if not pidfds:
-        monkeypatch.setattr(mpbuffer.explorer_process, "pidfd_of", lambda pid: None)
+        monkeypatch.setattr(mpbuffer.explorers.process, "pidfd_of", lambda pid: None)
     explore = explorers_processes.play_without_descriptors
     with Explorers(explore, 1, buffer, start_method="fork") as explorers:
         assert explorers.join(DEADLINE)

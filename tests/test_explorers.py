@@ -22,10 +22,10 @@ from multiprocess import forkserver
 from watched_processes import DEADLINE, TESTS, python_started, run_python
 
 import mpbuffer
-from mpbuffer import ExplorerFailed, Explorers, explorer_process
-from mpbuffer.explorer_place import Place
-from mpbuffer.explorer_process import THREAD_VARIABLES, WatchedName
-from mpbuffer.process_identity import ProcessIdentity
+from mpbuffer import ExplorerFailed, Explorers
+from mpbuffer._segment.process_identity import ProcessIdentity
+from mpbuffer.explorers.place import Place
+from mpbuffer.explorers.process import THREAD_VARIABLES, WatchedName, _limit_threads
 
 pytestmark = pytest.mark.timeout(90)
 
@@ -415,7 +415,7 @@ def test_leaving_without_a_word_is_no_return(buffer):
 
 
 def test_one_that_never_returns_is_terminated_and_then_killed(buffer, caplog, monkeypatch):
-    monkeypatch.setattr(mpbuffer.explorers, "_SECONDS_TO_TERMINATE", 0.2)
+    monkeypatch.setattr(mpbuffer.explorers.explorers, "_SECONDS_TO_TERMINATE", 0.2)
     for function, exit_code in (
         (explorers_processes.play_deaf, -signal.SIGTERM),
         (explorers_processes.play_and_ignore_signals, -signal.SIGKILL),
@@ -429,7 +429,7 @@ def test_one_that_never_returns_is_terminated_and_then_killed(buffer, caplog, mo
 
 
 def test_one_may_take_its_time_to_return(buffer, monkeypatch):
-    monkeypatch.setattr(mpbuffer.explorer_process, "_SECONDS_TO_RETURN", 0.05)
+    monkeypatch.setattr(mpbuffer.explorers.process, "_SECONDS_TO_RETURN", 0.05)
 
     def play_on(explorer):
         tell(explorer)
@@ -444,7 +444,7 @@ def test_one_may_take_its_time_to_return(buffer, monkeypatch):
 
 
 def test_a_stopped_one_is_killed(buffer, monkeypatch):
-    monkeypatch.setattr(mpbuffer.explorers, "_SECONDS_TO_TERMINATE", 0.2)
+    monkeypatch.setattr(mpbuffer.explorers.explorers, "_SECONDS_TO_TERMINATE", 0.2)
     with Explorers(
         explorers_processes.play, 1, buffer, start_method="fork", stop_timeout=0.1
     ) as explorers:
@@ -597,7 +597,7 @@ def test_linear_algebra_follows_its_variables(monkeypatch):
     for variable in THREAD_VARIABLES:
         monkeypatch.setenv(variable, "4")
     monkeypatch.setenv("MKL_NUM_THREADS", "2")
-    explorer_process._limit_threads(1, {})
+    _limit_threads(1, {})
     assert [each.set_num_threads.__self__ for each in libraries] == [[4], [2], [4]]
 
 

@@ -17,11 +17,12 @@ from explorers_processes import FIELDS
 from watched_processes import DEADLINE, run_python
 
 import mpbuffer
-from mpbuffer import Explorers, explorer_launch, explorer_place, explorers
+from mpbuffer import Explorers
+from mpbuffer.explorers import explorers, launch, place
 
 pytestmark = pytest.mark.timeout(90)
 
-TRACED = {module.__file__ for module in (explorers, explorer_launch, explorer_place)}
+TRACED = {module.__file__ for module in (explorers, launch, place)}
 POINTS = 12  # of some 1,500
 
 

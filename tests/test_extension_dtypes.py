@@ -11,9 +11,9 @@ from watched_processes import run_python
 
 import mpbuffer
 from mpbuffer import PrioritizedReplayBuffer, ReplayBuffer, SharedWeights
+from mpbuffer.buffer.schema import describe, fields_from, read_description
 from mpbuffer.errors import SegmentMismatch
-from mpbuffer.inspection import inspect
-from mpbuffer.schema import describe, fields_from, read_description
+from mpbuffer.inspect.inspection import inspect
 
 ml_dtypes = pytest.importorskip("ml_dtypes")
 

@@ -12,7 +12,7 @@ import pytest
 from watched_processes import DEADLINE, end_process, run_python
 
 import mpbuffer
-from mpbuffer.process_identity import ProcessIdentity
+from mpbuffer._segment.process_identity import ProcessIdentity
 
 LEARNER = """
 import os, signal, mpbuffer

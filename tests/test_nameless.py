@@ -20,7 +20,7 @@ import pytest
 
 import mpbuffer
 from mpbuffer import NotEnoughMemory, PrioritizedReplayBuffer, ReplayBuffer, SharedWeights
-from mpbuffer.inspection import inspect, list_segments, remove_dead_segments
+from mpbuffer.inspect.inspection import inspect, list_segments, remove_dead_segments
 
 FIELDS = {"a": {}}
 

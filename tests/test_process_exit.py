@@ -5,7 +5,7 @@ import threading
 
 import pytest
 
-from mpbuffer import process_exit
+from mpbuffer._segment.exit import close_at_exit, close_buffers
 
 
 class Closable:
@@ -29,14 +29,14 @@ def test_other_threads_open_and_drop_meanwhile():
         while not over:
             some = [Closable() for _ in range(100)]
             for each in some:
-                process_exit.close_at_exit(each)
+                close_at_exit(each)
 
     threads = [threading.Thread(target=open_and_drop) for _ in range(2)]
     for thread in threads:
         thread.start()
     try:
         for _ in range(300):
-            process_exit.close_buffers()
+            close_buffers()
     finally:
         over = True
         for thread in threads:

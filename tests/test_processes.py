@@ -30,7 +30,8 @@ from watched_processes import (
 )
 
 import mpbuffer
-from mpbuffer import PrioritizedReplayBuffer, ReplayBuffer, inspection
+from mpbuffer import PrioritizedReplayBuffer, ReplayBuffer
+from mpbuffer.inspect.inspection import inspect
 
 SHARED_MEMORY = Path("/dev/shm")
 EXPLORERS = 8
@@ -829,7 +830,7 @@ def test_a_child_forked_while_a_thread_creates_a_buffer_does_not_keep_its_name(
         with ReplayBuffer(1000, {"a": {"shape": 1000}}, name=name) as buffer:
             buffer.add(a=np.ones(1000))
 
-    monkeypatch.setattr("mpbuffer.buffer._CreationLog.__call__", progress)
+    monkeypatch.setattr("mpbuffer.buffer.replay_buffer._CreationLog.__call__", progress)
     children = []
     try:
         for name in ("halfway.0", "halfway.1", "halfway.2"):
@@ -862,7 +863,7 @@ def test_a_child_forked_by_the_progress_of_a_creation_gets_an_error(monkeypatch)
         if not children:
             children.append(os.fork())
 
-    monkeypatch.setattr("mpbuffer.buffer._CreationLog.__call__", progress)
+    monkeypatch.setattr("mpbuffer.buffer.replay_buffer._CreationLog.__call__", progress)
     said = None
     try:
         buffer = ReplayBuffer(1000, {"a": {"shape": 1000}})
@@ -1151,7 +1152,7 @@ def test_a_claim_in_flight_at_an_exec_is_taken_over(tmp_path):
             python_started(str(script), buffer.name) as process,
         ):
             assert process.stdout.readline() == b"replaced\n"
-            abandoned = inspection.inspect(buffer.name)["abandoned_claims"]
+            abandoned = inspect(buffer.name)["abandoned_claims"]
             for number in range(2, 5):
                 buffer.add(a=np.full(2**22, number))
             assert sorted(buffer.get_all_transitions()["a"][:, -1]) == [2, 3, 4]

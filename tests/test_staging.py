@@ -149,7 +149,7 @@ def test_rows_are_those_of_the_oracle(course, flush_every, own):
 
 
 def test_the_example_in_the_docstring():
-    outcome = doctest.testmod(importlib.import_module("mpbuffer.staging"))
+    outcome = doctest.testmod(importlib.import_module("mpbuffer.buffer.step_writer"))
     assert outcome.attempted > 0 and outcome.failed == 0
 
 

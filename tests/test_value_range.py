@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from mpbuffer import PrioritizedReplayBuffer, ReplayBuffer
-from mpbuffer.value_range import value_range
+from mpbuffer._arguments.value_range import value_range
 
 WHOLE = ["i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8"]
 NOT_FITTING = r"cannot add field 'a': got .*, expected"

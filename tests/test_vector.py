@@ -363,7 +363,7 @@ def test_of_a_reset_of_some_only_their_observations_are_taken():
 
 
 def test_the_example_of_the_docstring():
-    tested = doctest.testmod(importlib.import_module("mpbuffer.vector"))
+    tested = doctest.testmod(importlib.import_module("mpbuffer.envs.vector"))
     assert tested.attempted > 5 and tested.failed == 0
 
 

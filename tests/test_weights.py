@@ -552,7 +552,7 @@ os._exit(0)
 
 def test_the_command_shows_weights():
     pytest.importorskip("click")
-    program = "import sys; from mpbuffer.cli import main; sys.argv[0] = 'mpbuffer'; main()"
+    program = "import sys; from mpbuffer.inspect.cli import main; sys.argv[0] = 'mpbuffer'; main()"
     command = [sys.executable, "-c", program]
 
     def told(*arguments):

@@ -1,5 +1,5 @@
-// mpbuffer._core: the two buffer types and what mpbuffer/buffer.py does with them beside the hot
-// calls.
+// mpbuffer._core: the two buffer types and what mpbuffer/buffer/replay_buffer.py does with them
+// beside the hot calls.
 #define MPBUFFER_IMPORTS_NUMPY
 #include <pybind11/stl.h>
 

@@ -235,7 +235,7 @@ void require_fields_fit(const std::string& what, const py::object& source, PyArr
 
 ValueRange range_of(const py::object& dtype) {
     const py::object said = running_python([&dtype] {
-        return py::module_::import("mpbuffer.value_range").attr("value_range")(dtype);
+        return py::module_::import("mpbuffer._arguments.value_range").attr("value_range")(dtype);
     });
     ValueRange range;
     if (said.is_none()) return range;

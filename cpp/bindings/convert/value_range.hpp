@@ -22,7 +22,7 @@ struct ValueRange {
     std::string words;  // "whole numbers from 0 to 255 (uint8)"
 };
 
-// As mpbuffer/value_range.py says.
+// As mpbuffer/_arguments/value_range.py says.
 ValueRange range_of(const pybind11::object& dtype);
 
 enum class NumberKind { none, real, complex };

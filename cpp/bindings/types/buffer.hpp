@@ -20,8 +20,8 @@
 
 namespace mpbuffer::bindings {
 
-// As mpbuffer/nstep.py has checked it: steps, gamma, names of rewards and of what is taken from the
-// last step, and the name of the discount or "".
+// As mpbuffer/buffer/nstep.py has checked it: steps, gamma, names of rewards and of what is taken
+// from the last step, and the name of the discount or "".
 using NstepNames = std::tuple<std::uint64_t, double, std::vector<std::string>,
                               std::vector<std::string>, std::string>;
 

@@ -10,9 +10,9 @@ import threading
 from collections.abc import Iterator
 from typing import Any
 
-from mpbuffer.explorer_process import Orders, WatchedName, run_explorer, thread_variables_set
-from mpbuffer.explorer_signals import LEFT_TO_LEARNER, held_back
-from mpbuffer.explorer_task import Task
+from mpbuffer.explorers.process import Orders, WatchedName, run_explorer, thread_variables_set
+from mpbuffer.explorers.signals import LEFT_TO_LEARNER, held_back
+from mpbuffer.explorers.task import Task
 
 __all__ = ["START_METHODS", "start_process"]
 

@@ -20,12 +20,12 @@ from typing import Any, NoReturn
 import numpy as np
 
 from mpbuffer import _core
-from mpbuffer.buffer import ReplayBuffer
-from mpbuffer.explorer_signals import Terminated, Termination, leave_signals_to_learner
-from mpbuffer.explorer_task import PickledTask, Task
-from mpbuffer.process_exit import close_all, close_buffers
-from mpbuffer.process_identity import ProcessIdentity, pidfd_of
-from mpbuffer.standard_multiprocessing import be_child
+from mpbuffer._segment.exit import close_all, close_buffers
+from mpbuffer._segment.process_identity import ProcessIdentity, pidfd_of
+from mpbuffer.buffer.replay_buffer import ReplayBuffer
+from mpbuffer.explorers.signals import Terminated, Termination, leave_signals_to_learner
+from mpbuffer.explorers.standard_multiprocessing import be_child
+from mpbuffer.explorers.task import PickledTask, Task
 
 __all__ = ["Explorer"]
 

@@ -13,16 +13,16 @@ import numpy as np
 import numpy.typing as npt
 
 from mpbuffer import _core
-from mpbuffer.handing_on import (
+from mpbuffer._arguments.tensors import as_plain_array, as_tensor, is_tensor, torch_name
+from mpbuffer._segment.exit import close_at_exit
+from mpbuffer._segment.handing_on import (
     NotCopied,
     descriptor_for_child,
     names_of,
     opened_copy,
     opened_once_there,
 )
-from mpbuffer.process_exit import close_at_exit
-from mpbuffer.schema import _dtype_from_json, _dtype_to_json, as_described, refusing_damage
-from mpbuffer.tensors import as_plain_array, as_tensor, is_tensor, torch_name
+from mpbuffer.buffer.schema import _dtype_from_json, _dtype_to_json, as_described, refusing_damage
 
 __all__ = ["PublisherStatus", "SharedWeights", "WeightsVersion"]
 

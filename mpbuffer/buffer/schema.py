@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from mpbuffer.buffer.nstep import NstepRule, nstep_from_json
 from mpbuffer.errors import SegmentMismatch
-from mpbuffer.nstep import NstepRule, nstep_from_json
 
 __all__ = ["Field", "describe", "fields_from", "read_description", "refusing_damage"]
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from mpbuffer import _core
-from mpbuffer.tensors import tensor_maker
+from mpbuffer._arguments.tensors import tensor_maker
 
 __all__ = ["Batches"]
 

@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 
 from mpbuffer import _core
+from mpbuffer.buffer.schema import Field, read_description
 from mpbuffer.errors import SegmentMismatch, SegmentNotFound
-from mpbuffer.schema import Field, read_description
-from mpbuffer.weights import read_weights_description
+from mpbuffer.weights.shared_weights import read_weights_description
 
 __all__ = ["inspect", "list_segments", "remove_dead_segments"]
 

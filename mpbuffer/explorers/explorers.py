@@ -17,13 +17,13 @@ from typing import Any
 import numpy as np
 
 from mpbuffer import _core
-from mpbuffer.buffer import ReplayBuffer
+from mpbuffer._segment.process_identity import ProcessIdentity
+from mpbuffer.buffer.replay_buffer import ReplayBuffer
 from mpbuffer.errors import ExplorerFailed
-from mpbuffer.explorer_launch import START_METHODS, start_process
-from mpbuffer.explorer_place import ExplorerStatus, Place
-from mpbuffer.explorer_process import STOP, TERMINATE, Explorer, Orders
-from mpbuffer.explorer_task import Task
-from mpbuffer.process_identity import ProcessIdentity
+from mpbuffer.explorers.launch import START_METHODS, start_process
+from mpbuffer.explorers.place import ExplorerStatus, Place
+from mpbuffer.explorers.process import STOP, TERMINATE, Explorer, Orders
+from mpbuffer.explorers.task import Task
 
 __all__ = ["Explorer", "ExplorerStatus", "Explorers"]
 

@@ -11,8 +11,8 @@ import signal
 import time
 from typing import Any
 
-from mpbuffer.explorer_process import FAILED, FINISHED, STARTED
-from mpbuffer.process_identity import pidfd_of
+from mpbuffer._segment.process_identity import pidfd_of
+from mpbuffer.explorers.process import FAILED, FINISHED, STARTED
 
 __all__ = ["ExplorerStatus", "Place"]
 

@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.table import Table
 
 from mpbuffer.errors import MpbufferError
-from mpbuffer.inspection import Report, inspect, list_segments, remove_dead_segments
+from mpbuffer.inspect.inspection import Report, inspect, list_segments, remove_dead_segments
 
 __all__ = ["commands"]
 

@@ -9,8 +9,8 @@ import types
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from mpbuffer.buffer import ReplayBuffer
-from mpbuffer.standard_multiprocessing import Inheritance, passing_on, reduction_of
+from mpbuffer.buffer.replay_buffer import ReplayBuffer
+from mpbuffer.explorers.standard_multiprocessing import Inheritance, passing_on, reduction_of
 
 __all__ = ["PickledTask", "Task"]
 

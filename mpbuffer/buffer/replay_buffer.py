@@ -12,20 +12,20 @@ import numpy as np
 import numpy.typing as npt
 
 from mpbuffer import _core
-from mpbuffer.batches import Batches
-from mpbuffer.errors import BufferClosed, SegmentMismatch
-from mpbuffer.handing_on import (
+from mpbuffer._segment.exit import close_at_exit
+from mpbuffer._segment.handing_on import (
     NotCopied,
     descriptor_for_child,
     names_of,
     opened_copy,
     opened_once_there,
 )
-from mpbuffer.keeping import keep_after_exit
-from mpbuffer.nstep import NstepRule, check_nstep, nstep_rule
-from mpbuffer.process_exit import close_at_exit
-from mpbuffer.schema import Field, describe, fields_from, read_description
-from mpbuffer.staging import PrioritiesOf, Staging
+from mpbuffer._segment.keeper import keep_after_exit
+from mpbuffer.buffer.batches import Batches
+from mpbuffer.buffer.nstep import NstepRule, check_nstep, nstep_rule
+from mpbuffer.buffer.schema import Field, describe, fields_from, read_description
+from mpbuffer.buffer.step_writer import PrioritiesOf, Staging
+from mpbuffer.errors import BufferClosed, SegmentMismatch
 
 __all__ = [
     "LearnerStatus",

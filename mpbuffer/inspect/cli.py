@@ -8,7 +8,7 @@ __all__ = ["main"]
 def main() -> None:
     """Run the command; without its packages, say what to install and exit with status 2."""
     try:
-        from mpbuffer.commands import commands
+        from mpbuffer.inspect.commands import commands
     except ModuleNotFoundError as missing:
         if (missing.name or "").partition(".")[0] not in ("click", "rich"):
             raise

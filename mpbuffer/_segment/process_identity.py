@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
 from typing import NamedTuple
 
 __all__ = ["ProcessIdentity", "pidfd_of"]
@@ -19,7 +18,8 @@ class ProcessIdentity(NamedTuple):
     def of(cls, pid: int) -> ProcessIdentity | None:
         """Who has this pid; None if nobody, or a zombie. Raises OSError if that cannot be read."""
         try:
-            stat = Path(f"/proc/{pid}/stat").read_bytes()
+            with open(f"/proc/{pid}/stat", "rb") as file:
+                stat = file.read()
         except (FileNotFoundError, ProcessLookupError):
             return None
         state, *others = stat.rpartition(b")")[2].split()

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mpbuffer import _core
-from mpbuffer.spaces import TransitionNames, arrays_of, schema_from, spaces_of
+from mpbuffer.envs.spaces import TransitionNames, arrays_of, schema_from, spaces_of
 
 __all__ = ["TransitionRows", "VectorTransitions"]
 

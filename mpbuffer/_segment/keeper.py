@@ -14,7 +14,7 @@ import time
 from collections.abc import Iterable
 
 from mpbuffer import _core
-from mpbuffer.process_identity import ProcessIdentity, pidfd_of
+from mpbuffer._segment.process_identity import ProcessIdentity, pidfd_of
 
 __all__ = ["keep_after_exit"]
 
@@ -22,7 +22,7 @@ _LONGEST = 1e9
 _WAIT_AT_MOST = 60.0
 _POLL = 0.2
 # Who asked for it is not its parent, so that it leaves no zombie.
-_PROGRAM = "import os; os.fork() and os._exit(0); from mpbuffer.keeping import keep; keep()"
+_PROGRAM = "import os; os.fork() and os._exit(0); from mpbuffer._segment.keeper import keep; keep()"
 
 
 def keep_after_exit(name: str, seconds: float) -> int:

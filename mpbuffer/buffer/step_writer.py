@@ -11,9 +11,9 @@ import numpy as np
 import numpy.typing as npt
 
 from mpbuffer import _core
-from mpbuffer.nstep import NstepRule, check_nstep, nstep_rule
-from mpbuffer.process_exit import close_at_exit
-from mpbuffer.schema import Field
+from mpbuffer._segment.exit import close_at_exit
+from mpbuffer.buffer.nstep import NstepRule, check_nstep, nstep_rule
+from mpbuffer.buffer.schema import Field
 
 __all__ = ["PrioritiesOf", "Staging"]
 

@@ -1,0 +1,1 @@
+"""Handles on a segment: passed on, closed at exit, kept after it. Uses only ``errors``."""

@@ -1,0 +1,1 @@
+"""The buffers, their fields, batches and writers. Uses ``_segment`` and ``_arguments``."""

@@ -1,0 +1,1 @@
+"""The processes that explore: started, watched, restarted. Uses ``buffer`` and ``_segment``."""

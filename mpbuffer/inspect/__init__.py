@@ -1,0 +1,1 @@
+"""The command ``mpbuffer``, and what it reads in segments. Uses ``buffer`` and ``weights``."""
