@@ -96,7 +96,9 @@ def constants_of(space: str, header: str) -> list[str]:
 
 def program(found: list[Struct]) -> str:
     """Write the C++ program that prints one `key value` a line."""
-    headers = sorted({each.header for each in found} | {*CONSTANT_SPACES.values(), *BIT_SPACES.values()})
+    headers = sorted(
+        {each.header for each in found} | {*CONSTANT_SPACES.values(), *BIT_SPACES.values()}
+    )
     lines = ["#include <cstdio>", "#include <cstddef>", "#include <string>"]
     lines += [f'#include "{header}"' for header in headers]
     lines += [
@@ -124,7 +126,7 @@ def program(found: list[Struct]) -> str:
 
 
 EXAMPLES = {
-    "buffer": 'plan_segment(RingShape{1000, 24, 64, true, 0.6, 1e-4}, std::string(100, \' \'), 0)',
+    "buffer": "plan_segment(RingShape{1000, 24, 64, true, 0.6, 1e-4}, std::string(100, ' '), 0)",
     "weights": "plan_segment(WeightsShape{10000, 4}, std::string(100, ' '))",
 }
 
@@ -170,7 +172,9 @@ def table(headings: list[str], rows: list[list[str]]) -> list[str]:
     if not any(row[-1] for row in rows):
         headings, rows = headings[:-1], [row[:-1] for row in rows]
     lines = [f"| {' | '.join(headings)} |", "|" + "---|" * len(headings)]
-    return lines + ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows]
+    return lines + [
+        "| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows
+    ]
 
 
 def part_in_words(path: str) -> str:
@@ -186,7 +190,10 @@ def generated() -> dict[str, str]:
     for kind in EXAMPLES:
         places = {path: numbers[f"{kind}@{path}"] for path in offset_paths(found)}
         used = sorted((at, path) for path, at in places.items() if at > 0)
-        rows = [["0", "header", ""], [f"{numbers_of_description(found, numbers):,}", "description", ""]]
+        rows = [
+            ["0", "header", ""],
+            [f"{numbers_of_description(found, numbers):,}", "description", ""],
+        ]
         rows += [[f"{at:,}", part_in_words(path), f"`{path}`"] for at, path in used]
         rows.append([f"{numbers[f'{kind}@total_bytes']:,}", "end", "`total_bytes`"])
         blocks[kind] = "\n".join(table(["at", "part", "field of the header"], rows))
@@ -208,8 +215,12 @@ def generated() -> dict[str, str]:
         sections.append("\n".join([title, "", where, "", *table(HEADINGS, rows)]))
     blocks["structs"] = "\n\n".join(sections)
     for space, header in {**CONSTANT_SPACES, **BIT_SPACES}.items():
-        rows = [[f"`{name}`", f"{numbers[f'{space}::{name}']}"] for name in constants_of(space, header)]
-        blocks[space] = "\n".join(["| constant | value |", "|---|---|", *(f"| {a} | {b} |" for a, b in rows)])
+        rows = [
+            [f"`{name}`", f"{numbers[f'{space}::{name}']}"] for name in constants_of(space, header)
+        ]
+        blocks[space] = "\n".join(
+            ["| constant | value |", "|---|---|", *(f"| {a} | {b} |" for a, b in rows)]
+        )
     return blocks
 
 
