@@ -51,8 +51,9 @@ ROOM_MAY_NEED = {"_core": {"typing_extensions"}, "buffer": {"torch"}}  # beside 
 ROOM_MAY_NEED |= {"explorers": {"multiprocess"}, "inspect": {"click", "rich"}}
 
 CONTENTLESS_NAMES = {"util", "utils", "common", "helper", "helpers", "manager", "detail", "misc"}
-SOURCE_FOLDERS = [".ci", "bench", "cpp", "examples", "mpbuffer", "tests"]
-SOURCE_SUFFIXES = {"", ".cpp", ".hpp", ".json", ".md", ".py", ".pyi", ".toml", ".txt", ".yaml"}
+SOURCE_FOLDERS = [".ci", ".github", "bench", "cpp", "docs", "examples", "mpbuffer", "tests"]
+SOURCE_SUFFIXES = {"", ".cpp", ".hpp", ".json", ".md", ".py", ".pyi", ".toml", ".txt"}
+SOURCE_SUFFIXES |= {".yaml", ".yml"}
 
 
 def source_files():
