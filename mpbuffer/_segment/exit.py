@@ -53,7 +53,8 @@ def close_at_exit(buffer: _Closable, *, uses_others: bool = False) -> None:
     nothing open.
     """
     open_ones = _open_on_others if uses_others else _open
-    open_ones[weakref.ref(buffer, lambda reference: open_ones.pop(reference, None))] = None
+    # The reference's end runs no Python code either, amid which another thread might fork.
+    open_ones[weakref.ref(buffer, open_ones.__delitem__)] = None
     _watch_packages()
 
 

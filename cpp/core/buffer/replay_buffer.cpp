@@ -90,6 +90,7 @@ ReplayBuffer::ReplayBuffer(SharedSegment segment, const SegmentHeader& header,
 }
 
 ReplayBuffer::~ReplayBuffer() {
+    leave_children();
     close();
     unwatch();
 }

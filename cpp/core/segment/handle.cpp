@@ -33,6 +33,10 @@ void SegmentHandle::open_locks() const {
     if (!lock_fd_.present()) lock_fd_ = segment_.open_lock_descriptor();
 }
 
+void SegmentHandle::leave_children() noexcept {
+    change_before_any_fork([this] { segment_.leave_children(); });
+}
+
 void SegmentHandle::leave() noexcept {
     // A child forked half-way would close descriptors and unmap memory that are no longer its, or
     // have what is closed and never unmapped.

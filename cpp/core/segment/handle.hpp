@@ -42,9 +42,12 @@ class SegmentHandle : private ForkWatched {
             let_others_run();
             return make();
         }();
-        handle->segment_.keep_in_children();
+        change_before_any_fork([&handle] { handle->segment_.keep_in_children(); });
         return handle;
     }
+    // The first step of destruction: a child that is forked from here on has nothing of it, for
+    // nobody there could destroy it.
+    void leave_children() noexcept;
     // The second half of construction: what needs the object to be whole.
     void start();
     // Gives up the role, leaves the process table, unmaps; removes the segment's name if nobody

@@ -82,6 +82,10 @@ class SharedSegment : private ForkWatched {
 
     // From here on a forked child has the segment open as its parent has.
     void keep_in_children() { unwatch(); }
+    // From here on it has not, as before keep_in_children().
+    void leave_children() {
+        if (is_open()) watch();
+    }
 
     std::byte* data() const { return data_; }
     std::size_t size() const { return size_; }

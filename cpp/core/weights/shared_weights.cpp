@@ -98,6 +98,7 @@ SharedWeights::SharedWeights(SharedSegment segment, const SegmentHeader& header,
 }
 
 SharedWeights::~SharedWeights() {
+    leave_children();
     close();
     unwatch();
 }
