@@ -12,7 +12,7 @@ from mpbuffer.buffer.replay_buffer import (
     ReplayBuffer,
     attach,
 )
-from mpbuffer.buffer.step_writer import Staging
+from mpbuffer.buffer.step_writer import StepWriter
 from mpbuffer.envs.spaces import from_fields, schema_from, to_fields
 from mpbuffer.envs.vector import TransitionRows, VectorTransitions
 from mpbuffer.errors import (
@@ -69,7 +69,7 @@ __all__ = [
     "SegmentNotFound",
     "SharedWeights",
     "SlotsHeld",
-    "Staging",
+    "StepWriter",
     "TransitionRows",
     "VectorTransitions",
     "WeightsVersion",

@@ -9,8 +9,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-import edge_mutants
-import mutants
+import edge
+import protocol
 import pytest
 
 import mpbuffer
@@ -289,8 +289,7 @@ def test_the_package_is_typed(checkers):
 
 @pytest.mark.parametrize(
     ("folder", "mutant"),
-    [(CORE, mutant) for mutant in mutants.MUTANTS]
-    + [(ROOT, mutant) for mutant in edge_mutants.MUTANTS],
+    [(CORE, mutant) for mutant in protocol.MUTANTS] + [(ROOT, mutant) for mutant in edge.MUTANTS],
     ids=lambda value: getattr(value, "name", ""),
 )
 def test_a_mutant_changes_one_place(folder, mutant):

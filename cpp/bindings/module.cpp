@@ -413,7 +413,7 @@ PYBIND11_MODULE_EXEC(_core, module) {
     add_batch_gatherer_type(module);
     add_deferred_signals_type(module);
     add_inspection_calls(module);
-    add_staging_type(module);
+    add_step_writer_type(module);
     add_weights_type(module);
 }
 

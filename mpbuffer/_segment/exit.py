@@ -6,7 +6,7 @@ finalizer counts only in the process that registered it, so every forked child r
 child that a thread forked ends with that thread, without the interpreter's exit: there the thread's
 variables are what is finalized.
 
-Stagings close first. Buffers close after the process has waited for its children, which may be
+Writers close first. Buffers close after the process has waited for its children, which may be
 about to attach. A process that leaves by a bare ``os._exit`` closes nothing, as one that is killed;
 the next creation removes what it left.
 """

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from watched_processes import run_python
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text()
 MAIN_JOB = "pip install . -r examples/requirements.txt && python examples/apex.py"
 TESTS = 'pip install -e ".[test]" && pytest'

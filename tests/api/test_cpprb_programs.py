@@ -3,12 +3,11 @@
 import importlib.util
 import json
 import re
-from pathlib import Path
 
 import pytest
-from watched_processes import run_python
+from watched_processes import SUPPORT, run_python
 
-PROGRAMS = sorted((Path(__file__).parent / "cpprb_programs").glob("*.py"))
+PROGRAMS = sorted((SUPPORT / "cpprb_programs").glob("*.py"))
 
 
 def with_import_changed(text):

@@ -14,7 +14,7 @@ import traceback
 from pathlib import Path
 
 DEADLINE = 60.0
-TESTS = Path(__file__).parent
+SUPPORT = Path(__file__).parent
 
 
 class StillRunning(AssertionError):
@@ -93,13 +93,13 @@ def python_started(*arguments, script=None, prefix=(), **options):
         command += ["-c", script]
     environment = dict(os.environ)
     environment["PYTHONPATH"] = os.pathsep.join(
-        [str(TESTS), *filter(None, [environment.get("PYTHONPATH")])]
+        [str(SUPPORT), *filter(None, [environment.get("PYTHONPATH")])]
     )
     process = subprocess.Popen(
         command,
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
-        cwd=TESTS,
+        cwd=SUPPORT,
         env=environment,
         start_new_session=True,
         **options,

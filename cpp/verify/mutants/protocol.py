@@ -1,6 +1,6 @@
 """Single-line mutants of the protocol: each passes the plain functional tests and fails one more.
 
-    python tests/mutants.py [--only TEXT] [--list] [--keep DIRECTORY] [--jobs N]
+    python cpp/verify/mutants/protocol.py [--only TEXT] [--list] [--keep DIRECTORY] [--jobs N]
 
 Copies the C++ tree, builds the functional tests and the harness of stop points once, then applies
 one mutant after the other, rebuilds what it touches, and runs two things: the functional tests that
@@ -19,7 +19,7 @@ import tempfile
 import time
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[3]
 BUILD_SECONDS = 900
 TEST_SECONDS = 300
 

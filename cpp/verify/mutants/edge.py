@@ -1,6 +1,6 @@
 """Faults at the interpreter's edge put back: each makes edge_campaign.py fail.
 
-    python tests/edge_mutants.py [--only TEXT] [--list] [--keep DIRECTORY] [--jobs N]
+    python cpp/verify/mutants/edge.py [--only TEXT] [--list] [--keep DIRECTORY] [--jobs N]
 
 Copies the tree, builds the extension, and runs the programs of each kind, which must pass. Then
 applies one mutant after the other, builds what it touches, and runs the programs of the kind that
@@ -19,9 +19,9 @@ import tempfile
 import time
 from pathlib import Path
 
-from mutants import BUILD_SECONDS, ROOT, run
+from protocol import BUILD_SECONDS, ROOT, run
 
-CAMPAIGN = Path(__file__).with_name("edge_campaign.py")
+CAMPAIGN = ROOT / "tests/support/edge_campaign.py"
 CAMPAIGN_SECONDS = 900
 # Enough to pass for right, and at most what a mutant gets to be caught.
 ENOUGH = {"calls": "60_000", "signals": "1_000", "forks": "250", "kept": "1_500", "exits": "40"}

@@ -209,10 +209,10 @@ def test_nstep_rewards_and_flags_must_be_numpys():
 
 def test_an_explorers_flag_may_be_bfloat16():
     fields = {"a": {}, "done": {"dtype": ml_dtypes.bfloat16}}
-    with ReplayBuffer(8, fields) as buffer, buffer.explorer(flush_every=100) as staging:
-        staging.add(a=1, done=-0.0)
+    with ReplayBuffer(8, fields) as buffer, buffer.writer(flush_every=100) as writer:
+        writer.add(a=1, done=-0.0)
         assert buffer.get_stored_size() == 0
-        staging.add(a=2, done=1)
+        writer.add(a=2, done=1)
         assert buffer.get_stored_size() == 2
 
 

@@ -38,7 +38,7 @@ CLASSES = {
     "ReplayBuffer": mpbuffer.ReplayBuffer,
     "PrioritizedReplayBuffer": mpbuffer.PrioritizedReplayBuffer,
     "Batches": mpbuffer.Batches,
-    "Staging": mpbuffer.Staging,
+    "StepWriter": mpbuffer.StepWriter,
     "SharedWeights": mpbuffer.SharedWeights,
 }
 _PYTHON_OWN = {"__module__", "__doc__", "__dict__", "__weakref__", "__new__", "__qualname__"}
@@ -217,7 +217,7 @@ class Scene:
         self.world, self.number = world, number
         self.rng = random.Random(f"{world.seed}.{number}")
         self.batches = []  # of (Batches, its slot, its buffer)
-        self.stage = None  # a Staging, its slot, and whether a function gives priorities
+        self.writer = None  # a StepWriter, its slot, and whether a function gives priorities
         self.drawn = {}  # by slot, the last batch: its indexes and ids
         self.kept = collections.deque()
         self.last_version = 0
@@ -325,18 +325,18 @@ class Scene:
             RECIPES["Batches.__next__"][0](self)
 
     def close_something(self, whose):
-        """Batches or a staging, of any thread; a staging where there are no batches."""
+        """Batches or a writer, of any thread; a writer where there are no batches."""
         if whose.batches and (whose is self or self.world.others_close_batches):
             with contextlib.suppress(IndexError):  # its thread has just dropped them
                 whose.batches[-1][0].close()
-        elif (staged := whose.stage) is not None:
+        elif (staged := whose.writer) is not None:
             staged[0].close()
 
     def drop(self):
         for batches, *_ in self.batches:
             batches.close()
         self.batches.clear()
-        staged, self.stage = self.stage, None
+        staged, self.writer = self.writer, None
         if staged is not None:
             with contextlib.suppress(mpbuffer.BufferClosed):
                 staged[0].close()
@@ -550,7 +550,7 @@ def leave_cycle(scene):
     if not slot.Nstep:
         next(held[1])
     if scene.rng.random() < 0.5:
-        held.append(buffer.explorer())
+        held.append(buffer.writer())
         one = slot.rows(1)
         held[2].add(**{name: values[0] for name, values in one.items()})
     Knot(*held)
@@ -627,7 +627,7 @@ def open_batches(scene, slot):
 
 
 @on_buffers("explorer", weight=0.3)
-def open_stage(scene, slot):
+def open_writer(scene, slot):
     if slot is scene.world.still:
         slot = scene.moving_slot()
     more = {}
@@ -638,8 +638,8 @@ def open_stage(scene, slot):
             return priorities_of(batch["id"])
 
         more["priorities"] = priorities
-    stage = slot.buffer.explorer(scene.rng.choice((1, 7, 300)), **more)
-    scene.stage = stage, slot, bool(more)
+    writer = slot.buffer.writer(scene.rng.choice((1, 7, 300)), **more)
+    scene.writer = writer, slot, bool(more)
 
 
 # Batches
@@ -682,63 +682,66 @@ def close_batches(scene):
         pass
 
 
-# Staging
+# StepWriter
 
 
-def some_stage(scene):
-    if scene.stage is None or scene.stage[0].closed:
-        open_stage(scene, scene.moving_slot())
-    return scene.stage
+def some_writer(scene):
+    if scene.writer is None or scene.writer[0].closed:
+        open_writer(scene, scene.moving_slot())
+    return scene.writer
 
 
-@recipe("Staging.add", weight=12)
-def stage_add(scene):
-    stage, slot, ranks = some_stage(scene)
+@recipe("StepWriter.add", weight=12)
+def writer_add(scene):
+    writer, slot, ranks = some_writer(scene)
     given = slot.rows(1)
     if ranks:
         given.pop("priorities", None)
     elif scene.rng.random() < 0.02:
         given["id"] = Sly(scene, given["id"])
-    if stage.add(**given) < 0:
+    if writer.add(**given) < 0:
         raise Wrong("fewer than no rows were written")
 
 
-@recipe("Staging.flush", "Staging.on_episode_end", weight=1)
-def stage_flush(scene):
-    stage = some_stage(scene)[0]
-    (stage.flush if scene.rng.random() < 0.5 else stage.on_episode_end)()
+@recipe("StepWriter.flush", "StepWriter.on_episode_end", weight=1)
+def writer_flush(scene):
+    writer = some_writer(scene)[0]
+    (writer.flush if scene.rng.random() < 0.5 else writer.on_episode_end)()
 
 
 @recipe(
-    *("Staging." + name for name in ("closed", "steps", "rows_staged", "rows_written", "__repr__")),
-    *("Staging." + name for name in ("flush_every", "n_envs")),
+    *(
+        "StepWriter." + name
+        for name in ("closed", "steps", "rows_staged", "rows_written", "__repr__")
+    ),
+    *("StepWriter." + name for name in ("flush_every", "n_envs")),
     weight=0.5,
 )
-def stage_counts(scene):
-    stage = some_stage(scene)[0]
-    if stage.n_envs != 1 or stage.flush_every not in (1, 7, 300):
-        raise Wrong(repr(stage))
-    if not stage.rows_staged >= 0 <= stage.rows_written or stage.steps < 0:
-        raise Wrong(repr(stage))
+def writer_counts(scene):
+    writer = some_writer(scene)[0]
+    if writer.n_envs != 1 or writer.flush_every not in (1, 7, 300):
+        raise Wrong(repr(writer))
+    if not writer.rows_staged >= 0 <= writer.rows_written or writer.steps < 0:
+        raise Wrong(repr(writer))
 
 
-@recipe(*("Staging." + name for name in ("close", "__enter__", "__exit__")), weight=0.3)
-def stage_close(scene):
-    with some_stage(scene)[0]:
+@recipe(*("StepWriter." + name for name in ("close", "__enter__", "__exit__")), weight=0.3)
+def writer_close(scene):
+    with some_writer(scene)[0]:
         pass
 
 
-@recipe("Staging.__init__", "Staging.__del__", weight=0.2)
-def stage_drop(scene):
-    some_stage(scene)
-    scene.stage = None
+@recipe("StepWriter.__init__", "StepWriter.__del__", weight=0.2)
+def writer_drop(scene):
+    some_writer(scene)
+    scene.writer = None
 
 
-@recipe("Staging.__reduce__", weight=0.1)
-def stage_pickled(scene):
+@recipe("StepWriter.__reduce__", weight=0.1)
+def writer_pickled(scene):
     with contextlib.suppress(TypeError):
-        pickle.dumps(some_stage(scene)[0])
-        raise Wrong("a staging was pickled")
+        pickle.dumps(some_writer(scene)[0])
+        raise Wrong("a writer was pickled")
 
 
 # Weights

@@ -16,7 +16,7 @@ from watched_processes import end_process, run_python
 
 import mpbuffer
 
-EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
+EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 
 
 @pytest.fixture

@@ -351,25 +351,25 @@ for name in "x", "priorities":
     values[name] = Value([1.0], buffer.close)
     refused(closed, buffer.add, **values)
 """,
-    "a staged step's value closes the staging or the buffer": """
+    "a staged step's value closes the writer or the buffer": """
 for name in "x", "priorities", "envs":
-    for what in "staging", "buffer":
+    for what in "writer", "buffer":
         buffer = made()
-        stage = buffer.explorer()
-        close = {"staging": stage, "buffer": buffer}[what].close
+        writer = buffer.writer()
+        close = {"writer": writer, "buffer": buffer}[what].close
         values = {"x": 1.0, "done": 0, "priorities": 1.0, "envs": [0]}
         values[name] = Value(values[name] if name == "envs" else [1.0], close)
-        refused(closed, stage.add, **values)
-        assert stage.steps == 0, (name, what, stage.steps)
-        stage.close()
+        refused(closed, writer.add, **values)
+        assert writer.steps == 0, (name, what, writer.steps)
+        writer.close()
 """,
-    "the environments whose episodes end close the staging or the buffer": """
-for what in "staging", "buffer":
+    "the environments whose episodes end close the writer or the buffer": """
+for what in "writer", "buffer":
     buffer = made()
-    stage = buffer.explorer()
-    stage.add(x=1.0, done=0)
-    close = {"staging": stage, "buffer": buffer}[what].close
-    refused(closed, stage.on_episode_end, Value([0], close))
+    writer = buffer.writer()
+    writer.add(x=1.0, done=0)
+    close = {"writer": writer, "buffer": buffer}[what].close
+    refused(closed, writer.on_episode_end, Value([0], close))
 """,
     "beta closes the batches": """
 buffer = made()
@@ -388,76 +388,76 @@ def test_values_that_run_code_while_they_are_read(what):
     assert done.returncode == 0, done.stdout.decode() + done.stderr.decode()
 
 
-# What the function that a staging asks for priorities does while rows are on their way.
+# What the function that a writer asks for priorities does while rows are on their way.
 PRIORITIES = {
-    "closes the staging": """
-stage = staged(lambda rows: stage.close())
-add_all(stage)
-assert stage.closed and len(buffer) == stage.rows_written == stage.steps == 4, len(buffer)
+    "closes the writer": """
+writer = staged(lambda rows: writer.close())
+add_all(writer)
+assert writer.closed and len(buffer) == writer.rows_written == writer.steps == 4, len(buffer)
 """,
     "closes the buffer": """
-stage = staged(lambda rows: buffer.close())
-refused(closed, add_all, stage)
-assert stage.rows_staged == 4
-refused(closed, stage.close)
-assert stage.closed
+writer = staged(lambda rows: buffer.close())
+refused(closed, add_all, writer)
+assert writer.rows_staged == 4
+refused(closed, writer.close)
+assert writer.closed
 """,
     "adds more steps": """
 def more(rows):
-    if stage.steps < 40:
-        add_all(stage)
+    if writer.steps < 40:
+        add_all(writer)
 
-stage = staged(more)
-add_all(stage)
-stage.close()
-assert len(buffer) == stage.rows_written == stage.steps >= 40
+writer = staged(more)
+add_all(writer)
+writer.close()
+assert len(buffer) == writer.rows_written == writer.steps >= 40
 """,
     "flushes and ends episodes": """
 def flush(rows):
-    stage.flush()
-    stage.on_episode_end()
+    writer.flush()
+    writer.on_episode_end()
 
-stage = staged(flush)
-add_all(stage)
-assert len(buffer) == stage.rows_written == 4 and stage.rows_staged == 0
+writer = staged(flush)
+add_all(writer)
+assert len(buffer) == writer.rows_written == 4 and writer.rows_staged == 0
 """,
-    "raises, with the staging closed": """
+    "raises, with the writer closed": """
 def fail(rows):
-    stage.close()
+    writer.close()
     raise LookupError("no priorities")
 
-stage = staged(fail)
-refused(LookupError, add_all, stage)
-assert stage.closed and len(buffer) == 0
-del stage
+writer = staged(fail)
+refused(LookupError, add_all, writer)
+assert writer.closed and len(buffer) == 0
+del writer
 gc.collect()
 """,
     "clears the buffer": """
-stage = staged(lambda rows: buffer.clear())
+writer = staged(lambda rows: buffer.clear())
 buffer.add(x=9, done=0)
-add_all(stage)
+add_all(writer)
 assert len(buffer) == 4
 """,
-    "drops the staging": """
+    "drops the writer": """
 def drop(rows):
-    globals().pop("stage", None)
+    globals().pop("writer", None)
     gc.collect()
 
-stage = staged(drop)
-add_all(stage)
+writer = staged(drop)
+add_all(writer)
 gc.collect()
 assert len(buffer) == 4
 """,
-    "closes the staging, whose window has more": """
+    "closes the writer, whose window has more": """
 def close(rows):
-    stage.close()
+    writer.close()
 
 nstep = {"size": 3, "rew": "x", "gamma": 0.5}
 buffer = mpbuffer.PrioritizedReplayBuffer(64, {"x": {}, "done": {}}, Nstep=nstep)
-stage = staged(close)
+writer = staged(close)
 for _ in range(3):
-    add_all(stage) if not stage.closed else None
-assert stage.closed and len(buffer) == stage.rows_written == stage.steps, len(buffer)
+    add_all(writer) if not writer.closed else None
+assert writer.closed and len(buffer) == writer.rows_written == writer.steps, len(buffer)
 """,
 }
 
@@ -472,11 +472,11 @@ def staged(action):
         action(rows)
         return np.ones(len(rows["x"]))
 
-    return buffer.explorer(flush_every=4, priorities=priorities)
+    return buffer.writer(flush_every=4, priorities=priorities)
 
 
-def add_all(stage):
-    stage.add(x=np.arange(4), done=np.zeros(4))
+def add_all(writer):
+    writer.add(x=np.arange(4), done=np.zeros(4))
 
 """
 )

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from watched_processes import run_python
 
-BINDINGS = Path(__file__).resolve().parent.parent / "cpp" / "bindings"
+BINDINGS = Path(__file__).resolve().parents[2] / "cpp" / "bindings"
 
 IN_SUBINTERPRETER = """
 import sys

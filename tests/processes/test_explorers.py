@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 from explorers_processes import FIELDS, tell
 from multiprocess import forkserver
-from watched_processes import DEADLINE, TESTS, python_started, run_python
+from watched_processes import DEADLINE, SUPPORT, python_started, run_python
 
 import mpbuffer
 from mpbuffer import ExplorerFailed, Explorers
@@ -640,7 +640,7 @@ class Learner:
 @contextlib.contextmanager
 def learner_started(start_method, function, n=2):
     with python_started(
-        str(TESTS / "explorers_processes.py"),
+        str(SUPPORT / "explorers_processes.py"),
         start_method,
         function,
         str(n),

@@ -1,4 +1,4 @@
-"""An explorer's staging: rows against a slow oracle, flushes, forks, kills, initial priorities."""
+"""The writer of steps: rows against a slow oracle, flushes, forks, kills, initial priorities."""
 
 import collections
 import contextlib
@@ -42,7 +42,7 @@ from watched_processes import (
 )
 
 import mpbuffer
-from mpbuffer import BufferClosed, PrioritizedReplayBuffer, ReplayBuffer, Staging
+from mpbuffer import BufferClosed, PrioritizedReplayBuffer, ReplayBuffer, StepWriter
 
 SMALL = {"t": {}, "rew": {}, "next_obs": {}, "done": {}}
 SMALL_NSTEP = {"size": 3, "rew": "rew", "gamma": 0.5, "next": "next_obs"}
@@ -119,27 +119,27 @@ def test_rows_are_those_of_the_oracle(course, flush_every, own):
     envs, fields, calls, steps, cuts, nstep = course
     known = fields | ({"disc": {}} if "discount" in nstep else {})
     with ReplayBuffer(400, fields if own else known, Nstep=nstep if own else None) as buffer:
-        stage = buffer.explorer(flush_every, n_envs=envs, Nstep=None if own else nstep)
+        writer = buffer.writer(flush_every, n_envs=envs, Nstep=None if own else nstep)
         taken, written, ended = 0, 0, False
         for kind, what in calls:
             if kind == "cut":
-                written += stage.on_episode_end(what)
+                written += writer.on_episode_end(what)
                 ended = True
             elif kind == "flush":
-                written += stage.flush()
+                written += writer.flush()
                 ended = True
             else:
                 rows = {name: np.array([one[name] for one in what]) for name in fields}
                 which = {} if kind == "all" else {"envs": [one["env"] for one in what]}
-                written += stage.add(**rows, **which)
+                written += writer.add(**rows, **which)
                 taken += len(what)
                 ended = any(ends([one], 0, ()) for one in what)
-            assert (stage.steps, stage.rows_written) == (taken, written)
-            assert stage.rows_staged == taken - written and len(buffer) == written
+            assert (writer.steps, writer.rows_written) == (taken, written)
+            assert writer.rows_staged == taken - written and len(buffer) == written
             waiting = envs * (nstep["size"] - 1)
-            assert stage.rows_staged <= waiting + (0 if ended else flush_every - 1)
-        stage.close()
-        assert stage.closed and stage.rows_written == len(buffer) == taken
+            assert writer.rows_staged <= waiting + (0 if ended else flush_every - 1)
+        writer.close()
+        assert writer.closed and writer.rows_written == len(buffer) == taken
         got = rows_in(buffer.get_all_transitions())
         for env in range(envs):
             expected = oracle_rows(steps[env], nstep, cuts[env], whole=True)
@@ -154,18 +154,18 @@ def test_the_example_in_the_docstring():
 
 
 def test_without_nstep_each_step_is_a_row():
-    with ReplayBuffer(100, SMALL) as buffer, buffer.explorer(flush_every=4) as stage:
-        assert [stage.add(**step(t)) for t in range(5)] == [0, 0, 0, 4, 0]
-        assert stage.add(**step(5, done=1)) == 2
-        assert stage.add(**as_columns([step(t) for t in range(6, 13)])) == 7
+    with ReplayBuffer(100, SMALL) as buffer, buffer.writer(flush_every=4) as writer:
+        assert [writer.add(**step(t)) for t in range(5)] == [0, 0, 0, 4, 0]
+        assert writer.add(**step(5, done=1)) == 2
+        assert writer.add(**as_columns([step(t) for t in range(6, 13)])) == 7
         assert column(buffer, "rew") == [2.0**t for t in range(13)]
 
 
 def test_more_rows_than_the_buffer_holds():
-    with ReplayBuffer(8, SMALL) as buffer, buffer.explorer(flush_every=100) as stage:
+    with ReplayBuffer(8, SMALL) as buffer, buffer.writer(flush_every=100) as writer:
         for t in range(30):
-            stage.add(**step(t))
-        assert stage.flush() == 30
+            writer.add(**step(t))
+        assert writer.flush() == 30
         assert sorted(column(buffer, "t")) == list(range(22, 30))
 
 
@@ -174,14 +174,14 @@ def test_large_rows():
     fields = {"t": {}, "pixels": {"shape": (84, 84, 4), "dtype": "u1"}, "done": {}}
     with (
         ReplayBuffer(50, fields, Nstep={"size": 3, "next": "pixels"}) as buffer,
-        buffer.explorer(flush_every=5, n_envs=4) as stage,
+        buffer.writer(flush_every=5, n_envs=4) as writer,
     ):
         for t in range(10):
             pixels = (
                 np.full((4, 84, 84, 4), t, np.uint8)
                 + np.arange(4, dtype=np.uint8)[:, None, None, None] * 20
             )
-            stage.add(t=[t] * 4, pixels=pixels, done=[t == 9] * 4)
+            writer.add(t=[t] * 4, pixels=pixels, done=[t == 9] * 4)
         rows = buffer.get_all_transitions()
         expected = collections.Counter(
             min(t + 2, 9) + 20 * env for t in range(10) for env in range(4)
@@ -209,15 +209,15 @@ def test_a_vector_environment(mode):
     random = np.random.default_rng(3)
     with (
         ReplayBuffer(1000, fields, Nstep=nstep) as buffer,
-        buffer.explorer(n_envs=3) as stage,
+        buffer.writer(n_envs=3) as writer,
     ):
         observations, _ = envs.reset(seed=7)
-        stage.on_episode_end(transitions.reset(observations))
+        writer.on_episode_end(transitions.reset(observations))
         for count in range(60):
             actions = random.integers(2, size=3)
             observations, *others = envs.step(actions)
             rows = transitions.step(actions, observations, *others)
-            stage.add(envs=rows.envs, **rows)
+            writer.add(envs=rows.envs, **rows)
             for i, env in enumerate(rows.envs):
                 streams[env].append({name: np.copy(values[i]) for name, values in rows.items()})
             if mode == "Disabled" and len(rows.ended):
@@ -227,10 +227,10 @@ def test_a_vector_environment(mode):
             if count == 30:
                 observations, _ = envs.reset()
                 cut = transitions.reset(observations)
-                stage.on_episode_end(cut)
+                writer.on_episode_end(cut)
                 for env in cut:
                     cuts[env].add(len(streams[env]) - 1)
-        stage.close()
+        writer.close()
         expected = collections.Counter()
         for env in range(3):
             rows = oracle_rows(streams[env], nstep, cuts[env], whole=True)
@@ -252,7 +252,7 @@ def test_priorities_given_are_as_if_rows_were_added_one_by_one(size):
     with (
         PrioritizedReplayBuffer(200, SMALL, **made) as one_by_one,
         PrioritizedReplayBuffer(200, SMALL, **made) as buffer,
-        buffer.explorer(flush_every=7) as stage,
+        buffer.writer(flush_every=7) as writer,
     ):
         for t in range(100):
             given = {}
@@ -260,9 +260,9 @@ def test_priorities_given_are_as_if_rows_were_added_one_by_one(size):
                 given["priorities"] = random.choice([0.0, 0.5, 2.0, random.random() * t])
             row = step(t % 20, done=random.random() < 0.1)
             one_by_one.add(**row, **given)
-            stage.add(**row, **given)
+            writer.add(**row, **given)
         one_by_one.on_episode_end()
-        stage.close()
+        writer.close()
         assert column(buffer, "t") == column(one_by_one, "t")
         assert leaves_of(buffer).tolist() == leaves_of(one_by_one).tolist()
         assert buffer.get_max_priority() == one_by_one.get_max_priority()
@@ -318,16 +318,16 @@ def test_priorities_from_acting_values(data):
     next_v[random.random((envs, count)) < 0.5] = np.nan
     cuts = [set() for _ in range(envs)]
     with PrioritizedReplayBuffer(100, fields, Nstep=nstep, alpha=1, eps=0) as buffer:
-        stage = buffer.explorer(data.draw(st.integers(1, 9)), priorities="td", n_envs=envs)
+        writer = buffer.writer(data.draw(st.integers(1, 9)), priorities="td", n_envs=envs)
         for t in range(count):
             extra = {"next_v": next_v[:, t]} if np.isfinite(next_v[:, t]).any() else {}
             rows = as_columns([each[t] for each in steps])
-            stage.add(**rows, q=q[:, t], v=v[:, t], **extra)
+            writer.add(**rows, q=q[:, t], v=v[:, t], **extra)
             if random.random() < 0.1:
                 env = int(random.integers(envs))
-                stage.on_episode_end([env])
+                writer.on_episode_end([env])
                 cuts[env].add(t)
-        stage.close()
+        writer.close()
         leaves = leaves_of(buffer)
         rows = buffer.get_all_transitions()
         for env in range(envs):
@@ -340,10 +340,10 @@ def test_priorities_from_acting_values(data):
 def test_an_acting_value_beyond_float32_gets_the_largest_so_far():
     nstep = {**SMALL_NSTEP, "size": 1}
     with PrioritizedReplayBuffer(10, SMALL, Nstep=nstep, alpha=1, eps=0) as buffer:
-        with buffer.explorer(priorities="td") as stage:
-            stage.add(**step(1, done=1), q=5, v=0)
-            stage.add(**step(0), q=1e300, v=0)
-            stage.add(**(step(2, done=1) | {"rew": np.nan}), q=0, v=0)
+        with buffer.writer(priorities="td") as writer:
+            writer.add(**step(1, done=1), q=5, v=0)
+            writer.add(**step(0), q=1e300, v=0)
+            writer.add(**(step(2, done=1) | {"rew": np.nan}), q=0, v=0)
         assert leaves_of(buffer).tolist() == [3, 3, 3]
 
 
@@ -356,15 +356,15 @@ def test_priorities_by_a_function():
 
     nstep = {**SMALL_NSTEP, "discount": "disc"}
     with PrioritizedReplayBuffer(20, SMALL, Nstep=nstep, alpha=1, eps=0) as buffer:
-        with buffer.explorer(flush_every=3, priorities=priorities) as stage:
+        with buffer.writer(flush_every=3, priorities=priorities) as writer:
             for t in range(6):
-                stage.add(**step(t % 3))
+                writer.add(**step(t % 3))
         assert [len(call["t"]) for call in calls] == [3, 3]
         rows = buffer.get_all_transitions()
         for name, values in rows.items():
             np.testing.assert_array_equal(np.concatenate([call[name] for call in calls]), values)
         assert leaves_of(buffer).tolist() == (rows["rew"][:, 0] * 10).tolist()
-        stage = None
+        writer = None
         assert gc.collect() >= 0
 
 
@@ -385,35 +385,35 @@ def test_a_function_that_fails_leaves_rows_staged(wrong):
         return rows["t"][:, 0] + 1 if working else wrong(rows)
 
     with PrioritizedReplayBuffer(20, SMALL, alpha=1, eps=0) as buffer:
-        stage = buffer.explorer(flush_every=2, priorities=priorities)
-        assert stage.add(**step(0)) == 0
+        writer = buffer.writer(flush_every=2, priorities=priorities)
+        assert writer.add(**step(0)) == 0
         for t in (1, 2):
             with pytest.raises((ZeroDivisionError, ValueError, TypeError)):
-                stage.add(**step(t))
+                writer.add(**step(t))
         with pytest.raises((ZeroDivisionError, ValueError, TypeError)):
-            stage.flush()
-        assert (len(buffer), stage.rows_staged, stage.rows_written) == (0, 3, 0)
+            writer.flush()
+        assert (len(buffer), writer.rows_staged, writer.rows_written) == (0, 3, 0)
         working.append(True)
-        assert stage.flush() == 3
+        assert writer.flush() == 3
         assert leaves_of(buffer).tolist() == [1, 2, 3]
-        stage.close()
+        writer.close()
 
 
-def test_a_function_may_use_the_staging_and_the_buffer():
+def test_a_function_may_use_the_writer_and_the_buffer():
     with PrioritizedReplayBuffer(20, SMALL, alpha=1, eps=0) as buffer:
 
         def priorities(rows):
-            if stage.steps < 8:
-                stage.add(**step(10 + stage.steps))
+            if writer.steps < 8:
+                writer.add(**step(10 + writer.steps))
             return np.full(len(rows["t"]), len(buffer) + 1.0)
 
-        stage = buffer.explorer(flush_every=2, priorities=priorities)
+        writer = buffer.writer(flush_every=2, priorities=priorities)
         for t in range(4):
-            stage.add(**step(t))
-        while stage.rows_staged:
-            stage.flush()
-        stage.close()
-        assert len(buffer) == stage.steps == stage.rows_written
+            writer.add(**step(t))
+        while writer.rows_staged:
+            writer.flush()
+        writer.close()
+        assert len(buffer) == writer.steps == writer.rows_written
         assert set(column(buffer, "t")) >= {0, 1, 2, 3}
 
 
@@ -438,18 +438,18 @@ def test_arguments_that_are_wrong(what):
     error, arguments, told = WRONG[what]
     with PrioritizedReplayBuffer(10, SMALL, Nstep=SMALL_NSTEP) as buffer:
         with pytest.raises(error, match=told):
-            buffer.explorer(**arguments)
-        buffer.explorer(Nstep=dict(SMALL_NSTEP)).close()
+            buffer.writer(**arguments)
+        buffer.writer(Nstep=dict(SMALL_NSTEP)).close()
 
 
 def test_arguments_that_do_not_suit_the_buffer():
     with ReplayBuffer(10, SMALL) as buffer:
         for priorities in ("td", lambda rows: 1.0):
             with pytest.raises(ValueError, match="uniformly"):
-                buffer.explorer(priorities=priorities)
+                buffer.writer(priorities=priorities)
         for nstep in ({"size": 2, "rew": "reward"}, {**SMALL_NSTEP, "discount": "disc"}):
             with pytest.raises(ValueError, match="no field"):
-                buffer.explorer(Nstep=nstep)
+                buffer.writer(Nstep=nstep)
     with PrioritizedReplayBuffer(10, SMALL | {"more": {"shape": 2}}) as buffer:
         for nstep in (
             None,
@@ -458,26 +458,26 @@ def test_arguments_that_do_not_suit_the_buffer():
             {"size": 2, "rew": "more"},
         ):
             with pytest.raises(ValueError, match="td"):
-                buffer.explorer(Nstep=nstep, priorities="td")
+                buffer.writer(Nstep=nstep, priorities="td")
     with PrioritizedReplayBuffer(10, SMALL | {"envs": {}, "q": {}}) as buffer:
         with pytest.raises(ValueError, match="envs"):
-            buffer.explorer(n_envs=2)
+            buffer.writer(n_envs=2)
         with pytest.raises(ValueError, match="'q'"):
-            buffer.explorer(Nstep=SMALL_NSTEP, priorities="td")
-        with buffer.explorer() as stage:
-            stage.add(**step(0), envs=7, q=8)
+            buffer.writer(Nstep=SMALL_NSTEP, priorities="td")
+        with buffer.writer() as writer:
+            writer.add(**step(0), envs=7, q=8)
         assert (column(buffer, "envs"), column(buffer, "q")) == ([7], [8])
     with pytest.raises(TypeError, match="buffer"):
-        Staging(3)
+        StepWriter(3)
     with pytest.raises(BufferClosed):
-        Staging.__new__(Staging).add(a=1)
+        StepWriter.__new__(StepWriter).add(a=1)
 
 
 def test_steps_that_are_wrong_change_nothing():
     nstep = {**SMALL_NSTEP, "discount": "disc"}
     with PrioritizedReplayBuffer(20, SMALL, Nstep=nstep, strict=True) as buffer:
-        plain = buffer.explorer(n_envs=2)
-        values = buffer.explorer(n_envs=2, priorities="td")
+        plain = buffer.writer(n_envs=2)
+        values = buffer.writer(n_envs=2, priorities="td")
         both = as_columns([step(0), step(1)])
         numbers = {"q": 1.5, "v": 0.5}
         bad = [
@@ -509,97 +509,102 @@ def test_steps_that_are_wrong_change_nothing():
             (ValueError, both | numbers | {"v": [1, 2, 3]}, "3 values"),
             (TypeError, both | numbers | {"v": "text"}, "v"),
         ]
-        for stage, more in ((plain, {}), (values, numbers)):
-            stage.add(**both, **more)
+        for writer, more in ((plain, {}), (values, numbers)):
+            writer.add(**both, **more)
             for error, fields, told in [
                 *((error, more | fields, told) for error, fields, told in bad),
-                *(only_plain if stage is plain else only_values),
+                *(only_plain if writer is plain else only_values),
             ]:
                 with pytest.raises(error, match=told):
-                    stage.add(**fields)
-                assert (stage.steps, stage.rows_staged, len(buffer)) == (2, 2, 0)
+                    writer.add(**fields)
+                assert (writer.steps, writer.rows_staged, len(buffer)) == (2, 2, 0)
             with pytest.raises(TypeError, match="by name only"):
-                stage.add(1)
+                writer.add(1)
             for error, envs in ((IndexError, [2]), (TypeError, "text"), (TypeError, [0.5])):
                 with pytest.raises(error, match="envs"):
-                    stage.on_episode_end(envs)
+                    writer.on_episode_end(envs)
             assert (
-                stage.add(envs=[], **{name: each[:0] for name, each in both.items()}, **more) == 0
+                writer.add(envs=[], **{name: each[:0] for name, each in both.items()}, **more) == 0
             )
-            assert stage.on_episode_end([]) == 0
-            assert stage.rows_staged == 2
-            stage.on_episode_end()
-            stage.close()
+            assert writer.on_episode_end([]) == 0
+            assert writer.rows_staged == 2
+            writer.on_episode_end()
+            writer.close()
             assert len(buffer) == 2
             buffer.clear()
 
 
 def test_a_buffer_without_priorities_says_so_as_add_does():
-    with ReplayBuffer(10, SMALL) as buffer, buffer.explorer(flush_every=1) as stage:
+    with ReplayBuffer(10, SMALL) as buffer, buffer.writer(flush_every=1) as writer:
         with pytest.warns(UserWarning, match="priorities"):
-            stage.add(**step(0), priorities=3.0)
-        stage.add(**step(1), priorities=None)
+            writer.add(**step(0), priorities=3.0)
+        writer.add(**step(1), priorities=None)
         assert len(buffer) == 2
 
 
 def test_after_close():
     with ReplayBuffer(10, SMALL) as buffer:
-        stage = buffer.explorer()
-        stage.add(**step(0))
-        assert "1 staged" in repr(stage)
-        stage.close()
-        stage.close()
-        for call in (lambda: stage.add(**step(1)), stage.flush, stage.on_episode_end):
-            with pytest.raises(BufferClosed, match="staging"):
+        writer = buffer.writer()
+        writer.add(**step(0))
+        assert "1 staged" in repr(writer)
+        writer.close()
+        writer.close()
+        for call in (lambda: writer.add(**step(1)), writer.flush, writer.on_episode_end):
+            with pytest.raises(BufferClosed, match="writer"):
                 call()
-        assert "closed" in repr(stage) and "1 rows" in repr(stage)
-        assert (stage.steps, stage.rows_staged, stage.rows_written, len(buffer)) == (1, 0, 1, 1)
-        assert (stage.flush_every, stage.n_envs) == (50, 1)
+        assert "closed" in repr(writer) and "1 rows" in repr(writer)
+        assert (writer.steps, writer.rows_staged, writer.rows_written, len(buffer)) == (1, 0, 1, 1)
+        assert (writer.flush_every, writer.n_envs) == (50, 1)
 
 
 def test_a_handle_that_is_closed_under_it():
     buffer = ReplayBuffer(10, SMALL)
     with mpbuffer.attach(buffer.name) as other:
-        stage = buffer.explorer()
-        stage.add(**step(0))
+        writer = buffer.writer()
+        writer.add(**step(0))
         buffer.close()
-        for call in (lambda: stage.add(**step(1)), stage.flush, stage.on_episode_end, stage.close):
+        for call in (
+            lambda: writer.add(**step(1)),
+            writer.flush,
+            writer.on_episode_end,
+            writer.close,
+        ):
             with pytest.raises(BufferClosed, match="handle was closed"):
                 call()
-        assert stage.closed
-        stage.close()
+        assert writer.closed
+        writer.close()
         with pytest.raises(BufferClosed):
-            buffer.explorer()
+            buffer.writer()
         assert len(other) == 0
 
 
 def test_it_cannot_be_pickled():
     with (
         ReplayBuffer(10, SMALL) as buffer,
-        buffer.explorer() as stage,
+        buffer.writer() as writer,
         pytest.raises(TypeError, match="each process"),
     ):
-        pickle.dumps(stage)
+        pickle.dumps(writer)
 
 
 def test_one_that_is_dropped_writes_its_rows():
     with ReplayBuffer(10, SMALL) as buffer:
-        buffer.explorer().add(**step(0))
+        buffer.writer().add(**step(0))
         assert len(buffer) == 1
-        stage = buffer.explorer()
-        stage.add(**step(1))
-        stage.itself = stage
-        gone = weakref.ref(stage)
-        del stage
+        writer = buffer.writer()
+        writer.add(**step(1))
+        writer.itself = writer
+        gone = weakref.ref(writer)
+        del writer
         gc.collect()
         assert gone() is None and len(buffer) == 2
 
 
 def test_a_circle_through_the_buffer_is_collected(segment_file):
-    buffer = ReplayBuffer(10, SMALL, name="staging.circle")
+    buffer = ReplayBuffer(10, SMALL, name="writer.circle")
     path = segment_file(buffer.name)
-    buffer.stage = buffer.explorer()
-    buffer.stage.add(**step(0))
+    buffer.kept = buffer.writer()
+    buffer.kept.add(**step(0))
     assert path.exists()
     del buffer
     gc.collect()
@@ -610,20 +615,20 @@ def test_threads_that_share_one_by_mistake():
     """Rows are whole, and as many as steps: nobody promises more."""
     fields = {"t": {"dtype": "i8"}, "same": {"shape": 40, "dtype": "i8"}, "done": {}}
     with ReplayBuffer(20_000, fields, Nstep={"size": 3}) as buffer:
-        stage = buffer.explorer(flush_every=5)
+        writer = buffer.writer(flush_every=5)
 
         def explore(number):
             for t in range(number * 1000, number * 1000 + 1000):
-                stage.add(t=t, same=np.full(40, t), done=t % 50 == 0)
+                writer.add(t=t, same=np.full(40, t), done=t % 50 == 0)
                 if t % 97 == 0:
-                    stage.flush()
+                    writer.flush()
 
         threads = [threading.Thread(target=explore, args=(number,)) for number in range(4)]
         for thread in threads:
             thread.start()
         for thread in threads:
             thread.join(DEADLINE)
-        stage.close()
+        writer.close()
         rows = buffer.get_all_transitions()
         assert (rows["same"] == rows["t"]).all()
         assert sorted(rows["t"].ravel().tolist()) == list(range(4000))
@@ -648,27 +653,27 @@ def claim_slot(buffer, segment_file, slot, owner):
 
 def test_rows_behind_an_error_stay_staged(segment_file):
     """Some of a batch are written, then the buffer cannot ask who holds a slot."""
-    with ReplayBuffer(8, SMALL, name="staging.asks") as buffer:
+    with ReplayBuffer(8, SMALL, name="writer.asks") as buffer:
         claim_slot(buffer, segment_file, 3, owner=9)
         script = """
 import os, sys
 import mpbuffer
-buffer = mpbuffer.attach("staging.asks")
-stage = buffer.explorer(flush_every=5)
+buffer = mpbuffer.attach("writer.asks")
+writer = buffer.writer(flush_every=5)
 os.closerange(3, 1000)
 row = {"rew": 1, "next_obs": 2, "done": 0}
 for t in range(4):
-    assert stage.add(t=t, **row) == 0
+    assert writer.add(t=t, **row) == 0
 try:
-    stage.add(t=4, **row)
+    writer.add(t=4, **row)
 except OSError as error:
     assert "cannot ask who is alive" in str(error), error
 else:
     os._exit(1)
-assert (stage.steps, stage.rows_staged, stage.rows_written, len(buffer)) == (5, 2, 3, 3)
-stage.add(t=5, **row)
-assert stage.flush() == 3  # at slots that are free
-assert (stage.rows_staged, stage.rows_written, len(buffer)) == (0, 6, 6)
+assert (writer.steps, writer.rows_staged, writer.rows_written, len(buffer)) == (5, 2, 3, 3)
+writer.add(t=5, **row)
+assert writer.flush() == 3  # at slots that are free
+assert (writer.rows_staged, writer.rows_written, len(buffer)) == (0, 6, 6)
 os._exit(0)
 """
         ended = run_python(script=script)
@@ -676,37 +681,37 @@ os._exit(0)
         assert sorted(column(buffer, "t")) == [0, 1, 2, 3, 4, 5]
 
 
-def test_every_slot_is_held_and_a_handler_uses_the_same_staging(segment_file):
+def test_every_slot_is_held_and_a_handler_uses_the_same_writer(segment_file):
     """Its rows come behind those that are waiting, and none is lost or doubled."""
     with (
-        ReplayBuffer(2, SMALL, name="staging.held") as buffer,
-        mpbuffer.attach("staging.held") as other,
+        ReplayBuffer(2, SMALL, name="writer.held") as buffer,
+        mpbuffer.attach("writer.held") as other,
     ):
         for slot in range(2):
             claim_slot(buffer, segment_file, slot, owner=1)
-        stage = other.explorer(flush_every=100)
-        stage.add(**step(0))
+        writer = other.writer(flush_every=100)
+        writer.add(**step(0))
         handled = []
 
         def handle(*_):
-            handled.append(stage.rows_staged)
-            stage.add(**step(len(handled)))
+            handled.append(writer.rows_staged)
+            writer.add(**step(len(handled)))
 
         before = signal.signal(signal.SIGALRM, handle)
         signal.setitimer(signal.ITIMER_REAL, 0.2)
         try:
             with pytest.raises(mpbuffer.SlotsHeld):
-                stage.flush()
+                writer.flush()
         finally:
             signal.setitimer(signal.ITIMER_REAL, 0)
             signal.signal(signal.SIGALRM, before)
         assert handled == [1]
-        assert (stage.rows_staged, stage.rows_written) == (2, 0)
+        assert (writer.rows_staged, writer.rows_written) == (2, 0)
         for slot in range(2):
             claim_slot(buffer, segment_file, slot, owner=0)
-        assert stage.flush() == 2
+        assert writer.flush() == 2
         assert sorted(column(buffer, "t")) == [0, 1]
-        stage.close()
+        writer.close()
 
 
 # Processes
@@ -715,13 +720,13 @@ def test_every_slot_is_held_and_a_handler_uses_the_same_staging(segment_file):
 def test_a_fork_in_a_handler_while_rows_wait_to_be_written(segment_file):
     """The child comes out of the handler into the flush, and writes nothing of its parent's."""
     with (
-        ReplayBuffer(2, SMALL, name="staging.forked") as buffer,
-        mpbuffer.attach("staging.forked") as other,
+        ReplayBuffer(2, SMALL, name="writer.forked") as buffer,
+        mpbuffer.attach("writer.forked") as other,
     ):
         for slot in range(2):
             claim_slot(buffer, segment_file, slot, owner=1)
-        stage = other.explorer(flush_every=100)
-        stage.add(**step(0))
+        writer = other.writer(flush_every=100)
+        writer.add(**step(0))
         children = []
 
         def handle(*_):
@@ -734,38 +739,38 @@ def test_a_fork_in_a_handler_while_rows_wait_to_be_written(segment_file):
         signal.setitimer(signal.ITIMER_REAL, 0.2)
         written = None
         try:
-            written = stage.flush()
+            written = writer.flush()
         finally:
             if children == [0]:
-                os._exit(0 if (written, stage.rows_staged) == (0, 0) else 1)
+                os._exit(0 if (written, writer.rows_staged) == (0, 0) else 1)
             signal.setitimer(signal.ITIMER_REAL, 0)
             signal.signal(signal.SIGALRM, before)
         assert wait_for_child(children[0]) == 0
         assert written == 1 and column(buffer, "t") == [0]
-        stage.close()
+        writer.close()
 
 
 def test_a_forked_child_has_nothing_staged():
     with ReplayBuffer(40, SMALL, Nstep=SMALL_NSTEP) as buffer:
-        stage = buffer.explorer(flush_every=10)
+        writer = buffer.writer(flush_every=10)
         for t in range(5):
-            stage.add(**step(t))
+            writer.add(**step(t))
         pid = os.fork()
         if pid == 0:
             code = 1
             try:
-                assert (stage.steps, stage.rows_staged, stage.rows_written) == (0, 0, 0)
-                assert stage.flush() == 0 and stage.on_episode_end() == 0
+                assert (writer.steps, writer.rows_staged, writer.rows_written) == (0, 0, 0)
+                assert writer.flush() == 0 and writer.on_episode_end() == 0
                 for t in (10, 11, 12):
-                    stage.add(**step(t))
-                stage.close()
+                    writer.add(**step(t))
+                writer.close()
                 assert column(buffer, "t") == [10, 11, 12]
                 code = 0
             finally:
                 os._exit(code)
         assert wait_for_child(pid) == 0
-        assert (stage.steps, stage.rows_staged) == (5, 5)
-        stage.close()
+        assert (writer.steps, writer.rows_staged) == (5, 5)
+        writer.close()
         assert column(buffer, "t") == [10, 11, 12, 0, 1, 2, 3, 4]
 
 
@@ -778,29 +783,29 @@ def test_a_fork_while_rows_are_being_written():
         return 1.0
 
     with PrioritizedReplayBuffer(40, SMALL) as buffer:
-        stage = buffer.explorer(flush_every=2, priorities=priorities)
-        stage.add(**step(0))
-        written = stage.add(**step(1))
+        writer = buffer.writer(flush_every=2, priorities=priorities)
+        writer.add(**step(0))
+        written = writer.add(**step(1))
         if children[-1] == 0:
             code = 1
             with contextlib.suppress(BaseException):
-                if (written, stage.rows_staged, stage.rows_written) == (0, 0, 0):
+                if (written, writer.rows_staged, writer.rows_written) == (0, 0, 0):
                     code = 0
             os._exit(code)
         assert wait_for_child(children[-1]) == 0
-        assert (written, stage.rows_staged, len(buffer)) == (2, 0, 2)
-        stage.close()
+        assert (written, writer.rows_staged, len(buffer)) == (2, 0, 2)
+        writer.close()
 
 
 def test_a_fork_while_another_thread_adds():
     with ReplayBuffer(1000, SMALL, Nstep=SMALL_NSTEP) as buffer:
-        stage = buffer.explorer(flush_every=3)
+        writer = buffer.writer(flush_every=3)
         done = threading.Event()
 
         def explore():
             t = 0
             while not done.is_set():
-                stage.add(**step(t % 50, done=t % 7 == 0))
+                writer.add(**step(t % 50, done=t % 7 == 0))
                 t += 1
 
         thread = threading.Thread(target=explore)
@@ -812,14 +817,14 @@ def test_a_fork_while_another_thread_adds():
                     code = 1
                     with contextlib.suppress(BaseException):
                         for t in range(5):
-                            stage.add(**step(t))
-                        code = 0 if stage.steps == 5 else 2
+                            writer.add(**step(t))
+                        code = 0 if writer.steps == 5 else 2
                     os._exit(code)
                 assert wait_for_child(pid) == 0
         finally:
             done.set()
             thread.join(DEADLINE)
-        stage.close()
+        writer.close()
 
 
 EXITS = {
@@ -832,14 +837,14 @@ EXITS = {
 
 @pytest.mark.parametrize("how", EXITS, ids=str)
 def test_at_exit_rows_are_written(how):
-    """The staging is closed before the buffer's handle, in whichever order they were made."""
-    with ReplayBuffer(10, SMALL, Nstep=SMALL_NSTEP, name="staging.exit") as buffer:
+    """The writer is closed before the buffer's handle, in whichever order they were made."""
+    with ReplayBuffer(10, SMALL, Nstep=SMALL_NSTEP, name="writer.exit") as buffer:
         script = f"""
 import atexit, sys, mpbuffer
-buffers = [mpbuffer.attach("staging.exit") for _ in range(5)]
-stages = [each.explorer() for each in buffers]
-for i, stage in enumerate(stages):
-    stage.add(t=i, rew=1, next_obs=2, done=0)
+buffers = [mpbuffer.attach("writer.exit") for _ in range(5)]
+writers = [each.writer() for each in buffers]
+for i, writer in enumerate(writers):
+    writer.add(t=i, rew=1, next_obs=2, done=0)
 {EXITS[how]}
 """
         ended = run_python(script=script)
@@ -850,11 +855,11 @@ for i, stage in enumerate(stages):
 CHILDREN = """
 import multiprocessing, os, sys, threading, time, mpbuffer
 
-buffer = mpbuffer.attach("staging.exit")
-stage = buffer.explorer()
+buffer = mpbuffer.attach("writer.exit")
+writer = buffer.writer()
 
 def add(t):
-    stage.add(t=t, rew=1, next_obs=2, done=0)
+    writer.add(t=t, rew=1, next_obs=2, done=0)
 
 def fork(t, leave):
     pid = os.fork()
@@ -888,10 +893,10 @@ fork(2, lambda: fork_and_exit(3))
 in_thread(lambda: fork(4, lambda: None))
 in_thread(lambda: fork(5, sys.exit))
 in_child(multiprocessing, lambda: fork(6, sys.exit))
-with buffer.explorer() as stage_of_a_block:
-    stage, stage_of_main = stage_of_a_block, stage
+with buffer.writer() as writer_of_a_block:
+    writer, writer_of_main = writer_of_a_block, writer
     fork(7, sys.exit)
-    stage = stage_of_main
+    writer = writer_of_main
 in_child(multiprocessing, threading.Thread(target=add_later).start)
 living = multiprocessing.get_context("fork").Process(target=time.sleep, args=(60,))
 living.start()
@@ -903,7 +908,7 @@ fork(10, lambda: None)
 
 
 def test_forked_children_write_their_rows_however_they_end():
-    with ReplayBuffer(40, SMALL, Nstep=SMALL_NSTEP, name="staging.exit") as buffer:
+    with ReplayBuffer(40, SMALL, Nstep=SMALL_NSTEP, name="writer.exit") as buffer:
         ended = run_python(script=CHILDREN)
         assert ended.returncode == 0, ended.stderr
         assert sorted(column(buffer, "t")) == list(range(11))
@@ -912,11 +917,11 @@ def test_forked_children_write_their_rows_however_they_end():
 @pytest.mark.parametrize("way", ["main", "process", "fork"])
 def test_an_exception_in_a_close_at_exit_is_reported_and_the_others_are_closed(way):
     """Whatever is raised, by the function that is asked for priorities or by a handler."""
-    with PrioritizedReplayBuffer(10, SMALL, name="staging.exit") as buffer:
+    with PrioritizedReplayBuffer(10, SMALL, name="writer.exit") as buffer:
         script = f"""
 import multiprocessing, os, signal, sys, mpbuffer
 
-buffer = mpbuffer.attach("staging.exit")
+buffer = mpbuffer.attach("writer.exit")
 signal.signal(signal.SIGUSR1, lambda *_: 1 / 0)
 
 def failing_with(error):
@@ -928,13 +933,13 @@ def interrupted(rows):
     signal.raise_signal(signal.SIGUSR1)
 
 def stage_rows():
-    global stages
-    stages = []
+    global writers
+    writers = []
     for error in (ArithmeticError("no priority today"), SystemExit(3), KeyboardInterrupt()):
-        stages += [buffer.explorer(), buffer.explorer(priorities=failing_with(error))]
-    stages += [buffer.explorer(), buffer.explorer(priorities=interrupted)]
-    for t, stage in enumerate(stages):
-        stage.add(t=t, rew=1, next_obs=2, done=0)
+        writers += [buffer.writer(), buffer.writer(priorities=failing_with(error))]
+    writers += [buffer.writer(), buffer.writer(priorities=interrupted)]
+    for t, writer in enumerate(writers):
+        writer.add(t=t, rew=1, next_obs=2, done=0)
 
 if {way!r} == "main":
     stage_rows()

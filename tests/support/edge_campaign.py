@@ -1,6 +1,6 @@
 """Programs at the interpreter's edge, by the thousand: no freeze, abort, leak or wrong row.
 
-    python tests/edge_campaign.py [--short] [--only KIND] [--seed S] [--jobs N]
+    python tests/support/edge_campaign.py [--short] [--only KIND] [--seed S] [--jobs N]
         [--calls N] [--signals N] [--forks N] [--kept N] [--exits N] [--python EXECUTABLE]
 
 Starts programs (edge_program.py) until so many calls were made, signals handled, processes forked

@@ -855,7 +855,7 @@ CALLS_AFTER_CLOSE = {
     "learner_status": lambda b: b.learner_status(),
     "acquire_learner": lambda b: b.acquire_learner(),
     "release_learner": lambda b: b.release_learner(),
-    "explorer": lambda b: b.explorer().close(),
+    "writer": lambda b: b.writer().close(),
     "alpha": lambda b: b.alpha,
     "eps": lambda b: b.eps,
     "_encode_sample": lambda b: b._encode_sample([0]),

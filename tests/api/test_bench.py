@@ -11,7 +11,7 @@ from watched_processes import run_python
 
 import mpbuffer
 
-BENCH = Path(__file__).resolve().parent.parent / "bench"
+BENCH = Path(__file__).resolve().parents[2] / "bench"
 pytestmark = pytest.mark.skipif(not BENCH.is_dir(), reason="the source package has no bench/")
 
 

@@ -1,6 +1,6 @@
 """One program at the interpreter's edge: eight threads call every public method at random.
 
-    python tests/edge_program.py KIND --seed S --calls N --prefix NAME --watch FILE
+    python tests/support/edge_program.py KIND --seed S --calls N --prefix NAME --watch FILE
 
 Meanwhile, by KIND: `threads`, the collector comes and other threads close; `handlers`, signals come
 to the main thread, whose handlers close, clear, re-enter, fork and raise; `forks`, any thread

@@ -95,7 +95,7 @@ def calls_of(buffer):
         "on_episode_end": (buffer.on_episode_end, ()),
         "get_current_episode_len": (buffer.get_current_episode_len, ()),
         "is_Nstep": (buffer.is_Nstep, ()),
-        "explorer": (lambda: buffer.explorer().close(), ()),
+        "writer": (lambda: buffer.writer().close(), ()),
         "rows_added": (buffer.rows_added, ()),
         "largest_size": (lambda: buffer.largest_size({"a": {}}), ()),
         "keep_after_exit": (lambda: end_process(buffer.keep_after_exit(0)), ()),

@@ -201,11 +201,11 @@ def test_a_bad_value_is_found_anywhere_in_a_large_batch():
 def test_staged_steps_are_checked_when_they_are_given():
     fields = {"act": {"dtype": "u1"}, "rew": {}, "done": {"dtype": bool}}
     with PrioritizedReplayBuffer(8, fields, Nstep={"size": 2, "rew": "rew"}) as buffer:
-        with buffer.explorer() as staging:
+        with buffer.writer() as writer:
             for change in ({"act": np.int64(256)}, {"rew": 1e39}, {"done": 2}, {"act": 0.5}):
                 with pytest.raises(ValueError, match="cannot add field"):
-                    staging.add(**{"act": 1, "rew": 1.0, "done": 0, **change})
-            staging.add(act=7, rew=1.5, done=True)
+                    writer.add(**{"act": 1, "rew": 1.0, "done": 0, **change})
+            writer.add(act=7, rew=1.5, done=True)
         rows = buffer.get_all_transitions()
         assert rows["act"].tolist() == [[7]] and rows["rew"].tolist() == [[1.5]]
 

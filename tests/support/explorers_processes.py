@@ -44,8 +44,8 @@ def play(explorer):
 def play_staged(explorer):
     """Add a row, then stage one, whose draw is 1, until told to stop."""
     tell(explorer)
-    with explorer.buffer.explorer(flush_every=1000) as stage:
-        stage.add(
+    with explorer.buffer.writer(flush_every=1000) as writer:
+        writer.add(
             index=explorer.index, pid=os.getpid(), restart=explorer.restart, epsilon=0.0, draw=1.0
         )
         explorer.stopping.wait()
@@ -54,8 +54,8 @@ def play_staged(explorer):
 def stage_one(explorer, do):
     """Add a row, stage one whose draw is 1, and do something for ever."""
     tell(explorer)
-    with explorer.buffer.explorer(flush_every=1000) as stage:
-        stage.add(index=0, pid=os.getpid(), restart=explorer.restart, epsilon=0.0, draw=1.0)
+    with explorer.buffer.writer(flush_every=1000) as writer:
+        writer.add(index=0, pid=os.getpid(), restart=explorer.restart, epsilon=0.0, draw=1.0)
         while True:
             do()
 

@@ -279,13 +279,13 @@ def store_by(route, buffer, priorities):
         buffer.add(rew=np.zeros(len(priorities)), terminated=np.ones(len(priorities)))
         assert buffer.update_priorities(np.arange(len(priorities)), priorities) == 0
     elif route == "staged":
-        with buffer.explorer() as stage:
+        with buffer.writer() as writer:
             for each in priorities:
-                stage.add(rew=0, terminated=True, priorities=each)
+                writer.add(rew=0, terminated=True, priorities=each)
     else:
-        with buffer.explorer(priorities="td") as stage:
+        with buffer.writer(priorities="td") as writer:
             for each in priorities:
-                stage.add(rew=each, terminated=True, q=0.0, v=0.0)
+                writer.add(rew=each, terminated=True, q=0.0, v=0.0)
 
 
 @hypothesis.settings(max_examples=200, deadline=None, derandomize=True, database=None)
@@ -310,7 +310,7 @@ def test_leaves_and_weights_are_right_for_every_priority_accepted(
     with PrioritizedReplayBuffer(n, fields, alpha=alpha, eps=eps, Nstep=nstep, seed=1) as buffer:
         if too_large.any():
             if route == "td":
-                return  # such a row gets the largest priority so far, as test_staging has it
+                return  # such a row gets the largest priority so far, as test_step_writer has it
             with pytest.raises(ValueError, match="fits into float32"):
                 store_by(route, buffer, priorities)
             return
@@ -478,8 +478,8 @@ def test_generations_of_what_was_just_added_are_those_of_the_new_rows():
 def test_staged_rows_of_this_handle_can_be_given_a_priority_at_once():
     buffer = numbered(8, count=4)
     buffer.sample(1)
-    with buffer.explorer() as stage:
-        stage.add(a=4)
+    with buffer.writer() as writer:
+        writer.add(a=4)
     assert buffer.update_priorities([4], [9.0]) == 0
     np.testing.assert_allclose(folded_leaves(buffer)[4], leaf_of(9.0), rtol=1e-6)
 

@@ -131,16 +131,16 @@ def explore_one(buffer, explorer, count, staged):
             buffer.add(**step)
         buffer.on_episode_end()
         return
-    with buffer.explorer(flush_every=1 + explorer * 7) as stage:
+    with buffer.writer(flush_every=1 + explorer * 7) as writer:
         for step in steps_of(explorer, 0, 0, count):
-            stage.add(**step)
+            writer.add(**step)
 
 
 def explore_many(buffer, explorer, count, envs):
     """Add streams of several environments, each at its own pace; leave the rest to the end."""
     random = np.random.default_rng(explorer)
     streams = [iter(steps_of(explorer, env, 0, count)) for env in range(envs)]
-    stage = buffer.explorer(flush_every=20, n_envs=envs)
+    writer = buffer.writer(flush_every=20, n_envs=envs)
     left = set(range(envs))
     while left:
         acting = sorted(random.choice(sorted(left), random.integers(1, len(left) + 1), False))
@@ -149,19 +149,19 @@ def explore_many(buffer, explorer, count, envs):
         rows = [(env, step) for env, step in steps.items() if step is not None]
         if rows:
             columns = {name: np.array([step[name] for _, step in rows]) for name in FIELDS}
-            stage.add(envs=[env for env, _ in rows], **columns)
-    buffer.kept = stage  # so that it is still there when the process ends
+            writer.add(envs=[env for env, _ in rows], **columns)
+    buffer.kept = writer  # so that it is still there when the process ends
 
 
 def explore_until_killed(buffer, explorer, pause, connection):
     """Add an endless stream of two environments; tell and pause after each 100 steps."""
     deadline = time.monotonic() + 60
-    with buffer.explorer(flush_every=10, n_envs=2) as stage:
+    with buffer.writer(flush_every=10, n_envs=2) as writer:
         begin = 0
         while time.monotonic() < deadline:
             pair = [steps_of(explorer, env, begin, 100) for env in range(2)]
             for both in zip(*pair, strict=True):
-                stage.add(**{name: np.array([step[name] for step in both]) for name in FIELDS})
+                writer.add(**{name: np.array([step[name] for step in both]) for name in FIELDS})
             begin += 100
             connection.send(begin)
             time.sleep(pause)

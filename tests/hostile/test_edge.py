@@ -1,13 +1,12 @@
 """Programs of several threads, among signals, forks, the collector and their own end."""
 
 import subprocess
-from pathlib import Path
 
 import edge_recipes
 import pytest
-from watched_processes import python_started
+from watched_processes import SUPPORT, python_started
 
-CAMPAIGN = Path(__file__).with_name("edge_campaign.py")
+CAMPAIGN = SUPPORT / "edge_campaign.py"
 
 
 def run_campaign(*arguments, seconds):

@@ -24,36 +24,36 @@ def threads():
 
 
 class Agent:
-    """As users write it: the function of the staging is a method of what holds the staging."""
+    """As users write it: the function of the writer is a method of what holds the writer."""
 
     def __init__(self, buffer):
-        self.stage = buffer.explorer(flush_every=10, priorities=self.priorities)
+        self.writer = buffer.writer(flush_every=10, priorities=self.priorities)
         self.scale = 2
 
     def priorities(self, rows):
         return self.scale * rows["x"][:, 0]
 
 
-def test_an_agent_and_its_staging_are_collected_and_the_rows_written():
+def test_an_agent_and_its_writer_are_collected_and_the_rows_written():
     with PrioritizedReplayBuffer(10, FIELDS, alpha=1, eps=0) as buffer:
         agent = Agent(buffer)
-        stage = weakref.ref(agent.stage)
-        agent.stage.add(**row(3))
-        agent.stage.add(**row(4))
+        writer = weakref.ref(agent.writer)
+        agent.writer.add(**row(3))
+        agent.writer.add(**row(4))
         del agent
         gc.collect()
-        assert stage() is None
+        assert writer() is None
         buffer.sample(1)
         assert buffer._leaves()[:2].tolist() == [6, 8]
 
 
 def test_an_agent_that_owns_the_buffer_is_collected_with_it(segment_file):
-    """The rows are written, since no handle is closed before the staging."""
+    """The rows are written, since no handle is closed before the writer."""
     agent = Agent(PrioritizedReplayBuffer(10, FIELDS, name="collected.agent", alpha=1, eps=0))
     agent.buffer = mpbuffer.attach("collected.agent")
     with mpbuffer.attach("collected.agent") as other:
         agent.buffer.agent = agent
-        agent.stage.add(**row(5))
+        agent.writer.add(**row(5))
         del agent
         gc.collect()
         assert other.get_all_transitions()["x"][:, 0].tolist() == [5]
@@ -66,11 +66,11 @@ def test_a_function_that_raises_while_it_is_collected(monkeypatch):
     monkeypatch.setattr("sys.unraisablehook", lambda error: told.append(error.exc_type))
     with PrioritizedReplayBuffer(10, FIELDS) as buffer:
         held = []
-        stage = buffer.explorer(priorities=lambda rows, held=held: 1 / held[0].rows_written)
-        held.append(stage)
-        stage.add(**row(1))
-        gone = weakref.ref(stage)
-        del held, stage
+        writer = buffer.writer(priorities=lambda rows, held=held: 1 / held[0].rows_written)
+        held.append(writer)
+        writer.add(**row(1))
+        gone = weakref.ref(writer)
+        del held, writer
         gc.collect()
         assert gone() is None and len(buffer) == 0
     assert told == [ZeroDivisionError]
@@ -125,23 +125,23 @@ def clear(object, type):
 
 def test_what_was_cleared_raises():
     with PrioritizedReplayBuffer(10, FIELDS) as buffer:
-        stage = buffer.explorer(priorities=lambda rows: rows["x"][:, 0])
-        stage.add(**row(1))
+        writer = buffer.writer(priorities=lambda rows: rows["x"][:, 0])
+        writer.add(**row(1))
         references = len(gc.get_referrers(buffer))
         for _ in range(2):
-            clear(stage, _core.Staging)
+            clear(writer, _core.StepWriter)
             assert len(gc.get_referrers(buffer)) == references - 1
             for call in (
-                lambda: stage.add(**row(1)),
-                stage.flush,
-                stage.on_episode_end,
-                lambda: stage.on_episode_end([0]),
+                lambda: writer.add(**row(1)),
+                writer.flush,
+                writer.on_episode_end,
+                lambda: writer.on_episode_end([0]),
             ):
-                with pytest.raises(BufferClosed, match="cannot use this staging"):
+                with pytest.raises(BufferClosed, match="cannot use this writer"):
                     call()
-        assert (stage.closed, stage.steps, stage.rows_staged) == (True, 0, 0)
-        assert "closed" in repr(stage)
-        stage.close()
+        assert (writer.closed, writer.steps, writer.rows_staged) == (True, 0, 0)
+        assert "closed" in repr(writer)
+        writer.close()
         assert len(buffer) == 0
 
         buffer.add(**row(2))
