@@ -79,9 +79,9 @@ MUTANTS = [
     Mutant(
         "the word is not looked at again after a read",
         "flaw 12",
-        "ring/slot_ring.hpp",
-        "        return word(slot).load(std::memory_order_relaxed) == expected;\n",
-        "        (void)slot, (void)expected; return true;\n",
+        "base/tsan.hpp",
+        "    return guard.load(std::memory_order_relaxed) == seen;\n",
+        "    (void)guard, (void)seen; return true;\n",
         "mpbuffer_stops --only row_copied --hits 200",
     ),
     Mutant(

@@ -21,6 +21,7 @@
 #include <vector>
 
 #include "base/error.hpp"
+#include "base/tsan.hpp"
 #include "forked_child.hpp"
 #include "os/file_locks.hpp"
 #include "segment/segment_file.hpp"
@@ -466,7 +467,7 @@ TEST_CASE("a child that is forked at any moment keeps no file that is only passe
 #endif
 
 // A sanitizer's allocator that a helping thread holds at the fork stays locked in the child.
-#if !defined(MPBUFFER_TSAN) && !defined(__SANITIZE_ADDRESS__)
+#if !MPBUFFER_TSAN && !defined(__SANITIZE_ADDRESS__)
 TEST_CASE("a child that goes on in the middle of its parent's creation gets an error") {
     const Watchdog watchdog;
     for (const bool named : {false, true}) {

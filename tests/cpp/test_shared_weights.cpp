@@ -14,6 +14,7 @@
 #include <vector>
 
 #include "base/error.hpp"
+#include "base/tsan.hpp"
 #include "buffer/replay_buffer.hpp"
 #include "forked_child.hpp"
 #include "ring_on_heap.hpp"
@@ -346,7 +347,7 @@ TEST_CASE("readers that were stopped or killed in their copies hold up nobody") 
 }
 
 // Sanitizers make a hundred instructions of one; these two cases are for the other builds.
-#if !defined(MPBUFFER_TSAN) && !defined(__SANITIZE_ADDRESS__)
+#if !MPBUFFER_TSAN && !defined(__SANITIZE_ADDRESS__)
 
 namespace {
 

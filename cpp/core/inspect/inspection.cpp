@@ -18,6 +18,7 @@
 #include <utility>
 
 #include "base/error.hpp"
+#include "base/tsan.hpp"
 #include "base/words.hpp"
 #include "os/file_locks.hpp"
 #include "os/fork_watch.hpp"
@@ -36,7 +37,7 @@ namespace {
 // Keeps a second look behind what was read before it. ThreadSanitizer knows no fences; nothing is
 // decided by a torn look but another one.
 void acquire_fence() {
-#ifndef MPBUFFER_TSAN
+#if !MPBUFFER_TSAN
     std::atomic_thread_fence(std::memory_order_acquire);
 #endif
 }

@@ -8,6 +8,7 @@
 #include "base/error.hpp"
 #include "base/guard.hpp"
 #include "base/stop_points.hpp"
+#include "base/tsan.hpp"
 
 namespace mpbuffer {
 
@@ -402,7 +403,7 @@ void Learner::announce(unsigned process, std::uint64_t pid, std::uint64_t since)
 void Learner::publish() {
     const std::uint64_t sequence = line_->sequence.load(std::memory_order_relaxed) | 1;
     line_->sequence.store(sequence, std::memory_order_relaxed);
-#ifndef MPBUFFER_TSAN
+#if !MPBUFFER_TSAN
     // Pairs with the reader's acquire load of the sequence: what follows is not seen before "odd".
     std::atomic_thread_fence(std::memory_order_release);
 #endif
