@@ -13,6 +13,7 @@
 #include <string>
 #include <vector>
 
+#include "base/clock.hpp"
 #include "base/error.hpp"
 #include "base/tsan.hpp"
 #include "buffer/replay_buffer.hpp"

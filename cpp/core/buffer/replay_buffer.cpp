@@ -5,12 +5,12 @@
 #include <algorithm>
 #include <chrono>
 #include <cmath>
-#include <ctime>
 #include <new>
 #include <set>
 #include <thread>
 #include <utility>
 
+#include "base/clock.hpp"
 #include "base/error.hpp"
 #include "base/stop_points.hpp"
 #include "base/words.hpp"
@@ -607,7 +607,7 @@ Learner& ReplayBuffer::learner() {
         throw;
     }
     local_->learner->announce(identity_.number, static_cast<std::uint64_t>(getpid()),
-                              nanoseconds_of(CLOCK_REALTIME));
+                              wall_clock_ns());
     return *local_->learner;
 }
 

@@ -3,9 +3,9 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
-#include <ctime>
 #include <optional>
 
+#include "base/clock.hpp"
 #include "base/error.hpp"
 #include "format/process_records.hpp"
 #include "format/ring_records.hpp"
@@ -179,10 +179,7 @@ const char* kind_in_words(RingKind kind) {
 }
 
 void seal(SegmentHeader& header, const std::string& description) {
-    timespec now{};
-    clock_gettime(CLOCK_REALTIME, &now);
-    header.created_at = static_cast<std::uint64_t>(now.tv_sec) * 1'000'000'000u +
-                        static_cast<std::uint64_t>(now.tv_nsec);
+    header.created_at = wall_clock_ns();
     header.checksum = header_checksum(header, description);
 }
 

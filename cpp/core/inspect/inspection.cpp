@@ -11,12 +11,12 @@
 #include <cerrno>
 #include <cmath>
 #include <cstdio>
-#include <ctime>
 #include <limits>
 #include <optional>
 #include <thread>
 #include <utility>
 
+#include "base/clock.hpp"
 #include "base/error.hpp"
 #include "base/tsan.hpp"
 #include "base/words.hpp"
@@ -554,11 +554,8 @@ class WeightsInspector {
         const std::uint64_t published_at = relaxed(slot.published_at);
         acquire_fence();
         if (relaxed(slot.version) != weights.version) return all;
-        timespec now{};
-        clock_gettime(CLOCK_MONOTONIC, &now);
-        const std::uint64_t ns = static_cast<std::uint64_t>(now.tv_sec) * 1'000'000'000u +
-                                 static_cast<std::uint64_t>(now.tv_nsec);
-        weights.age = ns - std::min(ns, published_at);
+        const std::uint64_t now = monotonic_ns();
+        weights.age = now - std::min(now, published_at);
         if (weights.version == 0 || weights.version > weights.newest) {
             all.push_back(
                 {"the version on offer",

@@ -1,6 +1,5 @@
 #include "segment/handle.hpp"
 
-#include <ctime>
 #include <exception>
 #include <new>
 #include <utility>
@@ -100,13 +99,6 @@ int SegmentHandle::locks(const char* verb) const {
 int SegmentHandle::data_descriptor() const {
     ready();
     return segment_.data_descriptor();
-}
-
-std::uint64_t nanoseconds_of(int clock) {
-    timespec now{};
-    clock_gettime(clock, &now);
-    return static_cast<std::uint64_t>(now.tv_sec) * 1'000'000'000u +
-           static_cast<std::uint64_t>(now.tv_nsec);
 }
 
 }  // namespace mpbuffer

@@ -80,7 +80,4 @@ class SegmentHandle : private ForkWatched {
     mutable OwnedDescriptor lock_fd_;
 };
 
-// A clock's time in ns.
-std::uint64_t nanoseconds_of(int clock);
-
 }  // namespace mpbuffer

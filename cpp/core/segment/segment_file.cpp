@@ -20,6 +20,7 @@
 #include <set>
 #include <utility>
 
+#include "base/clock.hpp"
 #include "base/error.hpp"
 #include "base/guard.hpp"
 #include "base/stop_points.hpp"
@@ -749,10 +750,7 @@ std::string segment_path(const std::string& name, const std::string& directory) 
 std::string generate_name() {
     std::uint64_t random = 0;
     if (getrandom(&random, sizeof random, GRND_NONBLOCK) != sizeof random) {
-        timespec now = {};
-        clock_gettime(CLOCK_MONOTONIC, &now);
-        random = static_cast<std::uint64_t>(now.tv_nsec) * 0x9e3779b97f4a7c15u +
-                 static_cast<std::uint64_t>(now.tv_sec);
+        random = monotonic_ns() * 0x9e3779b97f4a7c15u >> 16;
     }
     char name[40];
     std::snprintf(

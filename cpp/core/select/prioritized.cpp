@@ -2,9 +2,9 @@
 
 #include <algorithm>
 #include <chrono>
-#include <ctime>
 #include <thread>
 
+#include "base/clock.hpp"
 #include "base/error.hpp"
 #include "base/guard.hpp"
 #include "base/stop_points.hpp"
@@ -21,13 +21,6 @@ constexpr auto patience = std::chrono::milliseconds(500);
 // How many rows of one sample may be found overwritten before it gives up: far more than a writer
 // can cause who does not overwrite the whole buffer while a row is being copied.
 constexpr std::uint64_t redraws_beside_count = 10'000;
-
-std::uint64_t coarse_now() {
-    timespec now{};
-    clock_gettime(CLOCK_REALTIME_COARSE, &now);
-    return static_cast<std::uint64_t>(now.tv_sec) * 1'000'000'000u +
-           static_cast<std::uint64_t>(now.tv_nsec);
-}
 
 }  // namespace
 
@@ -420,7 +413,7 @@ void Learner::publish() {
     line_->draws.store(draws_, std::memory_order_relaxed);
     line_->lines_visited.store(tree_.lines_visited(), std::memory_order_relaxed);
     line_->rows_folded.store(rows_folded_, std::memory_order_relaxed);
-    line_->published_at.store(coarse_now(), std::memory_order_relaxed);
+    line_->published_at.store(coarse_wall_clock_ns(), std::memory_order_relaxed);
     line_->sequence.store(sequence + 1, std::memory_order_release);
 }
 

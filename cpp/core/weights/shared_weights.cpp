@@ -2,10 +2,10 @@
 
 #include <unistd.h>
 
-#include <ctime>
 #include <new>
 #include <utility>
 
+#include "base/clock.hpp"
 #include "base/error.hpp"
 #include "base/shared_copy.hpp"
 #include "base/words.hpp"
@@ -43,8 +43,6 @@ auto naming(const char* verb, const std::string& name, Call&& call) {
 }
 
 }  // namespace
-
-std::uint64_t monotonic_ns() { return nanoseconds_of(CLOCK_MONOTONIC); }
 
 std::unique_ptr<SharedWeights> SharedWeights::create(const WeightsSettings& settings,
                                                      std::span<const std::byte* const> first) {
@@ -275,7 +273,7 @@ void SharedWeights::take_role() {
     }
     publisher_ = true;
     announce(identity_.number, static_cast<std::uint64_t>(getpid()),
-             nanoseconds_of(CLOCK_REALTIME));
+             wall_clock_ns());
 }
 
 void SharedWeights::release_publisher() {

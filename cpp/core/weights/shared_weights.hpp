@@ -104,7 +104,4 @@ class SharedWeights final : public SegmentHandle {
     mutable SharedMutex asking_;  // by many: threads that read under no other mutex
 };
 
-// CLOCK_MONOTONIC in ns, as Publication::published_at.
-std::uint64_t monotonic_ns();
-
 }  // namespace mpbuffer

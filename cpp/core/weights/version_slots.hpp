@@ -53,7 +53,7 @@ namespace mpbuffer {
 
 struct Publication {
     std::uint64_t version = 0;  // 0: none
-    std::uint64_t published_at = 0;
+    std::uint64_t published_at = 0;  // as monotonic_ns() tells
 };
 
 class VersionSlots {
