@@ -228,8 +228,8 @@ def _print_report(report: Report) -> None:
         )
         facts.add_row(
             "its counts",
-            f"{learner['draws']:,} draws, {learner['updates']:,} updates, "
-            f"{learner['stale']:,} stale",
+            f"{learner['rows_folded']:,} rows folded, {learner['draws']:,} draws, "
+            f"{learner['updates']:,} updates, {learner['stale']:,} stale",
         )
     _show(facts)
     _print_processes(report)

@@ -251,6 +251,8 @@ def test_inspect_a_sound_buffer():
         report = inspected("cli.sound", 0)
         assert (report["rows"], report["claims"], report["abandoned_claims"]) == (50, 0, 0)
         assert report["learner"]["updates"] == 20 - buffer.learner_status().stale
+        assert report["learner"]["rows_folded"] == buffer.learner_status().rows_folded == 50
+        assert "50 rows folded, 20 draws" in outcome.stdout
         assert report["position"] == 50 + 120
         buffer.clear()
         assert inspected("cli.sound", 0)["rows"] == 0

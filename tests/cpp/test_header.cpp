@@ -12,6 +12,7 @@
 
 #include "base/error.hpp"
 #include "format/header.hpp"
+#include "format/role_line.hpp"
 #include "ring/slot_ring.hpp"
 #include "ring_on_heap.hpp"
 #include "segment/process_table.hpp"
@@ -97,7 +98,7 @@ TEST_CASE("the parts of a segment lie one after another, aligned, within the fil
                     end = offset + bytes;
                 };
                 next(header.process_table_offset, process_table_bytes, 64);
-                next(header.learner_line_offset, sizeof(LearnerLine), 64);
+                next(header.role_line_offset, sizeof(SharedRoleLine), 64);
                 next(ring.counters_offset, sizeof(RingCounters), 64);
                 next(ring.meta_offset, capacity * sizeof(SlotMeta), 64);
                 if (prioritized) {

@@ -179,7 +179,7 @@ TEST_CASE("create, publish, attach, last one out, without a name and with a temp
         CHECK_THROWS_AS(mine.publish(), BufferClosed);
         CHECK_THROWS_AS((void)mine.open_lock_descriptor(), BufferClosed);
         const OwnedDescriptor locks = other.open_lock_descriptor();
-        REQUIRE(try_lock(locks.number(), lock_byte::learner, LockKind::exclusive));
+        REQUIRE(try_lock(locks.number(), lock_byte::role, LockKind::exclusive));
         other.close(locks.number());
         CHECK(scratch.is_empty());
     }

@@ -108,15 +108,17 @@ TEST_CASE("one handle publishes at a time, and hands over") {
     try {
         publish_next(*other);
         CHECK(false);
-    } catch (const LearnerBusy& busy) {
+    } catch (const PublisherBusy& busy) {
         const std::string told = busy.what();
-        CHECK(told.find("pid " + std::to_string(getpid())) != std::string::npos);
+        CHECK(told.starts_with("cannot publish to '" + weights->name() + "': process 1 (pid " +
+                               std::to_string(getpid()) + ", running) is the publisher since 2"));
+        CHECK(told.ends_with(" UTC; close it or call release_publisher() there"));
     }
     CHECK(read_by(*other) == 1);
     weights->release_publisher();
     CHECK(other->publisher().process == 0);
     CHECK(publish_next(*other) == 2);
-    CHECK_THROWS_AS(publish_next(*weights), LearnerBusy);
+    CHECK_THROWS_AS(publish_next(*weights), PublisherBusy);
     other->close();
     CHECK(publish_next(*weights) == 3);
     CHECK(read_by(*weights) == 3);
@@ -249,7 +251,7 @@ TEST_CASE("a forked child's copy reads, and has not its parent's role") {
         parent.tell(read_by(*weights));
         try {
             publish_next(*weights);
-        } catch (const LearnerBusy&) {
+        } catch (const PublisherBusy&) {
             parent.tell(77);
         }
         parent.hear();
@@ -264,7 +266,7 @@ TEST_CASE("a forked child's copy reads, and has not its parent's role") {
     weights->release_publisher();
     child.tell();
     CHECK(child.hear() == 3);
-    CHECK_THROWS_AS(publish_next(*weights), LearnerBusy);
+    CHECK_THROWS_AS(publish_next(*weights), PublisherBusy);
     child.tell();
     CHECK(child.wait() == 0);
     CHECK(publish_next(*weights) == 4);

@@ -3,6 +3,7 @@
 #include <pybind11/stl.h>
 
 #include "base/guard.hpp"
+#include "convert/role_line.hpp"
 #include "inspect/inspection.hpp"
 #include "segment/segment_file.hpp"
 
@@ -11,8 +12,6 @@ namespace py = pybind11;
 namespace mpbuffer::bindings {
 
 namespace {
-
-double in_seconds(std::uint64_t nanoseconds) { return static_cast<double>(nanoseconds) * 1e-9; }
 
 // Bytes, because a damaged description need not be text.
 py::dict dict_of_header(const Inspection& report) {
@@ -44,15 +43,6 @@ py::dict dict_of_weights(const Inspection& report) {
     return all;
 }
 
-py::dict dict_of_publisher(const InspectedLearner& publisher) {
-    py::dict all;
-    all["role_held"] = publisher.role_held;
-    all["process"] = publisher.process;
-    all["pid"] = publisher.pid;
-    all["since"] = in_seconds(publisher.since);
-    return all;
-}
-
 py::list list_of_processes(const Inspection& report) {
     py::list all;
     for (const InspectedProcess& each : report.processes) {
@@ -67,24 +57,6 @@ py::list list_of_processes(const Inspection& report) {
         one["busy"] = each.busy;
         all.append(one);
     }
-    return all;
-}
-
-py::dict dict_of_learner(const InspectedLearner& learner) {
-    py::dict all;
-    all["role_held"] = learner.role_held;
-    all["process"] = learner.process;
-    all["pid"] = learner.pid;
-    all["since"] = in_seconds(learner.since);
-    all["folded"] = learner.folded;
-    all["sampleable"] = learner.sampleable;
-    all["total"] = learner.total;
-    all["least_leaf"] = learner.least_leaf;
-    all["updates"] = learner.updates;
-    all["stale"] = learner.stale;
-    all["draws"] = learner.draws;
-    all["nodes_visited"] = learner.lines_visited;
-    all["published_at"] = in_seconds(learner.published_at);
     return all;
 }
 
@@ -112,7 +84,8 @@ py::dict inspect(const std::string& name, bool every_slot) {
         all["description"] = py::bytes(report.description);
         all["weights"] = dict_of_weights(report);
         all["processes"] = list_of_processes(report);
-        all["publisher"] = dict_of_publisher(report.learner);
+        all["publisher"] = dict_of_holder(report.role.line.holder);
+        all["publisher"]["role_held"] = report.role.held;
         return all;
     }
     all["header"] = dict_of_header(report);
@@ -122,7 +95,9 @@ py::dict inspect(const std::string& name, bool every_slot) {
     all["max_priority"] = report.max_priority;
     all["rows_added"] = report.rows_added;
     all["processes"] = list_of_processes(report);
-    all["learner"] = dict_of_learner(report.learner);
+    all["learner"] = dict_of_learner(report.role.line);
+    all["learner"]["role_held"] = report.role.held;
+    all["learner"]["published_at"] = in_seconds(report.role.line.figures.published_at);
     if (every_slot) {
         all["claims"] = report.claims;
         all["abandoned_claims"] = report.abandoned_claims;

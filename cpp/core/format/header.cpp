@@ -9,6 +9,7 @@
 #include "base/error.hpp"
 #include "format/process_records.hpp"
 #include "format/ring_records.hpp"
+#include "format/role_line.hpp"
 #include "format/slot_word.hpp"
 #include "format/version_records.hpp"
 
@@ -40,7 +41,7 @@ std::uint64_t layout_signature() {
     for (const std::uint64_t value : {std::uint64_t{0x0102030405060708},
                                       std::uint64_t{sizeof(SegmentHeader)},
                                       std::uint64_t{sizeof(RingEntry)},
-                                      std::uint64_t{sizeof(LearnerLine)},
+                                      std::uint64_t{sizeof(SharedRoleLine)},
                                       std::uint64_t{sizeof(ProcessRecord)},
                                       std::uint64_t{offsetof(ProcessRecord, mapped_at)},
                                       std::uint64_t{offsetof(ProcessRecord, epochs_not_left)},
@@ -108,7 +109,7 @@ SegmentHeader place_everything(const WeightsShape& shape, std::uint64_t descript
     Planner planner(header_bytes);
     planner.place(description_bytes, 1);
     header.process_table_offset = planner.place(process_table_bytes, 64);
-    header.learner_line_offset = planner.place(sizeof(LearnerLine), 64);
+    header.role_line_offset = planner.place(sizeof(SharedRoleLine), 64);
     ring.counters_offset = planner.place(sizeof(VersionBoard), 64);
     ring.meta_offset = planner.place(shape.slots * sizeof(VersionSlot), 64);
     ring.readers_offset = planner.place((max_processes + 1) * sizeof(ReaderLine), 64);
@@ -131,7 +132,7 @@ SegmentHeader place_everything(const RingShape& shape, std::uint64_t description
     Planner planner(header_bytes);
     planner.place(description_bytes, 1);
     header.process_table_offset = planner.place(process_table_bytes, 64);
-    header.learner_line_offset = planner.place(sizeof(LearnerLine), 64);
+    header.role_line_offset = planner.place(sizeof(SharedRoleLine), 64);
     ring.counters_offset = planner.place(sizeof(RingCounters), 64);
     ring.meta_offset = planner.place(shape.capacity * sizeof(SlotMeta), 64);
     if (shape.prioritized) {

@@ -3,7 +3,7 @@
 //   0            SegmentHeader          magic, format, signature, checksum, table of rings
 //   4096         description            JSON of declared length, opaque to the core
 //   (64-aligned) process table          1022 records
-//                learner line           what the learner last published
+//                role line              who is the learner, and what it last published
 //                ring counters          cursor, clear_before, filled, max_priority
 //                slot words             16 bytes a slot
 //                leaf seqs, leaves      8 + 4 bytes a slot, of a prioritized ring only
@@ -20,14 +20,9 @@
 // them refuse each other, while compiler, Python and package versions do not matter.
 #pragma once
 
-#include <atomic>
-#include <chrono>
 #include <cstddef>
 #include <cstdint>
 #include <string>
-#include <thread>
-
-#include "base/guard.hpp"
 
 namespace mpbuffer {
 
@@ -37,7 +32,7 @@ constexpr char segment_magic[8] = {'m', 'p', 'b', 'u', 'f', 'f', 'e', 'r'};
 
 constexpr std::uint32_t segment_format = 1;
 // Raised by a build that uses the same layout in a way that earlier ones do not understand.
-constexpr std::uint64_t protocol_revision = 2;
+constexpr std::uint64_t protocol_revision = 3;
 constexpr std::size_t header_bytes = 4096;
 constexpr unsigned max_ring_entries = 8;
 
@@ -70,7 +65,7 @@ struct SegmentHeader {
     std::uint64_t total_bytes;
     std::uint64_t description_bytes;
     std::uint64_t process_table_offset;
-    std::uint64_t learner_line_offset;
+    std::uint64_t role_line_offset;
     std::uint64_t seed;
     std::uint64_t created_at;  // ns since the epoch
     std::uint64_t reserved[6];
@@ -78,56 +73,6 @@ struct SegmentHeader {
 };
 static_assert(sizeof(SegmentHeader) == 128 + max_ring_entries * sizeof(RingEntry));
 static_assert(sizeof(SegmentHeader) <= header_bytes);
-
-// What the learner last published, under a sequence word of its own: odd while it is being written.
-struct alignas(64) LearnerLine {
-    std::atomic<std::uint64_t> sequence;
-    std::atomic<std::uint64_t>
-        process;  // number of the holder of the role, its pid, since when (ns)
-    std::atomic<std::uint64_t> pid;
-    std::atomic<std::uint64_t> since;
-    std::atomic<std::uint64_t> folded;
-    std::atomic<std::uint64_t> sampleable;
-    std::atomic<double> total;
-    std::atomic<double> least_leaf;
-    std::atomic<std::uint64_t> updates;
-    std::atomic<std::uint64_t> stale;
-    std::atomic<std::uint64_t> draws;
-    std::atomic<std::uint64_t> lines_visited;
-    std::atomic<std::uint64_t> published_at;
-    std::atomic<std::uint64_t> rows_folded;
-    std::uint64_t reserved[2];
-};
-static_assert(sizeof(LearnerLine) == 128);
-
-// Reads the line by `read`, whose loads are acquire or stronger, until nobody has written
-// meanwhile; false after so many looks.
-template <class Read>
-bool read_whole(const LearnerLine& line, int looks, Read&& read) {
-    for (int look = 0; look < looks; ++look) {
-        // Acquire: pairs with the release of the sequence that the writer stores last. Relaxed at
-        // the end: the loads before it are acquire.
-        const std::uint64_t sequence = line.sequence.load(std::memory_order_acquire);
-        read();
-        if (sequence % 2 == 0 && line.sequence.load(std::memory_order_relaxed) == sequence) {
-            return true;
-        }
-    }
-    return false;
-}
-
-// The same for some 20 ms: false if its writer died or was stopped in the middle. Within a
-// CoreCall.
-template <class Read>
-bool read_patiently(const LearnerLine& line, Read&& read) {
-    constexpr int looks_at_once = 64;
-    for (int pause = 0; pause < 20; ++pause) {
-        if (read_whole(line, looks_at_once, read)) return true;
-        let_others_run();
-        std::this_thread::sleep_for(std::chrono::milliseconds(1));
-    }
-    return read_whole(line, looks_at_once, read);
-}
 
 struct RingShape {
     std::uint64_t capacity;

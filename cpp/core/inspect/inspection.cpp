@@ -128,6 +128,19 @@ struct Suspicion {
     std::string details;
 };
 
+InspectedRole look_at_role(const SharedRoleLine& line, const ReadOnlyFile& file) {
+    const auto whole = line.load();
+    return {held_elsewhere(file.descriptor(), lock_byte::role), whole.has_value(),
+            whole.value_or(line.load_torn())};
+}
+
+void note_ended_holder(const std::string& title, Inspection& report) {
+    const RoleHolder& holder = report.role.line.holder;
+    if (holder.process == 0 || report.role.held) return;
+    report.notes.push_back("the " + title + " (process " + text_of(holder.process) + ", pid " +
+                           text_of(holder.pid) + ") ended without giving up its role; it is free");
+}
+
 class Inspector {
   public:
     Inspector(const ReadOnlyFile& file, Inspection& report, std::chrono::microseconds pause)
@@ -139,7 +152,7 @@ class Inspector {
           processes_(file.data() + report.header.process_table_offset),
           counters_(*at<RingCounters>(ring_.counters_offset)),
           meta_(at<SlotMeta>(ring_.meta_offset)),
-          line_(*at<LearnerLine>(report.header.learner_line_offset)) {
+          line_(*at<SharedRoleLine>(report.header.role_line_offset)) {
         if (ring_.prioritized != 0) {
             leaf_seq_ = at<std::atomic<std::uint64_t>>(ring_.leaf_seq_offset);
             leaf_ = at<float>(ring_.leaf_offset);
@@ -155,7 +168,7 @@ class Inspector {
         for (unsigned number = 1; number <= processes_.high_water(); ++number) {
             take_process(number);
         }
-        report_.learner = read_learner_line();
+        report_.role = look_at_role(line_, file_);
         take_notes_of_learner();
         report_.rows = report_.counted_rows;
         if (doubtful()) count_slots();
@@ -237,33 +250,9 @@ class Inspector {
              counts.busy.load(std::memory_order_acquire) != 0});
     }
 
-    InspectedLearner read_learner_line() const {
-        InspectedLearner read{};
-        read.whole = read_whole(line_, 64, [&] {
-            read.process = line_.process.load();
-            read.pid = line_.pid.load();
-            read.since = line_.since.load();
-            read.folded = line_.folded.load();
-            read.sampleable = line_.sampleable.load();
-            read.total = line_.total.load();
-            read.least_leaf = line_.least_leaf.load();
-            read.updates = line_.updates.load();
-            read.stale = line_.stale.load();
-            read.draws = line_.draws.load();
-            read.lines_visited = line_.lines_visited.load();
-            read.published_at = line_.published_at.load();
-        });
-        read.role_held = held_elsewhere(file_.descriptor(), lock_byte::learner);
-        return read;
-    }
-
     void take_notes_of_learner() {
-        const InspectedLearner& learner = report_.learner;
-        if (learner.process != 0 && !learner.role_held) {
-            note("the learner (process " + std::to_string(learner.process) + ", pid " +
-                 std::to_string(learner.pid) + ") ended without giving up its role; it is free");
-        }
-        if (!learner.whole && !learner.role_held) {
+        note_ended_holder("learner", report_);
+        if (!report_.role.whole && !report_.role.held) {
             note("the learner died while it published its figures; its successor writes new ones");
         }
     }
@@ -319,13 +308,14 @@ class Inspector {
     }
 
     void add_suspicions_of_learner(std::vector<Suspicion>& all) const {
-        const InspectedLearner learner = read_learner_line();
-        if (!learner.whole || line_.sequence.load() == 0) return;
+        const auto line = line_.load();
+        if (!line || !line_.ever_stored()) return;
+        const LearnerFigures& learner = line->figures;
         const auto expect = [&all](bool right, const char* about, const std::string& details) {
             if (!right) all.push_back({about, details});
         };
-        expect(learner.process <= max_processes, "the learner's process number",
-               " is " + text_of(learner.process));
+        expect(line->holder.process <= max_processes, "the learner's process number",
+               " is " + text_of(line->holder.process));
         const std::uint64_t position = counters_.bounds().position;
         expect(learner.folded <= position, "the learner",
                " has taken rows up to position " + text_of(learner.folded) + " of " +
@@ -486,7 +476,7 @@ class Inspector {
     ProcessTable processes_;
     const RingCounters& counters_;
     const SlotMeta* meta_;
-    const LearnerLine& line_;
+    const SharedRoleLine& line_;
     const std::atomic<std::uint64_t>* leaf_seq_ = nullptr;
     float* leaf_ = nullptr;
     std::array<std::array<std::optional<bool>, 1u << slot_word::epoch_bits>,
@@ -506,7 +496,7 @@ class WeightsInspector {
           board_(*at<VersionBoard>(ring_.counters_offset)),
           slots_(at<VersionSlot>(ring_.meta_offset)),
           lines_(at<ReaderLine>(ring_.readers_offset)),
-          role_(*at<LearnerLine>(report.header.learner_line_offset)) {}
+          role_(*at<SharedRoleLine>(report.header.role_line_offset)) {}
 
     void take_figures() {
         std::vector<Suspicion> suspicions = look();
@@ -596,18 +586,8 @@ class WeightsInspector {
     }
 
     void take_publisher() {
-        InspectedLearner& publisher = report_.learner;
-        publisher.whole = read_whole(role_, 64, [&] {
-            publisher.process = role_.process.load();
-            publisher.pid = role_.pid.load();
-            publisher.since = role_.since.load();
-        });
-        publisher.role_held = held_elsewhere(file_.descriptor(), lock_byte::learner);
-        if (publisher.process != 0 && !publisher.role_held) {
-            report_.notes.push_back("the publisher (process " + text_of(publisher.process) +
-                                    ", pid " + text_of(publisher.pid) +
-                                    ") ended without giving up its role; it is free");
-        }
+        report_.role = look_at_role(role_, file_);
+        note_ended_holder("publisher", report_);
     }
 
     const ReadOnlyFile& file_;
@@ -618,7 +598,7 @@ class WeightsInspector {
     const VersionBoard& board_;
     const VersionSlot* slots_;
     const ReaderLine* lines_;
-    const LearnerLine& role_;
+    const SharedRoleLine& role_;
 };
 
 }  // namespace

@@ -19,12 +19,12 @@
 namespace mpbuffer {
 
 namespace lock_byte {
-constexpr std::uint64_t learner = 0;
+constexpr std::uint64_t role = 0;  // a buffer's learner, the publisher of weights
 constexpr std::uint64_t first_process = 1;
 constexpr std::uint64_t last_process = 1022;
 constexpr std::uint64_t guard = 1023;
-constexpr std::uint64_t first_further_learner = 1024;
-constexpr std::uint64_t last_further_learner = 1087;
+constexpr std::uint64_t first_further_role = 1024;
+constexpr std::uint64_t last_further_role = 1087;
 constexpr std::uint64_t presence = 1088;
 constexpr std::uint64_t origin = std::uint64_t{1} << 40;  // file offset of byte 0
 }  // namespace lock_byte

@@ -16,6 +16,7 @@
 #include "os/fork_watch.hpp"
 #include "os/owned_descriptor.hpp"
 #include "segment/process_table.hpp"
+#include "segment/role.hpp"
 #include "segment/segment_file.hpp"
 
 namespace mpbuffer {
@@ -28,7 +29,8 @@ class SegmentHandle : private ForkWatched {
     int data_descriptor() const;
 
   protected:
-    SegmentHandle(SharedSegment segment, const SegmentHeader& header, std::string description);
+    SegmentHandle(SharedSegment segment, const SegmentHeader& header, std::string description,
+                  RoleKind role);
     // close() and unwatch() are the derived destructor's, while the object is whole.
     ~SegmentHandle() override = default;
 
@@ -57,7 +59,7 @@ class SegmentHandle : private ForkWatched {
     SegmentHeader header_;
     std::string name_;
     mutable ProcessTable processes_;  // a view: enrolling changes the segment, not the view
-    LearnerLine* line_;               // who has the role
+    Role role_;
     mutable Identity identity_;
 
   private:

@@ -52,7 +52,7 @@
 namespace mpbuffer {
 
 struct Publication {
-    std::uint64_t version = 0;  // 0: none
+    std::uint64_t version = 0;       // 0: none
     std::uint64_t published_at = 0;  // as monotonic_ns() tells
 };
 
