@@ -3,6 +3,7 @@
 #include <pybind11/stl.h>
 
 #include "base/guard.hpp"
+#include "base/words.hpp"
 #include "convert/role_line.hpp"
 #include "inspect/inspection.hpp"
 #include "segment/segment_file.hpp"
@@ -50,6 +51,7 @@ py::list list_of_processes(const Inspection& report) {
         one["number"] = each.number;
         one["pid"] = each.pid;
         one["state"] = std::string(1, each.state);
+        one["state_in_words"] = state_in_words(each.state);
         one["rows"] = each.rows;
         one["skips"] = each.skips;
         one["steals"] = each.steals;

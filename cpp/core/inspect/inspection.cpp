@@ -20,9 +20,9 @@
 #include "base/error.hpp"
 #include "base/tsan.hpp"
 #include "base/words.hpp"
+#include "os/descriptor.hpp"
 #include "os/file_locks.hpp"
 #include "os/fork_watch.hpp"
-#include "os/passing_descriptor.hpp"
 #include "ring/slot_ring.hpp"
 #include "segment/process_table.hpp"
 #include "segment/segment_file.hpp"
@@ -50,12 +50,7 @@ class ReadOnlyFile final : private ForkWatched {
   public:
     ReadOnlyFile(const std::string& path, bool follow, const std::string& verb)
         : file_([&path, follow] {
-              const int flags = O_RDONLY | O_NONBLOCK | O_CLOEXEC | (follow ? 0 : O_NOFOLLOW);
-              int fd;
-              do {
-                  fd = open(path.c_str(), flags);
-              } while (fd == -1 && errno == EINTR);
-              return fd;
+              return open_retrying(path.c_str(), O_RDONLY | O_NONBLOCK | (follow ? 0 : O_NOFOLLOW));
           }) {
         if (file_.number() == -1) {
             switch (errno) {

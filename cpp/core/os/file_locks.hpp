@@ -52,11 +52,4 @@ int open_lock_descriptor(int data_fd);
 // exclude one another there. Takes the guard byte for a moment.
 void require_ofd_locks(int data_fd);
 
-// What the descriptor is open on, as /proc tells it; "descriptor 7" if it does not.
-std::string descriptor_path(int fd);
-
-// Moves a descriptor off 0, 1 and 2, where a program that closed them would print into it.
-// Takes fd over, also when it throws.
-int move_above_standard_streams(int fd);
-
 }  // namespace mpbuffer

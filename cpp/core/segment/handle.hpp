@@ -13,8 +13,8 @@
 
 #include "base/guard.hpp"
 #include "format/header.hpp"
+#include "os/descriptor.hpp"
 #include "os/fork_watch.hpp"
-#include "os/owned_descriptor.hpp"
 #include "segment/process_table.hpp"
 #include "segment/role.hpp"
 #include "segment/segment_file.hpp"

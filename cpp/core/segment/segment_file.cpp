@@ -24,6 +24,7 @@
 #include "base/error.hpp"
 #include "base/guard.hpp"
 #include "base/stop_points.hpp"
+#include "os/descriptor.hpp"
 #include "os/file_locks.hpp"
 #include "os/nameless_memory.hpp"
 
@@ -101,14 +102,6 @@ void sleep_a_millisecond() {
     nanosleep(&pause, nullptr);
 }
 
-int open_retrying(const char* path, int flags, mode_t mode = 0) {
-    int fd;
-    do {
-        fd = open(path, flags | O_CLOEXEC, mode);
-    } while (fd == -1 && errno == EINTR);
-    return fd < 0 ? fd : move_above_standard_streams(fd);
-}
-
 bool resolves_to(const std::string& path, int fd) {
     struct stat named;
     struct stat opened;
@@ -139,7 +132,7 @@ Removal remove_if_dead(const std::string& path, bool temporary,
     }
     if (!S_ISREG(facts.st_mode) || facts.st_uid != geteuid()) return Removal::not_ours;
     const PassingDescriptor file(
-        [&] { return open_retrying(path.c_str(), O_RDWR | O_NOFOLLOW | O_NONBLOCK); });
+        [&] { return open_to_keep(path.c_str(), O_RDWR | O_NOFOLLOW | O_NONBLOCK); });
     if (file.number() < 0) return errno == ENOENT ? Removal::absent : Removal::not_ours;
     if (fstat(file.number(), &facts) == -1 || !S_ISREG(facts.st_mode) ||
         facts.st_uid != geteuid()) {
@@ -211,13 +204,13 @@ std::vector<std::string> names_in(const std::string& directory) {
 // out with an empty file, as giving a name works only once. Under a ForkPause.
 int open_tmpfile(const std::string& directory) {
     const int flags = O_TMPFILE | O_RDWR;
-    const PassingDescriptor trial([&] { return open_retrying(directory.c_str(), flags, 0600); });
+    const PassingDescriptor trial([&] { return open_to_keep(directory.c_str(), flags, 0600); });
     if (trial.number() < 0) return -1;
     const std::string path = path_of(directory, temporary_prefix + generate_name());
     const std::string link = "/proc/self/fd/" + std::to_string(trial.number());
     if (linkat(AT_FDCWD, link.c_str(), AT_FDCWD, path.c_str(), AT_SYMLINK_FOLLOW) == -1) return -1;
     unlink(path.c_str());
-    return open_retrying(directory.c_str(), flags, 0600);
+    return open_to_keep(directory.c_str(), flags, 0600);
 }
 
 // Begins with the process whose pid the name has: its creator.
@@ -231,7 +224,7 @@ bool find_by_name(const std::string& name, IsIt&& is_it) {
 
 bool is_published(const NamelessPlace& place, std::uint64_t id) {
     const PassingDescriptor file(
-        [&] { return open_retrying(place.path.c_str(), O_RDONLY | O_NONBLOCK); });
+        [&] { return open_to_keep(place.path.c_str(), O_RDONLY | O_NONBLOCK); });
     return file.number() >= 0 && is_nameless(file.number(), place.label, id);
 }
 
@@ -445,7 +438,7 @@ void SharedSegment::open_file(const std::string& verb, const SegmentOptions& opt
     for (int attempt = 0; !is_open(); ++attempt) {
         const std::string path = path_of(directory_, temporary_prefix + generate_name());
         const int flags = O_RDWR | O_CREAT | O_EXCL | O_NOFOLLOW;
-        PassingDescriptor file([&] { return open_retrying(path.c_str(), flags, 0600); });
+        PassingDescriptor file([&] { return open_to_keep(path.c_str(), flags, 0600); });
         if (file.number() < 0) throw_creation_failure(verb, options.directory, errno);
         stop_point(StopPoint::segment_made);
         fchmod(file.number(), 0600);
@@ -522,7 +515,7 @@ SharedSegment SharedSegment::attach(const std::string& name, const SegmentOption
     const std::string verb = "cannot attach '" + name + "'";
     for (int attempt = 0; attempt < patience_in_milliseconds; ++attempt) {
         PassingDescriptor file(
-            [&] { return open_retrying(path.c_str(), O_RDWR | O_NOFOLLOW | O_NONBLOCK); });
+            [&] { return open_to_keep(path.c_str(), O_RDWR | O_NOFOLLOW | O_NONBLOCK); });
         if (file.number() < 0) {
             switch (errno) {
                 case ENOENT:
@@ -562,7 +555,7 @@ bool SharedSegment::attach_nameless(const std::string& verb) {
     if (id == 0) return false;
     return find_by_name(name_, [&](const NamelessPlace& place) {
         PassingDescriptor file(
-            [&] { return open_retrying(place.path.c_str(), O_RDWR | O_NONBLOCK); });
+            [&] { return open_to_keep(place.path.c_str(), O_RDWR | O_NONBLOCK); });
         if (file.number() < 0 || !is_nameless(file.number(), place.label, id)) return false;
         const std::size_t bytes = require_segment_file(file.number(), place.path, verb);
         if (!take_presence(file.number())) return false;
@@ -653,7 +646,7 @@ int SharedSegment::fresh_description() const {
     if (!data_fd_.ours() && !path_.empty()) {
         const int flags = O_RDWR | O_NOFOLLOW | O_NONBLOCK;
         const ForkPause pause;
-        PassingDescriptor file([&] { return open_retrying(path_.c_str(), flags); });
+        PassingDescriptor file([&] { return open_to_keep(path_.c_str(), flags); });
         if (file.number() >= 0 && data_fd_.same_file(file.number())) return file.release(pause);
     }
     return mpbuffer::open_lock_descriptor(

@@ -33,11 +33,10 @@
 #include <vector>
 
 #include "format/header.hpp"
+#include "os/descriptor.hpp"
 #include "os/fork_watch.hpp"
 #include "os/memory_room.hpp"
-#include "os/owned_descriptor.hpp"
 #include "os/pages.hpp"
-#include "os/passing_descriptor.hpp"
 
 namespace mpbuffer {
 
