@@ -183,10 +183,10 @@ TEST_CASE("damage after attach is told, and nothing outside is read or waited fo
         mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_SHARED, weights->data_descriptor(), 0);
     REQUIRE(memory != MAP_FAILED);
     auto* const base = static_cast<std::byte*>(memory);
-    const RingEntry& ring = header.ring[0];
-    auto* const board = reinterpret_cast<VersionBoard*>(base + ring.counters_offset);
-    auto* const slots = reinterpret_cast<VersionSlot*>(base + ring.meta_offset);
-    auto* const lines = reinterpret_cast<ReaderLine*>(base + ring.readers_offset);
+    const WeightsEntry& parts = header.weights;
+    auto* const board = reinterpret_cast<VersionBoard*>(base + parts.board_offset);
+    auto* const slots = reinterpret_cast<VersionSlot*>(base + parts.slots_offset);
+    auto* const lines = reinterpret_cast<ReaderLine*>(base + parts.readers_offset);
 
     board->offer = offer_word::make(1, 77, 0);
     Arrays got;

@@ -18,7 +18,7 @@ namespace {
 py::dict dict_of_header(const Inspection& report) {
     const RingEntry& ring = report.header.ring[0];
     py::dict all;
-    all["format"] = report.header.format;
+    all["format"] = format_in_words(report.header.format);
     all["created_at"] = in_seconds(report.header.created_at);
     all["description"] = py::bytes(report.description);
     all["prioritized"] = ring.prioritized != 0;
@@ -31,10 +31,9 @@ py::dict dict_of_header(const Inspection& report) {
 }
 
 py::dict dict_of_weights(const Inspection& report) {
-    const RingEntry& ring = report.header.ring[0];
     py::dict all;
-    all["slots"] = ring.capacity;
-    all["bytes"] = ring.row_bytes;
+    all["slots"] = report.header.weights.slots;
+    all["bytes"] = report.header.weights.bytes;
     all["version"] = report.weights.version;
     all["newest"] = report.weights.newest;
     all["age"] = in_seconds(report.weights.age);
@@ -79,9 +78,9 @@ py::dict inspect(const std::string& name, bool every_slot) {
     all["notes"] = report.notes;
     all["readable"] = report.refusal.empty();
     if (!report.refusal.empty()) return all;
-    all["kind"] = report.header.ring[0].kind == RingKind::weights ? "weights" : "transitions";
-    if (report.header.ring[0].kind == RingKind::weights) {
-        all["format"] = report.header.format;
+    all["kind"] = report.header.kind == SegmentKind::weights ? "weights" : "transitions";
+    if (report.header.kind == SegmentKind::weights) {
+        all["format"] = format_in_words(report.header.format);
         all["created_at"] = in_seconds(report.header.created_at);
         all["description"] = py::bytes(report.description);
         all["weights"] = dict_of_weights(report);

@@ -486,11 +486,11 @@ class WeightsInspector {
         : file_(file),
           report_(report),
           pause_(pause),
-          ring_(report.header.ring[0]),
+          entry_(report.header.weights),
           processes_(file.data() + report.header.process_table_offset),
-          board_(*at<VersionBoard>(ring_.counters_offset)),
-          slots_(at<VersionSlot>(ring_.meta_offset)),
-          lines_(at<ReaderLine>(ring_.readers_offset)),
+          board_(*at<VersionBoard>(entry_.board_offset)),
+          slots_(at<VersionSlot>(entry_.slots_offset)),
+          lines_(at<ReaderLine>(entry_.readers_offset)),
           role_(*at<SharedRoleLine>(report.header.role_line_offset)) {}
 
     void take_figures() {
@@ -529,9 +529,9 @@ class WeightsInspector {
         const std::uint64_t word = board_.offer.load(std::memory_order_acquire);
         weights.newest = offer_word::newest(word);
         const std::uint64_t offered = offer_word::offered(word);
-        if (offered >= ring_.capacity) {
+        if (offered >= entry_.slots) {
             all.push_back(
-                {"the offer", " is slot " + text_of(offered) + " of " + text_of(ring_.capacity)});
+                {"the offer", " is slot " + text_of(offered) + " of " + text_of(entry_.slots)});
             return all;
         }
         const VersionSlot& slot = slots_[offered];
@@ -546,10 +546,10 @@ class WeightsInspector {
                 {"the version on offer",
                  " is " + text_of(weights.version) + ", expected 1 to " + text_of(weights.newest)});
         }
-        if (offer_word::has_pending(word) && offer_word::pending(word) >= ring_.capacity) {
+        if (offer_word::has_pending(word) && offer_word::pending(word) >= entry_.slots) {
             all.push_back({"the version that waits", " is in slot " +
                                                          std::to_string(offer_word::pending(word)) +
-                                                         " of " + text_of(ring_.capacity)});
+                                                         " of " + text_of(entry_.slots)});
         }
         const std::uint64_t used = relaxed(board_.lines_used);
         if (used > max_processes) {
@@ -557,7 +557,7 @@ class WeightsInspector {
         }
         for (unsigned number = 0; number <= max_processes; ++number) {
             const unsigned slot_plus_one = reader_mark::slot_plus_one(relaxed(lines_[number].mark));
-            if (slot_plus_one > ring_.capacity) {
+            if (slot_plus_one > entry_.slots) {
                 all.push_back({"reader " + std::to_string(number),
                                " is reading slot " + std::to_string(slot_plus_one - 1)});
             }
@@ -588,7 +588,7 @@ class WeightsInspector {
     const ReadOnlyFile& file_;
     Inspection& report_;
     std::chrono::microseconds pause_;
-    const RingEntry& ring_;
+    const WeightsEntry& entry_;
     ProcessTable processes_;
     const VersionBoard& board_;
     const VersionSlot* slots_;
@@ -623,14 +623,14 @@ Inspection inspect_segment(const std::string& name, Scrutiny scrutiny, const std
     }
     try {
         report.header =
-            read_header(file.data(), file.size(), name, report.description, RingKind::none);
+            read_header(file.data(), file.size(), name, report.description, SegmentKind::none);
     } catch (const SegmentMismatch& mismatch) {
         report.refusal = mismatch.what();
         ++report.damages;
         report.damage.push_back(report.refusal);
         return report;
     }
-    if (report.header.ring[0].kind == RingKind::weights) {
+    if (report.header.kind == SegmentKind::weights) {
         WeightsInspector(file, report, pause).take_figures();
         return report;
     }

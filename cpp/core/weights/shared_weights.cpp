@@ -64,8 +64,8 @@ std::unique_ptr<SharedWeights> SharedWeights::create(const WeightsSettings& sett
 
 std::unique_ptr<SharedWeights> SharedWeights::open(SharedSegment segment) {
     std::string description;
-    const SegmentHeader header =
-        read_header(segment.data(), segment.size(), segment.name(), description, RingKind::weights);
+    const SegmentHeader header = read_header(segment.data(), segment.size(), segment.name(),
+                                             description, SegmentKind::weights);
     std::unique_ptr<SharedWeights> weights(
         new SharedWeights(std::move(segment), header, std::move(description)));
     weights->start();
@@ -90,10 +90,11 @@ std::unique_ptr<SharedWeights> SharedWeights::attach_descriptor(int fd, const st
 SharedWeights::SharedWeights(SharedSegment segment, const SegmentHeader& header,
                              std::string description)
     : SegmentHandle(std::move(segment), header, std::move(description), RoleKind::publisher) {
-    const RingEntry& ring = header_.ring[0];
-    slots_ = VersionSlots(at<VersionBoard>(ring.counters_offset), at<VersionSlot>(ring.meta_offset),
-                          slot_count(), at<ReaderLine>(ring.readers_offset), max_processes + 1,
-                          at<std::byte>(ring.records_offset), ring.stride);
+    const WeightsEntry& weights = header_.weights;
+    slots_ =
+        VersionSlots(at<VersionBoard>(weights.board_offset), at<VersionSlot>(weights.slots_offset),
+                     slot_count(), at<ReaderLine>(weights.readers_offset), max_processes + 1,
+                     at<std::byte>(weights.versions_offset), weights.stride);
     naming("attach", name_, [this] { return slots_.offer_now(); });
 }
 

@@ -49,8 +49,8 @@ class SharedWeights final : public SegmentHandle {
     // else is left. Waits for calls of other threads. Twice is once.
     void close() noexcept;
 
-    std::uint64_t bytes() const { return header_.ring[0].row_bytes; }
-    unsigned slot_count() const { return static_cast<unsigned>(header_.ring[0].capacity); }
+    std::uint64_t bytes() const { return header_.weights.bytes; }
+    unsigned slot_count() const { return static_cast<unsigned>(header_.weights.slots); }
 
     // After attach: how long each array is, by the description. SegmentMismatch if the segment's
     // versions are of another length.
