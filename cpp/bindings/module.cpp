@@ -20,6 +20,7 @@
 #include "gil.hpp"
 #include "numpy_api.hpp"
 #include "os/end_with_learner.hpp"
+#include "segment/names.hpp"
 #include "source_digest.hpp"
 #include "types/batch_gatherer.hpp"
 #include "types/buffer.hpp"

@@ -24,6 +24,7 @@
 #include "forked_child.hpp"
 #include "os/file_locks.hpp"
 #include "ring_on_heap.hpp"
+#include "segment/sweep.hpp"
 
 using namespace mpbuffer;
 
@@ -643,7 +644,7 @@ TEST_CASE("a child that never uses its copy keeps none of its dead parent's lock
     // The idle grandchild still has the mapping, so the name stays.
     CHECK_FALSE(scratch.is_empty());
     kill(idle, SIGKILL);
-    CHECK(comes_true([&] { return !SharedSegment::sweep(scratch.path()).empty(); }));
+    CHECK(comes_true([&] { return !sweep_segments(scratch.path()).empty(); }));
     CHECK(scratch.is_empty());
 }
 

@@ -19,6 +19,8 @@
 #include "buffer/replay_buffer.hpp"
 #include "forked_child.hpp"
 #include "ring_on_heap.hpp"
+#include "segment/names.hpp"
+#include "segment/sweep.hpp"
 #include "weights/shared_weights.hpp"
 
 using namespace mpbuffer;
@@ -144,7 +146,7 @@ TEST_CASE("a closed handle refuses, and the last one removes the name") {
 
 TEST_CASE("what cannot be is refused, and leaves nothing behind") {
     const auto of_this_process = [] {  // of others', some come and go
-        auto names = SharedSegment::list();
+        auto names = list_segments();
         std::erase_if(names, [](const std::string& name) {
             return name.rfind(std::to_string(getpid()) + "-", 0) != 0;
         });

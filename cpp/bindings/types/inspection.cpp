@@ -7,6 +7,7 @@
 #include "convert/role_line.hpp"
 #include "inspect/inspection.hpp"
 #include "segment/segment_file.hpp"
+#include "segment/sweep.hpp"
 
 namespace py = pybind11;
 
@@ -118,10 +119,10 @@ py::list list_of_names(const std::vector<std::string>& names) {
     return all;
 }
 
-py::list segments() { return list_of_names(SharedSegment::list()); }
+py::list segments() { return list_of_names(list_segments()); }
 
 py::list sweep(bool look_only) {
-    return list_of_names(SharedSegment::sweep(SegmentOptions{}.directory, look_only));
+    return list_of_names(sweep_segments(SegmentOptions{}.directory, look_only));
 }
 
 }  // namespace

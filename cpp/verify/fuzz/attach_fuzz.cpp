@@ -27,6 +27,7 @@
 #include "os/file_locks.hpp"
 #include "os/process_stat.hpp"
 #include "ring/slot_ring.hpp"
+#include "segment/names.hpp"
 #include "segment/process_table.hpp"
 #include "segment/segment_file.hpp"
 #include "select/sum_tree.hpp"

@@ -15,6 +15,8 @@
 
 #include "base/error.hpp"
 #include "format/header.hpp"
+#include "segment/names.hpp"
+#include "segment/sweep.hpp"
 
 namespace stops {
 
