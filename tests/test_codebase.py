@@ -185,8 +185,8 @@ def test_core_has_no_volatile_and_no_assert(path):
     assert not {"cassert", "assert.h"} & set(includes(path)[1])
 
 
-# They wait with a condition variable, which needs one; who holds it waits for nothing else.
-WAIT_WITH_STANDARD_MUTEXES = {"pages.cpp", "batch_gatherer.cpp"}
+# It waits with a condition variable, which needs one; who holds it waits for nothing else.
+WAIT_WITH_STANDARD_MUTEXES = {"batch_gatherer.cpp"}
 
 
 @pytest.mark.parametrize("path", core_files + binding_files, ids=named)

@@ -251,6 +251,8 @@ def test_inspect_a_sound_buffer():
         report = inspected("cli.sound", 0)
         assert (report["rows"], report["claims"], report["abandoned_claims"]) == (50, 0, 0)
         assert report["learner"]["updates"] == 20 - buffer.learner_status().stale
+        assert report["learner"]["rows_folded"] == buffer.learner_status().rows_folded == 50
+        assert "50 rows folded, 20 draws" in outcome.stdout
         assert report["position"] == 50 + 120
         buffer.clear()
         assert inspected("cli.sound", 0)["rows"] == 0
@@ -319,7 +321,7 @@ class Places:
     def __init__(self, data):
         (self.capacity,) = struct.unpack_from("<Q", data, 128 + 8)
         counters, meta, leaf_seq, leaf, _ = struct.unpack_from("<5Q", data, 128 + 48)
-        self.process_table, self.learner_line = struct.unpack_from("<2Q", data, 48)
+        self.process_table, self.role_line = struct.unpack_from("<2Q", data, 48)
         self.cursor, self.clear_before = counters, counters + 64
         self.filled, self.max_priority = counters + 128, counters + 192
         self.meta, self.leaf_seq, self.leaf = meta, leaf_seq, leaf
@@ -372,9 +374,9 @@ DAMAGE = {
         lambda at: (at.process_table + 64 + 64 + 32, "Q", 10**6),
         "process 1 counts",
     ),
-    "an absurd learner": (lambda at: (at.learner_line + 8, "Q", 2000), "the learner's process"),
-    "a fold of the future": (lambda at: (at.learner_line + 32, "Q", 10**9), "the learner has"),
-    "a total of NaN": (lambda at: (at.learner_line + 48, "d", float("nan")), "the tree's total"),
+    "an absurd learner": (lambda at: (at.role_line + 8, "Q", 2000), "the learner's process"),
+    "a fold of the future": (lambda at: (at.role_line + 32, "Q", 10**9), "the learner has"),
+    "a total of NaN": (lambda at: (at.role_line + 48, "d", float("nan")), "the tree's total"),
 }
 
 

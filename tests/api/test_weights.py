@@ -33,7 +33,7 @@ from weights_processes import (
 import mpbuffer
 from mpbuffer import (
     BufferClosed,
-    LearnerBusy,
+    PublisherBusy,
     SegmentExists,
     SegmentMismatch,
     SegmentNotFound,
@@ -330,12 +330,12 @@ def test_handles_go_to_processes(context):
         assert there.run(read_number) == (1, 1)
         weights.publish(weights_of(2))
         assert there.run(read_number) == (2, 2)
-        with pytest.raises(LearnerBusy, match=f"pid {os.getpid()}, "):
+        with pytest.raises(PublisherBusy, match=f"pid {os.getpid()}, "):
             there.publish(weights_of(3))
         weights.release_publisher()
         assert there.publish(weights_of(3)) == 3
         assert weights.publisher_status().pid == there.pid
-        with pytest.raises(LearnerBusy, match=f"pid {there.pid}, "):
+        with pytest.raises(PublisherBusy, match=f"pid {there.pid}, "):
             weights.publish(weights_of(4))
         there.kill()
         assert weights.publisher_status().process == 0
@@ -365,7 +365,7 @@ def test_a_forked_child_reads_through_its_copy():
             try:
                 if read_number(weights) == (1, 1):
                     weights.publish(weights_of(9))
-            except LearnerBusy:
+            except PublisherBusy:
                 status = 0
             finally:
                 os._exit(status)
@@ -527,7 +527,7 @@ def test_a_stopped_publisher_blocks_no_reader():
                 os.kill(publisher.pid, signal.SIGSTOP)
                 for _ in range(5):
                     number_in(weights.read())
-                with pytest.raises(LearnerBusy, match=r"stopped|running"):
+                with pytest.raises(PublisherBusy, match=r"stopped|running"):
                     weights.publish(weights_of(0))
                 publisher.kill()
                 join_within(publisher)

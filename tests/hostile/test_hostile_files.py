@@ -38,10 +38,10 @@ ROW = {"a": [1, 2, 3], "a_name_that_makes_the_description_long": 4}
 
 # As cpp/core/format/header.hpp draws them.
 HEADER_BYTES = 4096
-SEALED_BYTES = 128 + 8 * 128
-OFFSETS = {"format": 8, "ring_count": 12, "signature": 16, "checksum": 24, "total_bytes": 32}
-OFFSETS |= {"description_bytes": 40, "process_table": 48, "learner_line": 56}
-OFFSETS |= {"kind": 128, "prioritized": 132, "capacity": 136, "row_bytes": 144, "stride": 152}
+SEALED_BYTES = 128 + 8 * 128 + 128
+OFFSETS = {"kind": 8, "major": 12, "signature": 16, "checksum": 24, "total_bytes": 32}
+OFFSETS |= {"description_bytes": 40, "process_table": 48, "role_line": 56}
+OFFSETS |= {"used": 128, "prioritized": 132, "capacity": 136, "row_bytes": 144, "stride": 152}
 OFFSETS |= {"alpha": 160, "eps": 168, "counters": 176, "meta": 184, "records": 208}
 RECORD_BYTES = 64 + 8 * 64
 
@@ -289,16 +289,22 @@ def test_a_damaged_stale_name_can_be_taken(cls, segment_file, plant):
 
 
 HEADERS = {
-    "another format": ("format", 2, "I", ["format 2", "expects 1"]),
-    "another layout": ("signature", 1234567, "Q", ["signature 1234567"]),
-    "no rings": ("ring_count", 0, "I", ["rings 0", "expects 1"]),
-    "too many rings": ("ring_count", 9, "I", ["rings 9"]),
+    "another format": (
+        "major",
+        2,
+        "H",
+        ["replay buffer of format 2.0", "reads 1.x; use the version"],
+    ),
+    "another layout": ("signature", 1234567, "Q", ["another build", "use the same build"]),
+    "no kind": ("kind", 0, "I", ["kind 0"]),
+    "a later kind": ("kind", 9, "I", ["kind 9"]),
     "another length": ("total_bytes", 4096, "Q", ["4096"]),
     "a huge length": ("total_bytes", 2**63, "Q", [str(2**63)]),
     "a huge description": ("description_bytes", 2**40, "Q", ["description"]),
     "a description beyond the end": ("description_bytes", 2**64 - 1, "Q", ["description"]),
-    "a ring of no kind": ("kind", 0, "I", ["damaged"]),
-    "a ring of a later kind": ("kind", 2, "I", ["damaged"]),
+    "no ring": ("used", 0, "I", ["damaged"]),
+    "a ring used twice": ("used", 2, "I", ["damaged"]),
+    "the other kind": ("kind", 2, "I", ["another build"]),
     "half prioritized": ("prioritized", 2, "I", ["damaged"]),
     "no rows": ("capacity", 0, "Q", ["damaged"]),
     "more rows": ("capacity", 1000, "Q", ["damaged"]),
@@ -311,7 +317,7 @@ HEADERS = {
     "alpha of infinity": ("alpha", float("inf"), "d", ["damaged"]),
     "negative eps": ("eps", -1.0, "d", ["damaged"]),
     "another process table": ("process_table", 64, "Q", ["damaged"]),
-    "another learner line": ("learner_line", 2**64 - 64, "Q", ["damaged"]),
+    "another role line": ("role_line", 2**64 - 64, "Q", ["damaged"]),
     "other counters": ("counters", 0, "Q", ["damaged"]),
     "other words": ("meta", 2**40, "Q", ["damaged"]),
     "other records": ("records", 4096, "Q", ["damaged"]),

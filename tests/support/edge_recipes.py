@@ -51,7 +51,7 @@ class Raised(BaseException):
     """What a handler, or a callback, raises."""
 
 
-EXPECTED = (mpbuffer.BufferClosed, mpbuffer.EmptyBuffer, mpbuffer.LearnerBusy)
+EXPECTED = (mpbuffer.BufferClosed, mpbuffer.EmptyBuffer, mpbuffer.RoleBusy)
 
 RECIPES = {}  # "Class.method" to (function, weight)
 

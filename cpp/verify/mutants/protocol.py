@@ -79,9 +79,9 @@ MUTANTS = [
     Mutant(
         "the word is not looked at again after a read",
         "flaw 12",
-        "ring/slot_ring.hpp",
-        "        return word(slot).load(std::memory_order_relaxed) == expected;\n",
-        "        (void)slot, (void)expected; return true;\n",
+        "base/tsan.hpp",
+        "    return guard.load(std::memory_order_relaxed) == seen;\n",
+        "    (void)guard, (void)seen; return true;\n",
         "mpbuffer_stops --only row_copied --hits 200",
     ),
     Mutant(
@@ -255,18 +255,18 @@ MUTANTS = [
     Mutant(
         "a descriptor is closed whatever its number stands for by now",
         "descriptors",
-        "os/owned_descriptor.cpp",
+        "os/descriptor.cpp",
         "    if (ours()) ::close(fd_);\n",
         "    if (fd_ >= 0) ::close(fd_);\n",
-        "test_owned_descriptor numbers that the program took*",
+        "test_descriptor numbers that the program took*",
     ),
     Mutant(
         "a descriptor of the same file passes for ours",
         "descriptors",
-        "os/owned_descriptor.cpp",
+        "os/descriptor.cpp",
         "load(std::memory_order_relaxed) == ticket_;",
         "load(std::memory_order_relaxed) != 0;",
-        "test_owned_descriptor a handle whose descriptors were closed*",
+        "test_descriptor a handle whose descriptors were closed*",
     ),
     Mutant(
         "a child keeps what another thread is making",
@@ -279,7 +279,7 @@ MUTANTS = [
     Mutant(
         "a child keeps a descriptor that another thread is passing through",
         "forks",
-        "os/passing_descriptor.hpp",
+        "os/descriptor.hpp",
         "        ::close(std::exchange(fd_, -1));\n",
         "        (void)fd_;\n",
         "test_segment_file a child that is forked at any moment*",
@@ -345,7 +345,7 @@ def run(command, seconds, **more):
 
 # One executable for each file of doctest cases, so that a mutant costs what its tests need.
 MORE_TARGETS = """
-foreach(name prioritized owned_descriptor process_table replay_buffer segment_file slot_ring)
+foreach(name prioritized descriptor process_table replay_buffer segment_file slot_ring)
   add_executable(test_${name} EXCLUDE_FROM_ALL ../tests/cpp/main.cpp ../tests/cpp/test_${name}.cpp)
   target_link_libraries(test_${name} PRIVATE mpbuffer_core)
 endforeach()

@@ -1,15 +1,16 @@
-#include "os/owned_descriptor.hpp"
+#include "os/descriptor.hpp"
 
+#include <fcntl.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
 #include <array>
 #include <atomic>
 #include <cerrno>
+#include <cstdio>
 #include <utility>
 
 #include "base/error.hpp"
-#include "os/file_locks.hpp"
 
 namespace mpbuffer {
 
@@ -23,6 +24,37 @@ constinit std::array<std::atomic<std::uint32_t>, numbers_told_apart> newest_tick
 constinit std::atomic<std::uint32_t> tickets{0};
 
 }  // namespace
+
+int open_retrying(const char* path, int flags, mode_t mode) {
+    int fd;
+    do {
+        fd = open(path, flags | O_CLOEXEC, mode);
+    } while (fd == -1 && errno == EINTR);
+    return fd;
+}
+
+int open_to_keep(const char* path, int flags, mode_t mode) {
+    const int fd = open_retrying(path, flags, mode);
+    return fd < 0 ? fd : move_above_standard_streams(fd);
+}
+
+int move_above_standard_streams(int fd) {
+    if (fd > STDERR_FILENO) return fd;
+    const int moved = fcntl(fd, F_DUPFD_CLOEXEC, STDERR_FILENO + 1);
+    const int code = errno;
+    ::close(fd);
+    if (moved == -1) throw_system_failure("cannot duplicate a descriptor", code);
+    return moved;
+}
+
+std::string descriptor_path(int fd) {
+    char link[64];
+    char path[512];
+    std::snprintf(link, sizeof link, "/proc/self/fd/%d", fd);
+    const ssize_t length = readlink(link, path, sizeof path);
+    return length > 0 ? std::string(path, static_cast<std::size_t>(length))
+                      : "descriptor " + std::to_string(fd);
+}
 
 OwnedDescriptor::OwnedDescriptor(int fd) noexcept : fd_(fd) {
     struct stat facts;

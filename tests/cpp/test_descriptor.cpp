@@ -13,8 +13,8 @@
 #include "base/error.hpp"
 #include "buffer/replay_buffer.hpp"
 #include "forked_child.hpp"
+#include "os/descriptor.hpp"
 #include "os/file_locks.hpp"
-#include "os/owned_descriptor.hpp"
 
 using namespace mpbuffer;
 
