@@ -12,7 +12,7 @@ from mpbuffer.buffer.replay_buffer import (
     ReplayBuffer,
     attach,
 )
-from mpbuffer.buffer.step_writer import Staging
+from mpbuffer.buffer.step_writer import StepWriter
 from mpbuffer.envs.spaces import from_fields, schema_from, to_fields
 from mpbuffer.envs.vector import TransitionRows, VectorTransitions
 from mpbuffer.errors import (
@@ -23,6 +23,8 @@ from mpbuffer.errors import (
     MpbufferError,
     NotEnoughMemory,
     ProcessTableFull,
+    PublisherBusy,
+    RoleBusy,
     SegmentExists,
     SegmentMismatch,
     SegmentNotFound,
@@ -62,14 +64,16 @@ __all__ = [
     "PrioritizedReplayBuffer",
     "ProcessStatus",
     "ProcessTableFull",
+    "PublisherBusy",
     "PublisherStatus",
     "ReplayBuffer",
+    "RoleBusy",
     "SegmentExists",
     "SegmentMismatch",
     "SegmentNotFound",
     "SharedWeights",
     "SlotsHeld",
-    "Staging",
+    "StepWriter",
     "TransitionRows",
     "VectorTransitions",
     "WeightsVersion",

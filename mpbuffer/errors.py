@@ -11,6 +11,8 @@ __all__ = [
     "MpbufferError",
     "NotEnoughMemory",
     "ProcessTableFull",
+    "PublisherBusy",
+    "RoleBusy",
     "SegmentExists",
     "SegmentMismatch",
     "SegmentNotFound",
@@ -42,8 +44,16 @@ class ProcessTableFull(MpbufferError, RuntimeError):
     """1022 handles are using the buffer already."""
 
 
-class LearnerBusy(MpbufferError, RuntimeError):
-    """Another handle has the learner's role; tells which, and since when."""
+class RoleBusy(MpbufferError, RuntimeError):
+    """Another handle has the role that the call needs; names it, and since when it has it."""
+
+
+class LearnerBusy(RoleBusy):
+    """Another handle is the buffer's learner."""
+
+
+class PublisherBusy(RoleBusy):
+    """Another handle is the publisher of the weights."""
 
 
 class SlotsHeld(MpbufferError, TimeoutError):

@@ -90,9 +90,9 @@ KeyError, TypeError, IndexError, SlotsHeld, OSError, BufferClosed
     As for ReplayBuffer.add.
 )";
 
-inline constexpr char staging_type[] = "The hot call of mpbuffer.Staging.";
+inline constexpr char step_writer_type[] = "The hot call of mpbuffer.StepWriter.";
 
-inline constexpr char staging_add[] =
+inline constexpr char step_writer_add[] =
     R"(add($self, /, *, envs=None, priorities=None, q=None, v=None, next_v=None, **fields)
 --
 

@@ -14,11 +14,13 @@
 #include "base/error.hpp"
 #include "base/guard.hpp"
 #include "convert/output_batch.hpp"
+#include "convert/role_line.hpp"
 #include "errors.hpp"
 #include "format/row_schema.hpp"
 #include "gil.hpp"
 #include "numpy_api.hpp"
 #include "os/end_with_learner.hpp"
+#include "segment/names.hpp"
 #include "source_digest.hpp"
 #include "types/batch_gatherer.hpp"
 #include "types/buffer.hpp"
@@ -265,21 +267,7 @@ py::object leaves(const py::object& self) {
 }
 
 py::dict learner_status(const py::object& self) {
-    const LearnerStatus status = state_of(self).core->learner_status();
-    py::dict all;
-    all["process"] = status.process;
-    all["pid"] = status.pid;
-    all["since"] = static_cast<double>(status.since) * 1e-9;
-    all["folded"] = status.folded;
-    all["total"] = status.total;
-    all["least_leaf"] = status.least_leaf;
-    all["sampleable"] = status.sampleable;
-    all["updates"] = status.updates;
-    all["stale"] = status.stale;
-    all["draws"] = status.draws;
-    all["nodes_visited"] = status.lines_visited;
-    all["rows_folded"] = status.rows_folded;
-    return all;
+    return dict_of_learner(state_of(self).core->learner_status());
 }
 
 py::list processes(const py::object& self) {
@@ -413,7 +401,7 @@ PYBIND11_MODULE_EXEC(_core, module) {
     add_batch_gatherer_type(module);
     add_deferred_signals_type(module);
     add_inspection_calls(module);
-    add_staging_type(module);
+    add_step_writer_type(module);
     add_weights_type(module);
 }
 

@@ -6,7 +6,7 @@ finalizer counts only in the process that registered it, so every forked child r
 child that a thread forked ends with that thread, without the interpreter's exit: there the thread's
 variables are what is finalized.
 
-Stagings close first. Buffers close after the process has waited for its children, which may be
+Writers close first. Buffers close after the process has waited for its children, which may be
 about to attach. A process that leaves by a bare ``os._exit`` closes nothing, as one that is killed;
 the next creation removes what it left.
 """
@@ -53,7 +53,8 @@ def close_at_exit(buffer: _Closable, *, uses_others: bool = False) -> None:
     nothing open.
     """
     open_ones = _open_on_others if uses_others else _open
-    open_ones[weakref.ref(buffer, lambda reference: open_ones.pop(reference, None))] = None
+    # The reference's end runs no Python code either, amid which another thread might fork.
+    open_ones[weakref.ref(buffer, open_ones.__delitem__)] = None
     _watch_packages()
 
 

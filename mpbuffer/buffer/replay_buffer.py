@@ -24,7 +24,7 @@ from mpbuffer._segment.keeper import keep_after_exit
 from mpbuffer.buffer.batches import Batches
 from mpbuffer.buffer.nstep import NstepRule, check_nstep, nstep_rule
 from mpbuffer.buffer.schema import Field, describe, fields_from, read_description
-from mpbuffer.buffer.step_writer import PrioritiesOf, Staging
+from mpbuffer.buffer.step_writer import PrioritiesOf, StepWriter
 from mpbuffer.errors import BufferClosed, SegmentMismatch
 
 __all__ = [
@@ -331,7 +331,7 @@ class ReplayBuffer(_core.ReplayBuffer, NotCopied):
         at least one, and by on_episode_end(). It terminates by ``terminated``, and by ``done``
         unless the same step is ``truncated`` and not terminated. add() keeps the steps that are not
         yet rows in this handle: each process, and the child of a fork, has its own. clear() and
-        close() forget them. explorer() does the same for many environments.
+        close() forget them. writer() does the same for many environments.
     logger : logging.Logger, optional
         Told how far the allocation is, once a second, where it takes over a second. The logger
         ``mpbuffer`` if not given.
@@ -666,17 +666,17 @@ class ReplayBuffer(_core.ReplayBuffer, NotCopied):
             raise BufferClosed(f"cannot keep the rows of '{self.name}': this buffer was closed")
         return keep_after_exit(self.name, seconds)
 
-    def explorer(
+    def writer(
         self,
         flush_every: int = 50,
         *,
         Nstep: Mapping[str, Any] | None = None,
         priorities: PrioritiesOf | Literal["td"] | None = None,
         n_envs: int = 1,
-    ) -> Staging:
-        """Return what stages an explorer's steps, and writes rows many at a time.
+    ) -> StepWriter:
+        """Return what takes an explorer's steps, and writes rows many at a time.
 
-        Any process may call it, each for itself. Parameters and exceptions are those of Staging.
+        Any process may call it, each for itself. Parameters and exceptions are those of StepWriter.
 
         Parameters
         ----------
@@ -691,10 +691,10 @@ class ReplayBuffer(_core.ReplayBuffer, NotCopied):
 
         Returns
         -------
-        Staging
+        StepWriter
             To be closed before this handle is.
         """
-        return Staging(self, flush_every, Nstep=Nstep, priorities=priorities, n_envs=n_envs)
+        return StepWriter(self, flush_every, Nstep=Nstep, priorities=priorities, n_envs=n_envs)
 
     def rows_added(self) -> int:
         """Return how many rows all processes have added since creation, ended ones included."""

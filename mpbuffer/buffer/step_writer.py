@@ -15,19 +15,19 @@ from mpbuffer._segment.exit import close_at_exit
 from mpbuffer.buffer.nstep import NstepRule, check_nstep, nstep_rule
 from mpbuffer.buffer.schema import Field
 
-__all__ = ["PrioritiesOf", "Staging"]
+__all__ = ["PrioritiesOf", "StepWriter"]
 
-AnyStaging = TypeVar("AnyStaging", bound="Staging")
+AnyWriter = TypeVar("AnyWriter", bound="StepWriter")
 PrioritiesOf = Callable[[dict[str, npt.NDArray[Any]]], npt.ArrayLike]
 
 _MOST_ENVIRONMENTS = 2**20
 _ROWS_AT_MOST = 2**40
 
 
-class Staging(_core.Staging):
-    """An explorer's side of a buffer: takes steps, and writes finished rows many at a time.
+class StepWriter(_core.StepWriter):
+    """Takes an explorer's steps, and writes finished rows to the buffer many at a time.
 
-    Made by ``buffer.explorer()``; every process makes its own. add() converts a step straight into
+    Made by ``buffer.writer()``; every process makes its own. add() converts a step straight into
     a record in this process's memory, folds n-step rows, for each environment by itself, and writes
     to the buffer when `flush_every` rows are finished, when an episode ends, by flush(), by
     close(), by leaving a ``with`` block, when this object is garbage collected, and when the
@@ -86,9 +86,9 @@ class Staging(_core.Staging):
     >>> import mpbuffer
     >>> fields = {"obs": {}, "rew": {}, "next_obs": {}, "terminated": {}}
     >>> nstep = {"size": 3, "rew": "rew", "next": "next_obs", "gamma": 0.5}
-    >>> with mpbuffer.ReplayBuffer(100, fields, Nstep=nstep) as buffer, buffer.explorer() as stage:
+    >>> with mpbuffer.ReplayBuffer(100, fields, Nstep=nstep) as buffer, buffer.writer() as writer:
     ...     for t in range(4):
-    ...         _ = stage.add(obs=t, rew=1, next_obs=t + 1, terminated=t == 3)
+    ...         _ = writer.add(obs=t, rew=1, next_obs=t + 1, terminated=t == 3)
     ...     rows = buffer.get_all_transitions()
     >>> rows["rew"].ravel().tolist()
     [1.75, 1.75, 1.5, 1.0]
@@ -126,7 +126,7 @@ class Staging(_core.Staging):
             raise ValueError(
                 f"a field is named as an argument of add() that is needed here: {sorted(taken)}"
             )
-        _core.open_staging(
+        _core.open_writer(
             self,
             buffer,
             rows,
@@ -162,11 +162,11 @@ class Staging(_core.Staging):
             As ``buffer.add``; rows that were not written are staged still. So after an exception of
             `priorities`.
         """
-        return _core.end_staged_episodes(self, envs)
+        return _core.end_episodes_of(self, envs)
 
     def flush(self) -> int:
         """Write all finished rows to the buffer; return how many. Raises as on_episode_end()."""
-        return _core.flush_staging(self)
+        return _core.flush_writer(self)
 
     def close(self) -> None:
         """End all episodes, as on_episode_end() does, write all rows, and take no more.
@@ -174,27 +174,27 @@ class Staging(_core.Staging):
         Twice is once. If it raises, as on_episode_end() does, it is closed all the same, and what
         was not written is lost.
         """
-        _core.close_staging(self)
+        _core.close_writer(self)
 
     @property
     def closed(self) -> bool:
         """Whether it was closed."""
-        return not _core.staging_is_open(self)
+        return not _core.writer_is_open(self)
 
     @property
     def steps(self) -> int:
         """How many steps add() has taken, in this process."""
-        return _core.staging_counts(self)[0]
+        return _core.writer_counts(self)[0]
 
     @property
     def rows_staged(self) -> int:
         """How many steps and rows wait, in this process, to become rows of the buffer."""
-        return _core.staging_counts(self)[1]
+        return _core.writer_counts(self)[1]
 
     @property
     def rows_written(self) -> int:
         """How many rows this process has written through it."""
-        return _core.staging_counts(self)[2]
+        return _core.writer_counts(self)[2]
 
     @property
     def flush_every(self) -> int:
@@ -206,7 +206,7 @@ class Staging(_core.Staging):
         """How many environments are stepped together."""
         return self._n_envs
 
-    def __enter__(self: AnyStaging) -> AnyStaging:
+    def __enter__(self: AnyWriter) -> AnyWriter:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -218,13 +218,13 @@ class Staging(_core.Staging):
 
     def __reduce__(self) -> NoReturn:
         raise TypeError(
-            "cannot pickle a Staging: its rows are those of one process; pass the buffer, and call "
-            "buffer.explorer() in each process"
+            "cannot pickle a StepWriter: its rows are those of one process; pass the buffer, and "
+            "call buffer.writer() in each process"
         )
 
     def __repr__(self) -> str:
         state = "closed" if self.closed else f"{self.rows_staged} staged"
-        return f"<Staging for {self._buffer_name!r}: {state}, {self.rows_written} rows written>"
+        return f"<StepWriter for {self._buffer_name!r}: {state}, {self.rows_written} rows written>"
 
 
 def _whole(name: str, value: int, most: int) -> int:

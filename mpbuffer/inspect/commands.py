@@ -19,18 +19,6 @@ from mpbuffer.inspect.inspection import Report, inspect, list_segments, remove_d
 
 __all__ = ["commands"]
 
-_STATES = {
-    "R": "running",
-    "S": "sleeping",
-    "D": "waiting for a device",
-    "T": "stopped",
-    "t": "stopped by a debugger",
-    "I": "idle",
-    "Z": "a zombie",
-    "X": "gone",
-    "?": "alive",
-}
-
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="mpbuffer")
@@ -228,8 +216,8 @@ def _print_report(report: Report) -> None:
         )
         facts.add_row(
             "its counts",
-            f"{learner['draws']:,} draws, {learner['updates']:,} updates, "
-            f"{learner['stale']:,} stale",
+            f"{learner['rows_folded']:,} rows folded, {learner['draws']:,} draws, "
+            f"{learner['updates']:,} updates, {learner['stale']:,} stale",
         )
     _show(facts)
     _print_processes(report)
@@ -262,7 +250,7 @@ def _print_processes(report: Report, counts: Sequence[str] = ("rows", "skips", "
         table.add_row(
             str(each["number"]),
             str(each["pid"]),
-            _STATES.get(each["state"], each["state"]),
+            each["state_in_words"],
             *(f"{each['rows' if count == 'reads' else count]:,}" for count in counts),
             _time(each["registered_at"]),
         )
@@ -296,7 +284,7 @@ def _holder(report: Report, role: Report, *, with_time: bool = False) -> str:
     number = role["process"]
     for each in report["processes"]:
         if each["number"] == number:
-            words = f"pid {each['pid']} ({_STATES.get(each['state'], each['state'])})"
+            words = f"pid {each['pid']} ({each['state_in_words']})"
             return f"{words}, since {_time(role['since'])}" if with_time else words
     return "somebody, just now"
 

@@ -286,8 +286,8 @@ class SharedWeights(NotCopied):
             If a shape is another.
         TypeError
             If `weights` is no mapping, or a dtype is another.
-        LearnerBusy
-            If another handle is the publisher; tells which, at once.
+        PublisherBusy
+            If another handle is the publisher; names it, at once.
         BufferClosed
             After close(). After any error nothing has changed.
         """

@@ -1,5 +1,5 @@
 // What an add takes: fields by name, and numbers beside them, one for each row. For the add of a
-// buffer and that of a staging.
+// buffer and that of a writer.
 #pragma once
 
 #include <pybind11/pybind11.h>

@@ -3,8 +3,11 @@
 #include <pybind11/stl.h>
 
 #include "base/guard.hpp"
+#include "base/words.hpp"
+#include "convert/role_line.hpp"
 #include "inspect/inspection.hpp"
 #include "segment/segment_file.hpp"
+#include "segment/sweep.hpp"
 
 namespace py = pybind11;
 
@@ -12,13 +15,11 @@ namespace mpbuffer::bindings {
 
 namespace {
 
-double in_seconds(std::uint64_t nanoseconds) { return static_cast<double>(nanoseconds) * 1e-9; }
-
 // Bytes, because a damaged description need not be text.
 py::dict dict_of_header(const Inspection& report) {
     const RingEntry& ring = report.header.ring[0];
     py::dict all;
-    all["format"] = report.header.format;
+    all["format"] = format_in_words(report.header.format);
     all["created_at"] = in_seconds(report.header.created_at);
     all["description"] = py::bytes(report.description);
     all["prioritized"] = ring.prioritized != 0;
@@ -31,25 +32,15 @@ py::dict dict_of_header(const Inspection& report) {
 }
 
 py::dict dict_of_weights(const Inspection& report) {
-    const RingEntry& ring = report.header.ring[0];
     py::dict all;
-    all["slots"] = ring.capacity;
-    all["bytes"] = ring.row_bytes;
+    all["slots"] = report.header.weights.slots;
+    all["bytes"] = report.header.weights.bytes;
     all["version"] = report.weights.version;
     all["newest"] = report.weights.newest;
     all["age"] = in_seconds(report.weights.age);
     all["reads"] = report.weights.reads;
     all["repeats"] = report.weights.repeats;
     all["in_reads"] = report.weights.in_reads;
-    return all;
-}
-
-py::dict dict_of_publisher(const InspectedLearner& publisher) {
-    py::dict all;
-    all["role_held"] = publisher.role_held;
-    all["process"] = publisher.process;
-    all["pid"] = publisher.pid;
-    all["since"] = in_seconds(publisher.since);
     return all;
 }
 
@@ -60,6 +51,7 @@ py::list list_of_processes(const Inspection& report) {
         one["number"] = each.number;
         one["pid"] = each.pid;
         one["state"] = std::string(1, each.state);
+        one["state_in_words"] = state_in_words(each.state);
         one["rows"] = each.rows;
         one["skips"] = each.skips;
         one["steals"] = each.steals;
@@ -67,24 +59,6 @@ py::list list_of_processes(const Inspection& report) {
         one["busy"] = each.busy;
         all.append(one);
     }
-    return all;
-}
-
-py::dict dict_of_learner(const InspectedLearner& learner) {
-    py::dict all;
-    all["role_held"] = learner.role_held;
-    all["process"] = learner.process;
-    all["pid"] = learner.pid;
-    all["since"] = in_seconds(learner.since);
-    all["folded"] = learner.folded;
-    all["sampleable"] = learner.sampleable;
-    all["total"] = learner.total;
-    all["least_leaf"] = learner.least_leaf;
-    all["updates"] = learner.updates;
-    all["stale"] = learner.stale;
-    all["draws"] = learner.draws;
-    all["nodes_visited"] = learner.lines_visited;
-    all["published_at"] = in_seconds(learner.published_at);
     return all;
 }
 
@@ -105,14 +79,15 @@ py::dict inspect(const std::string& name, bool every_slot) {
     all["notes"] = report.notes;
     all["readable"] = report.refusal.empty();
     if (!report.refusal.empty()) return all;
-    all["kind"] = report.header.ring[0].kind == RingKind::weights ? "weights" : "transitions";
-    if (report.header.ring[0].kind == RingKind::weights) {
-        all["format"] = report.header.format;
+    all["kind"] = report.header.kind == SegmentKind::weights ? "weights" : "transitions";
+    if (report.header.kind == SegmentKind::weights) {
+        all["format"] = format_in_words(report.header.format);
         all["created_at"] = in_seconds(report.header.created_at);
         all["description"] = py::bytes(report.description);
         all["weights"] = dict_of_weights(report);
         all["processes"] = list_of_processes(report);
-        all["publisher"] = dict_of_publisher(report.learner);
+        all["publisher"] = dict_of_holder(report.role.line.holder);
+        all["publisher"]["role_held"] = report.role.held;
         return all;
     }
     all["header"] = dict_of_header(report);
@@ -122,7 +97,9 @@ py::dict inspect(const std::string& name, bool every_slot) {
     all["max_priority"] = report.max_priority;
     all["rows_added"] = report.rows_added;
     all["processes"] = list_of_processes(report);
-    all["learner"] = dict_of_learner(report.learner);
+    all["learner"] = dict_of_learner(report.role.line);
+    all["learner"]["role_held"] = report.role.held;
+    all["learner"]["published_at"] = in_seconds(report.role.line.figures.published_at);
     if (every_slot) {
         all["claims"] = report.claims;
         all["abandoned_claims"] = report.abandoned_claims;
@@ -142,10 +119,10 @@ py::list list_of_names(const std::vector<std::string>& names) {
     return all;
 }
 
-py::list segments() { return list_of_names(SharedSegment::list()); }
+py::list segments() { return list_of_names(list_segments()); }
 
 py::list sweep(bool look_only) {
-    return list_of_names(SharedSegment::sweep(SegmentOptions{}.directory, look_only));
+    return list_of_names(sweep_segments(SegmentOptions{}.directory, look_only));
 }
 
 }  // namespace

@@ -1,4 +1,4 @@
-// The type behind mpbuffer.Staging, whose add is a hot call, and what a buffer with n-step rows
+// The type behind mpbuffer.StepWriter, whose add is a hot call, and what a buffer with n-step rows
 // shares with it.
 #pragma once
 
@@ -29,6 +29,6 @@ struct WrittenRows {
 // exception those that are not written are staged again.
 WrittenRows write_staged(BufferState& buffer, StagedRows& staged, PyObject* priorities_of);
 
-void add_staging_type(pybind11::module_& module);
+void add_step_writer_type(pybind11::module_& module);
 
 }  // namespace mpbuffer::bindings
