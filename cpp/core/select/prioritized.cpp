@@ -240,7 +240,7 @@ void Learner::draw(std::size_t count, Generator& generator, Draws& draws) {
         __builtin_prefetch(&leaf_seq_[draws.slots[i]]);
         __builtin_prefetch(&last_sampled_[draws.slots[i]], 1);
     }
-    ask_for_rows(ring_, row_bytes_, draws);
+    prefetch_rows(ring_, row_bytes_, draws);
     for (std::size_t i = 0; i < count; ++i) look_up(i, draws);
 }
 

@@ -32,15 +32,9 @@
 #include "segment/role.hpp"
 #include "select/random.hpp"
 #include "select/sum_tree.hpp"
+#include "select/weights_of_draws.hpp"
 
 namespace mpbuffer {
-
-struct PriorityRule {
-    double alpha;
-    double eps;
-    float leaf(double priority) const { return leaf_of(priority, alpha, eps); }
-    bool is_leaf(float leaf) const { return mpbuffer::is_leaf(leaf, alpha, eps); }
-};
 
 // What a handle keeps from one time that it has the role to the next, so that the copy of an index
 // never means a row that came after the one it was sampled with.

@@ -224,7 +224,7 @@ MUTANTS = [
         "the dead holder of a number was busy, and its successor tells nobody",
         "stored size",
         "buffer/replay_buffer.cpp",
-        "        ring_.doubt();\n        processes_.forget_busy",
+        "        ring_.request_recount();\n        processes_.forget_busy",
         "        processes_.forget_busy",
         "mpbuffer_stops --only filled_to_raise --hits 800",
     ),
