@@ -426,7 +426,9 @@ class Mutation {
                 put(ring_.counters_offset + offsetof(RingCounters, clear_before), number());
                 break;
             case 2: put(ring_.counters_offset + offsetof(RingCounters, filled), number()); break;
-            case 3: put(ring_.counters_offset + offsetof(RingCounters, recount_requests), number()); break;
+            case 3:
+                put(ring_.counters_offset + offsetof(RingCounters, recount_requests), number());
+                break;
             case 4:
                 put(ring_.counters_offset + offsetof(RingCounters, max_priority), real());
                 break;
