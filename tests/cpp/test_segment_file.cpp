@@ -50,7 +50,7 @@ SharedSegment make(const std::string& name, const SegmentOptions& options, int m
     SharedSegment segment = SharedSegment::create(name, size, options);
     std::memcpy(segment.data(), segment_magic, sizeof segment_magic);
     segment.data()[size - 1] = static_cast<std::byte>(mark);
-    segment.publish();
+    segment.make_visible();
     segment.keep_in_children();
     return segment;
 }
@@ -155,14 +155,14 @@ TEST_CASE("create, publish, attach, last one out, without a name and with a temp
                           [](std::byte b) { return b == std::byte{0}; }));
         CHECK_FALSE(exists(scratch.file("apex")));
         CHECK(scratch.is_empty() == !named);
-        CHECK_THROWS_AS(mine.publish(), InvalidArgument);  // no magic yet
+        CHECK_THROWS_AS(mine.make_visible(), InvalidArgument);  // no magic yet
         CHECK_THROWS_AS(SharedSegment::attach("apex", options), SegmentNotFound);
         CHECK(list_segments(scratch.path()).empty());
         CHECK(sweep_segments(scratch.path()).empty());
 
         std::memcpy(mine.data(), segment_magic, sizeof segment_magic);
-        mine.publish();
-        CHECK_THROWS_AS(mine.publish(), InvalidArgument);
+        mine.make_visible();
+        CHECK_THROWS_AS(mine.make_visible(), InvalidArgument);
         CHECK(list_segments(scratch.path()) == std::vector<std::string>{"apex"});
         struct stat facts;
         REQUIRE(stat(scratch.file("apex").c_str(), &facts) == 0);
@@ -179,7 +179,7 @@ TEST_CASE("create, publish, attach, last one out, without a name and with a temp
         CHECK(mine.data() == nullptr);
         mine.close();
         CHECK(exists(scratch.file("apex")));
-        CHECK_THROWS_AS(mine.publish(), BufferClosed);
+        CHECK_THROWS_AS(mine.make_visible(), BufferClosed);
         CHECK_THROWS_AS((void)mine.open_lock_descriptor(), BufferClosed);
         const OwnedDescriptor locks = other.open_lock_descriptor();
         REQUIRE(try_lock(locks.number(), lock_byte::role, LockKind::exclusive));
@@ -240,7 +240,7 @@ TEST_CASE("a name in use is refused, early and at the last moment") {
             refusal<SegmentExists>([&] { SharedSegment::create("apex", size, options); });
         CHECK(contains(early, "cannot create 'apex'"));
         CHECK(contains(early, "is in use by a living process"));
-        CHECK_THROWS_AS(slower.publish(), SegmentExists);
+        CHECK_THROWS_AS(slower.make_visible(), SegmentExists);
         slower.close();
         CHECK(SharedSegment::attach("apex", options).is_open());
     }
@@ -436,7 +436,7 @@ TEST_CASE("a child that is forked at any moment keeps no file that is only passe
                 SharedSegment made = SharedSegment::create(
                     name, size, named ? in(scratch, round % 4 < 2) : nameless_in(scratch));
                 std::memcpy(made.data(), segment_magic, sizeof segment_magic);
-                made.publish();
+                made.make_visible();
                 SharedSegment same = SharedSegment::attach(name, in(scratch));
                 SharedSegment moved = std::move(same);
                 {
@@ -503,7 +503,7 @@ TEST_CASE("a child that goes on in the middle of its parent's creation gets an e
         CHECK(message.empty());
         CHECK(segment.size() == pages);
         std::memcpy(segment.data(), segment_magic, sizeof segment_magic);
-        segment.publish();
+        segment.make_visible();
         segment.close();
         CHECK(scratch.is_empty());
     }
@@ -560,7 +560,7 @@ TEST_CASE("the sweep removes what killed processes left, and nothing that lives"
             SharedSegment dying = SharedSegment::create("dying", size, in(scratch, true));
             if (published) {
                 std::memcpy(dying.data(), segment_magic, sizeof segment_magic);
-                dying.publish();
+                dying.make_visible();
             }
             parent.tell();
             return stay_until_killed();
@@ -601,7 +601,7 @@ TEST_CASE("each creation sweeps, and takes a dead segment's name over") {
         _exit(0);
     });
     REQUIRE(child.wait() == 0);
-    waiting.publish();  // over one that died after this one was created
+    waiting.make_visible();  // over one that died after this one was created
     CHECK(SharedSegment::attach("new", in(scratch)).data()[size - 1] == std::byte{0});
 }
 
@@ -715,8 +715,8 @@ TEST_CASE("what is nameless is found by its generated name once it is published"
     CHECK_THROWS_AS(SharedSegment::attach(name, in(scratch)), SegmentNotFound);
     CHECK(nameless_path(name).empty());
     CHECK(found() == 0);
-    made.publish();
-    CHECK_THROWS_AS(made.publish(), InvalidArgument);
+    made.make_visible();
+    CHECK_THROWS_AS(made.make_visible(), InvalidArgument);
     CHECK(scratch.is_empty());
     CHECK(found() == 1);
     CHECK(contains(nameless_path(name), "/proc/" + std::to_string(getpid()) + "/fd/"));
@@ -803,7 +803,7 @@ TEST_CASE("a sandbox that refuses files without a name, or to name them, is no o
             SharedSegment created = SharedSegment::create("apex", size, in(scratch));
             if (list_segments(scratch.path()).size() != 0 || scratch.is_empty()) return 1;
             std::memcpy(created.data(), segment_magic, sizeof segment_magic);
-            created.publish();
+            created.make_visible();
             if (!SharedSegment::attach("apex", in(scratch)).is_open()) return 2;
             created.close();
             return scratch.is_empty() ? 0 : 3;

@@ -48,7 +48,7 @@ std::unique_ptr<ReplayBuffer> ReplayBuffer::create(const BufferSettings& setting
         buffer->ring_.initialise();
         buffer->start();
         stop_point(StopPoint::segment_written);
-        buffer->segment_.publish();
+        buffer->segment_.make_visible();
         return buffer;
     });
 }

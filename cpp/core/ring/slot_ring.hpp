@@ -31,7 +31,6 @@
 
 #include "base/shared_copy.hpp"
 #include "base/stop_points.hpp"
-#include "base/tsan.hpp"
 #include "format/ring_records.hpp"
 #include "format/slot_word.hpp"
 #include "ring/own_rows.hpp"

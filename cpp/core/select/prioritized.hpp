@@ -87,16 +87,16 @@ class Learner {
 
   private:
     void take_over();
-    bool settled(std::uint64_t slot, std::uint64_t seq) const;
-    bool settle(std::uint64_t slot, std::uint64_t seq);
+    bool is_folded(std::uint64_t slot, std::uint64_t seq) const;
+    bool fold_row(std::uint64_t slot, std::uint64_t seq);
     // Forced inline: most of what a fold costs; its count of sampleable rows stays in a register.
-    [[gnu::always_inline]] inline bool settle(std::uint64_t slot, std::uint64_t seq,
-                                              std::uint64_t& sampleable);
+    [[gnu::always_inline]] inline bool fold_row(std::uint64_t slot, std::uint64_t seq,
+                                                std::uint64_t& sampleable);
     bool own_row(std::uint64_t slot, std::uint64_t seq) const;
     void store_leaf(std::uint64_t slot, float leaf);
     [[gnu::always_inline]] inline void store_leaf(std::uint64_t slot, float leaf,
                                                   std::uint64_t& sampleable);
-    void expect(std::uint64_t slot, std::uint64_t seq);
+    void mark_pending(std::uint64_t slot, std::uint64_t seq);
     void fold_range(std::uint64_t first, std::uint64_t last);
     void fold_clear(std::uint64_t cleared);
     void recheck_pending();

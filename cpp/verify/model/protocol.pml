@@ -569,7 +569,7 @@ died:
 /* Whatever the leaf is: that of a row which is there may be 0, where its priority is. */
 #define SETTLED(slot, seq) (leaf_seq[slot] == (seq))
 
-inline expect(at, position)
+inline mark_pending(at, position)
 {
     if :: pending[at] < (position) -> pending[at] = position :: else fi
 }
@@ -580,7 +580,7 @@ inline zero_leaf(at)
 }
 
 /* Takes the leaf that came with row `s` of `slot`; `ok`: it was there. */
-inline settle(s)
+inline fold_row(s)
 {
     ok = (word_seq[slot] == s && word_own[slot] == 0);
     if
@@ -665,7 +665,7 @@ inline fold()
         :: SETTLED(slot, s)
 #endif
         :: else ->
-            settle(s);
+            fold_row(s);
             if
             :: ok
             :: else ->
@@ -674,7 +674,7 @@ inline fold()
                     if
                     :: word_seq[slot] <= s ->
 #ifndef FLAW_PENDING_DROPPED
-                        expect(slot, s);
+                        mark_pending(slot, s);
 #endif
 #ifdef FLAW_HOLE_LOSES_ITS_OLD_ROW
                         zero_leaf(slot)
@@ -711,7 +711,7 @@ inline fold()
                     fi
                 fi
             }
-            if :: need -> settle(seen) :: else fi;
+            if :: need -> fold_row(seen) :: else fi;
             atomic {
                 if :: ok && seen >= pending[slot] -> pending[slot] = 0 :: else fi;
                 ok = 0; need = 0; seen = 0
@@ -770,7 +770,7 @@ take_over:
 #endif
         }
         if
-        :: need -> settle(seen); sampleable = sampleable + (ok && before)
+        :: need -> fold_row(seen); sampleable = sampleable + (ok && before)
         :: else
         fi;
         atomic {
@@ -785,7 +785,7 @@ take_over:
             if
             :: s >= cleared && !(ok && seen >= s) ->
                 MUST(nobody_awaits_a_position_that_nobody_took, TAKEN_EVER(s));
-                expect(slot, s)
+                mark_pending(slot, s)
             :: else
             fi;
 #endif
@@ -847,7 +847,7 @@ take_over:
                         LEARNER_MAY_DIE;
                         zero_leaf(slot);
 #ifndef SPARE_FAILED_DRAW_EXPECTS_NOTHING
-                        expect(slot, word_seq[slot]);
+                        mark_pending(slot, word_seq[slot]);
 #endif
                         slot = 0; s = 0; seen = 0; position = 0
                     }
@@ -890,7 +890,7 @@ take_over:
             }
 #if defined(OWN_ROWS) && !defined(FLAW_OWN_ROW_IS_NOT_SETTLED)
             if
-            :: ok && s != leaf_seq[slot] -> settle(s); before = 0
+            :: ok && s != leaf_seq[slot] -> fold_row(s); before = 0
             :: else
             fi;
 #endif
