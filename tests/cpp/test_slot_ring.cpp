@@ -473,7 +473,7 @@ TEST_CASE("after a clear, slots of old rows and of old dead claims count anew") 
     CHECK(heap.complete_rows() == 4);
 }
 
-TEST_CASE("a clear in the middle of an add puts the count in doubt") {
+TEST_CASE("a clear in the middle of an add requests a recount") {
     HeapRing heap(8);
     HeapWriter writer(1);
     heap.ring.add(4, writer.writer(), nobody_is_dead, [&](std::uint64_t i, std::byte*) {
@@ -484,7 +484,7 @@ TEST_CASE("a clear in the middle of an add puts the count in doubt") {
     CHECK(heap.complete_rows() == 0);
 }
 
-TEST_CASE("a row that takes an old row's place across a clear puts the count in doubt") {
+TEST_CASE("a row that takes an old row's place across a clear requests a recount") {
     HeapRing heap(4);
     HeapWriter writer(1);
     for (std::uint64_t id = 1; id <= 6; ++id) add_row(heap, writer, id);
@@ -503,7 +503,7 @@ TEST_CASE("a row that takes an old row's place across a clear puts the count in 
     CHECK((heap.filled() == 2 || heap.recount_requests() > 0));
 }
 
-TEST_CASE("a raise that straddles a recount doubts instead of counting twice") {
+TEST_CASE("a raise that straddles a recount requests another instead of counting twice") {
     HeapRing heap(8);
     const std::uint64_t before = heap.counters->filled;
     heap.counters->filled = filled_word::next(before, 5);
@@ -530,7 +530,7 @@ TEST_CASE("the largest priority only rises") {
     CHECK(heap.ring.max_priority() == 2.5);
 }
 
-TEST_CASE("an add that an error ends leaves the count in doubt") {
+TEST_CASE("an add that an error ends requests a recount") {
     HeapRing heap(8);
     HeapWriter writer(1);
     heap.meta[3].word = slot_word::claimed(3, 2, 1, true);

@@ -1,3 +1,4 @@
+// One file, though long: subjects, mutations and calls follow one recipe, and none is of use alone.
 #include "attach_fuzz.hpp"
 
 #include <fcntl.h>

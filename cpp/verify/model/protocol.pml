@@ -9,6 +9,8 @@
  * Sizes and budgets are macros (below); each FLAW_... macro puts in one mistake that must make an
  * assertion fail. -DOUTCOMES turns the assertions about the inside (I1, I2, I3, I5) off, so that a
  * flaw has to show in what a user sees.
+ *
+ * One file, though long: spin has no modules, and every process shares the same memory and ghosts.
  */
 
 #ifndef CAP
@@ -134,14 +136,14 @@ byte updated[CAP];                                /* ghost: seq of the last upda
 byte filled_stamp, filled_count;
 bit busy[NUMBERS];                                /* busy != 0 */
 byte busy_inc[NUMBERS];                           /* and the epoch it holds */
-bit doubtful[OBSERVERS];                          /* doubts != doubts_seen of that observer */
+bit requested[OBSERVERS];                          /* recount_requests != requests_seen of that one */
 #if OBSERVERS > 1
-#define DOUBT doubtful[0] = 1; doubtful[1] = 1
+#define REQUEST_RECOUNT requested[0] = 1; requested[1] = 1
 #else
-#define DOUBT doubtful[0] = 1
+#define REQUEST_RECOUNT requested[0] = 1
 #endif
 #else
-#define DOUBT skip
+#define REQUEST_RECOUNT skip
 #endif
 
 /* The process table and the kernel's locks. */
@@ -281,7 +283,7 @@ proctype Writer(byte me; byte my_inc)
 {
     byte calls, rows, claims, k, seq, slot, cleared, stamp, raise, verdict;
     byte seen_seq, seen_own, seen_inc;
-    bit seen_fresh, fresh, doubt;
+    bit seen_fresh, fresh, request;
 #if CLEARS
     byte behind;                                  /* claims of this call that lay before a clear */
     bit move;
@@ -453,17 +455,17 @@ next_call:
                     MAY_DIE;
                     if
 #ifndef FLAW_RAISE_WITHOUT_STAMP
-                    :: filled_stamp != stamp -> doubt = 1
+                    :: filled_stamp != stamp -> request = 1
 #endif
                     :: else -> filled_count = filled_count + raise
                     fi
                 };
-                if :: doubt -> atomic { MAY_DIE; DOUBT; doubt = 0 } :: else fi
+                if :: request -> atomic { MAY_DIE; REQUEST_RECOUNT; request = 0 } :: else fi
             :: else
             fi;
-#ifndef FLAW_CLEAR_SEEN_WITHOUT_DOUBT
-            doubt = (clear_before != cleared);
-            if :: doubt -> atomic { MAY_DIE; DOUBT; doubt = 0 } :: else fi;
+#ifndef FLAW_CLEAR_SEEN_WITHOUT_REQUEST
+            request = (clear_before != cleared);
+            if :: request -> atomic { MAY_DIE; REQUEST_RECOUNT; request = 0 } :: else fi;
 #endif
 #endif
             atomic { cleared = 0; stamp = 0; raise = 0; seq = 0 }
@@ -482,16 +484,16 @@ died:
     :: atomic { restarts_left > 0 -> restarts_left--; alive[me] = 1; enrolling[me] = 1 }
         atomic { MAY_DIE; epoch[me]++; my_inc = epoch[me]; enrolling[me] = 0 }
         atomic {
-            k = 0; seq = 0; slot = 0; cleared = 0; stamp = 0; raise = 0; verdict = 0; doubt = 0;
+            k = 0; seq = 0; slot = 0; cleared = 0; stamp = 0; raise = 0; verdict = 0; request = 0;
             seen_seq = 0; seen_own = 0; seen_inc = 0; seen_fresh = 0; fresh = 0; rows = 0;
 #if CLEARS
             move = 0; behind = 0
 #endif
         }
 #if COUNTING
-        doubt = busy[me];
+        request = busy[me];
         if
-        :: doubt -> atomic { MAY_DIE; DOUBT }; atomic { MAY_DIE; busy[me] = 0; doubt = 0 }
+        :: request -> atomic { MAY_DIE; REQUEST_RECOUNT }; atomic { MAY_DIE; busy[me] = 0; request = 0 }
         :: else
         fi;
 #endif
@@ -503,7 +505,7 @@ done:
     atomic {
         running--; enrolling[me] = 0;
         calls = 0; rows = 0; claims = 0; k = 0; seq = 0; slot = 0; cleared = 0; stamp = 0;
-        raise = 0; verdict = 0; doubt = 0; fresh = 0;
+        raise = 0; verdict = 0; request = 0; fresh = 0;
         seen_seq = 0; seen_own = 0; seen_inc = 0; seen_fresh = 0;
 #if CLEARS
         move = 0; behind = 0
@@ -963,12 +965,12 @@ inline stored_size()
             ok = PROVABLE(number, inc);
             if
             :: ok ->
-#ifdef FLAW_BUSY_FORGOTTEN_BEFORE_DOUBT
+#ifdef FLAW_BUSY_FORGOTTEN_BEFORE_REQUEST
                 atomic { OBSERVER_MAY_DIE;
                          if :: busy_inc[number] == inc -> busy[number] = 0 :: else fi }
-                atomic { OBSERVER_MAY_DIE; DOUBT }
+                atomic { OBSERVER_MAY_DIE; REQUEST_RECOUNT }
 #else
-                atomic { OBSERVER_MAY_DIE; DOUBT }
+                atomic { OBSERVER_MAY_DIE; REQUEST_RECOUNT }
                 atomic { OBSERVER_MAY_DIE;
                          if :: busy_inc[number] == inc -> busy[number] = 0 :: else fi }
 #endif
@@ -980,7 +982,7 @@ inline stored_size()
     :: else -> break
     od;
     number = 0;
-    atomic { OBSERVER_MAY_DIE; ok = doubtful[me]; doubtful[me] = 0 }
+    atomic { OBSERVER_MAY_DIE; ok = requested[me]; requested[me] = 0 }
 #if CLEARS
     cleared = clear_before;
 #ifndef FLAW_CLEAR_NOT_SEEN_BY_COUNT
@@ -1026,7 +1028,7 @@ inline stored_size()
 #ifndef FLAW_RECOUNT_WITHOUT_STAMP
                     filled_stamp++
 #endif
-                :: else -> doubtful[me] = 1
+                :: else -> requested[me] = 1
                 fi
             fi;
             slot = 0; stamp = 0; count = 0; cleared = 0
