@@ -717,7 +717,7 @@ TEST_CASE("what is nameless is found by its generated name once it is published"
     const ScratchDirectory scratch;
     const std::string name = generate_name();
     const auto found = [&] {
-        const std::vector<std::string> names = named_in(scratch);
+        const std::vector<std::string> names = list_segments(scratch.path());
         return std::count(names.begin(), names.end(), name);
     };
     SharedSegment made = SharedSegment::create(name, size, nameless_in(scratch));
