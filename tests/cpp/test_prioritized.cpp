@@ -892,15 +892,14 @@ TEST_CASE("random operations against a plain model") {
                 case 2:
                 case 3:
                     if (held.size() < capacity) {
-                        all.heap.ring.add(
-                            1 + random() % (2 * capacity), writer.writer(), nobody_is_dead,
-                            [&id](std::uint64_t, std::byte* record) {
-                                const std::uint64_t row = ++id;
-                                store_to_record(record, reinterpret_cast<const std::byte*>(&row),
-                                                sizeof row);
-                                return leaf_of_row(row);
-                            },
-                            std::chrono::milliseconds(0));
+                        all.heap.ring.add(1 + random() % (2 * capacity), writer.writer(),
+                                          nobody_is_dead, [&id](std::uint64_t, std::byte* record) {
+                                              const std::uint64_t row = ++id;
+                                              store_to_record(
+                                                  record, reinterpret_cast<const std::byte*>(&row),
+                                                  sizeof row);
+                                              return leaf_of_row(row);
+                                          });
                     }
                     break;
                 case 4: {  // a claim that stays open

@@ -21,10 +21,9 @@ namespace {
 // How much is copied, counting 64 bytes more a row, before a long read calls back.
 constexpr std::size_t bytes_at_once = std::size_t{16} << 20;
 
-// How long an add tries that finds every slot held by living processes, and for how much of it at a
-// time before it lets the caller look at what else there is (signals).
+// How long an add tries that finds every slot held by living processes, and how often.
 constexpr auto patience = std::chrono::milliseconds(1000);
-constexpr auto patience_at_once = std::chrono::milliseconds(20);
+constexpr auto pause_between_tries = std::chrono::microseconds(50);
 
 }  // namespace
 
@@ -181,8 +180,7 @@ std::uint64_t ReplayBuffer::add_rows(std::uint64_t n, CopyRow&& copy_row, const 
                     i += added;
                     copy_row(i, record);
                     return leaves == nullptr ? common_leaf : leaves[i];
-                },
-                patience_at_once);
+                });
             if (added == 0) first_slot = outcome.first_slot;
             added += outcome.rows_added;
             if (added == n) [[likely]] {
@@ -196,6 +194,7 @@ std::uint64_t ReplayBuffer::add_rows(std::uint64_t n, CopyRow&& copy_row, const 
             if (deadline == std::chrono::steady_clock::time_point{}) deadline = now + patience;
             if (now >= deadline) throw_slots_held(added, n);
         }
+        std::this_thread::sleep_for(pause_between_tries);
         if (give_way) call_back(give_way);
     }
 }

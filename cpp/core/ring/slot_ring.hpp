@@ -24,10 +24,8 @@
 
 #include <algorithm>
 #include <atomic>
-#include <chrono>
 #include <cstddef>
 #include <cstdint>
-#include <thread>
 
 #include "base/shared_copy.hpp"
 #include "base/stop_points.hpp"
@@ -102,11 +100,11 @@ class SlotRing {
     }
 
     // Writes n rows: `copy_row(i, record)` stores row i and returns its leaf. Rows of one call lie
-    // one after another unless other processes' claims came between. Claims at most
-    // 4 * capacity + n positions, then goes on trying for `patience` before it gives up.
+    // one after another unless other processes' claims came between. Fewer than n where
+    // 4 * capacity + n claims were not enough, for others hold the slots.
     template <class IsDead, class CopyRow>
-    AddOutcome add(std::uint64_t n, const RingWriter& writer, IsDead&& is_dead, CopyRow&& copy_row,
-                   std::chrono::milliseconds patience = std::chrono::milliseconds(1000)) {
+    AddOutcome add(std::uint64_t n, const RingWriter& writer, IsDead&& is_dead,
+                   CopyRow&& copy_row) {
         AddOutcome outcome;
         // Counts what was done, also when a question about an owner throws: then rows may have been
         // committed whose raise of `filled` was not reached.
@@ -130,13 +128,12 @@ class SlotRing {
             }
         } tally{*this, writer, outcome};
         std::uint64_t claims = 0;
-        const std::uint64_t claims_at_once = 4 * capacity_ + n;
-        std::chrono::steady_clock::time_point deadline{};
+        const std::uint64_t most_claims = 4 * capacity_ + n;
         // Seen set by whoever finds this process dead: then a raise of `filled` may be missing.
         writer.busy->store(writer.epoch, std::memory_order_relaxed);
         std::atomic_signal_fence(std::memory_order_seq_cst);
         stop_point(StopPoint::busy_raised);
-        while (outcome.rows_added < n) {
+        while (outcome.rows_added < n && claims < most_claims) {
             const std::uint64_t wanted = std::min(rows_per_claim, n - outcome.rows_added);
             // Acquire: pairs with the release of a recount, so that a commit below comes after it.
             const std::uint64_t filled = counters_->filled.load(std::memory_order_acquire);
@@ -164,12 +161,6 @@ class SlotRing {
             if (clear_before() != cleared) request_recount();
             tally.count_rows();
             claims += wanted;
-            if (claims >= claims_at_once && outcome.rows_added < n) {
-                const auto now = std::chrono::steady_clock::now();
-                if (deadline == std::chrono::steady_clock::time_point{}) deadline = now + patience;
-                if (now >= deadline) break;
-                std::this_thread::sleep_for(std::chrono::microseconds(50));
-            }
         }
         tally.finished = true;
         return outcome;
