@@ -114,6 +114,14 @@ struct Batch {
     SampleTarget target() { return {fields, indexes.data(), generations.data(), weights.data()}; }
 };
 
+void sample(HeapLearner& all, std::size_t count, double beta, Generator& generator,
+            const SampleTarget& target) {
+    Draws draws;
+    all.learner->draw(count, generator, draws);
+    copy_rows(all.heap.ring, sizeof(std::uint64_t), draws, target);
+    all.learner->finish(beta, generator, draws, target);
+}
+
 AddOutcome add_rows(HeapRing& heap, const RingWriter& writer, std::uint64_t count,
                     std::uint64_t& next_id) {
     return heap.ring.add(
@@ -177,7 +185,7 @@ TEST_CASE("an empty ring has nothing to draw") {
         HeapLearner all(capacity);
         Generator generator;
         Batch batch(1);
-        CHECK_THROWS_WITH_AS(all.learner->sample(1, 0.4, generator, batch.target()),
+        CHECK_THROWS_WITH_AS(sample(all, 1, 0.4, generator, batch.target()),
                              "no rows have been added", EmptyBuffer);
         CHECK(all.learner->total() == 0);
     }
@@ -286,7 +294,7 @@ TEST_CASE("a row of leaf 0 is in the tree, and never drawn") {
     }
     Generator generator;
     Batch batch(64);
-    all.learner->sample(64, 1.0, generator, batch.target());
+    sample(all, 64, 1.0, generator, batch.target());
     for (std::size_t i = 0; i < 64; ++i) {
         CHECK((batch.ids[i] == 2 || batch.ids[i] == 4));
         CHECK(batch.weights[i] == (batch.ids[i] == 2 ? 1.0F : 0.5F));
@@ -320,15 +328,15 @@ TEST_CASE("where every row has leaf 0 it is said, and the first one above it can
     add_row(all.heap, writer, 1, 0.0F);
     add_row(all.heap, writer, 2, 0.0F);
     const char* const why = "every row has priority 0 and leaf 0, and is never drawn";
-    CHECK_THROWS_WITH_AS(all.learner->sample(1, 0.4, generator, batch.target()), why, EmptyBuffer);
+    CHECK_THROWS_WITH_AS(sample(all, 1, 0.4, generator, batch.target()), why, EmptyBuffer);
     HeapWriter sleeper(2);
     const std::uint64_t held = claim_next(all.heap, sleeper);
-    CHECK_THROWS_WITH_AS(all.learner->sample(1, 0.4, generator, batch.target()), why, EmptyBuffer);
+    CHECK_THROWS_WITH_AS(sample(all, 1, 0.4, generator, batch.target()), why, EmptyBuffer);
     commit_claim(all.heap, held, 7);
-    all.learner->sample(16, 0.4, generator, batch.target());
+    sample(all, 16, 0.4, generator, batch.target());
     for (const std::uint64_t row : batch.ids) CHECK(row == 7);
     all.heap.ring.clear();
-    CHECK_THROWS_WITH_AS(all.learner->sample(1, 0.4, generator, batch.target()),
+    CHECK_THROWS_WITH_AS(sample(all, 1, 0.4, generator, batch.target()),
                          "no rows have been added since it was cleared", EmptyBuffer);
 }
 
@@ -387,7 +395,7 @@ TEST_CASE("random leaves, 0 among them, against a plain model") {
                 default: {
                     Batch batch(5);
                     try {
-                        all.learner->sample(5, 1.0, generator, batch.target());
+                        sample(all, 5, 1.0, generator, batch.target());
                     } catch (const EmptyBuffer&) {
                         for (const float none : expected) REQUIRE(none == 0);
                         break;
@@ -465,7 +473,7 @@ TEST_CASE("after an overwritten row was sampled its slot never means an own row 
         add_rows(all.heap, all.own(mine), 4, id);
         Generator generator;
         Batch batch(64);
-        all.learner->sample(64, 0.4, generator, batch.target());
+        sample(all, 64, 0.4, generator, batch.target());
         if (role_given_up) all.take_over_again();
         const std::uint64_t sampled = all.learner->generation(1);
         add_rows(all.heap, all.own(mine), 4, id);
@@ -563,7 +571,7 @@ TEST_CASE("a sample: rows, slots, seqs and weights belong together") {
     add_rows(all.heap, writer, 130, id);
     Generator generator(1, 2, 3);
     Batch batch(512);
-    all.learner->sample(512, 0.4, generator, batch.target());
+    sample(all, 512, 0.4, generator, batch.target());
     float least = std::numeric_limits<float>::infinity();
     for (std::uint64_t slot = 0; slot < 100; ++slot)
         least = std::min(least, all.leaves.get()[slot]);
@@ -590,7 +598,7 @@ TEST_CASE("draws follow the leaves") {
     std::vector<double> hits(50, 0);
     constexpr int batches = 1000;
     for (int i = 0; i < batches; ++i) {
-        all.learner->sample(64, 0.4, generator, batch.target());
+        sample(all, 64, 0.4, generator, batch.target());
         for (const std::int64_t slot : batch.indexes) ++hits[static_cast<std::size_t>(slot)];
     }
     const double total = 50.0 * 51 * 101 / 6;
@@ -610,13 +618,13 @@ TEST_CASE("rows that are just being written are not drawn; if there is no other,
     const std::uint64_t first = claim_next(all.heap, sleeper);
     Generator generator;
     Batch batch(16);
-    all.learner->sample(16, 0.4, generator, batch.target());
+    sample(all, 16, 0.4, generator, batch.target());
     for (const std::uint64_t row : batch.ids) CHECK(row == 2);
     const std::uint64_t second = claim_next(all.heap, sleeper);
-    CHECK_THROWS_WITH_AS(all.learner->sample(1, 0.4, generator, batch.target()),
+    CHECK_THROWS_WITH_AS(sample(all, 1, 0.4, generator, batch.target()),
                          "no row is complete: every slot is empty or being written", EmptyBuffer);
     commit_claim(all.heap, second, 9);
-    all.learner->sample(16, 0.4, generator, batch.target());
+    sample(all, 16, 0.4, generator, batch.target());
     for (const std::uint64_t row : batch.ids) CHECK(row == 9);
     commit_claim(all.heap, first, 8);
     all.learner->fold();
@@ -630,7 +638,7 @@ TEST_CASE("an update means the row that was sampled") {
     add_rows(all.heap, writer, 4, id);
     Generator generator;
     Batch batch(64);
-    all.learner->sample(64, 0.4, generator, batch.target());
+    sample(all, 64, 0.4, generator, batch.target());
     CHECK(update_one(*all.learner, 1, 0, 5.0F) == 0);
     CHECK(all.leaves.get()[1] == 5.0F);
     CHECK(all.learner->total() == doctest::Approx(all.sum_of_leaves()));
@@ -648,7 +656,7 @@ TEST_CASE("an update means the row that was sampled") {
     CHECK(all.figures().stale == stale + 1);
     CHECK(all.leaves.get()[1] == leaf_of_row(6));
     require_rows_folded(all);
-    all.learner->sample(64, 0.4, generator, batch.target());
+    sample(all, 64, 0.4, generator, batch.target());
     CHECK(update_one(*all.learner, 1, 0, 8.0F) == 0);
     CHECK(all.leaves.get()[1] == 8.0F);
 }
@@ -660,12 +668,12 @@ TEST_CASE("an update with generations is exact, whatever has been sampled since"
     add_rows(all.heap, writer, 4, id);
     Generator generator;
     Batch first(64);
-    all.learner->sample(64, 0.4, generator, first.target());
+    sample(all, 64, 0.4, generator, first.target());
     CHECK(update_one(*all.learner, 3, 7, 5.0F) == 0);
     CHECK(all.learner->generation(3) == 7);
     add_rows(all.heap, writer, 4, id);
     Batch second(64);
-    all.learner->sample(64, 0.4, generator, second.target());
+    sample(all, 64, 0.4, generator, second.target());
     CHECK(update_one(*all.learner, 3, 7, 6.0F) == 1);
     CHECK(all.leaves.get()[3] == leaf_of_row(8));
     CHECK(update_one(*all.learner, 3, 11, 6.0F) == 0);
@@ -725,14 +733,14 @@ TEST_CASE("a clear by another process: old rows are neither drawn nor updated") 
     add_rows(all.heap, writer, 11, id);
     Generator generator;
     Batch batch(32);
-    all.learner->sample(32, 0.4, generator, batch.target());
+    sample(all, 32, 0.4, generator, batch.target());
     all.heap.ring.clear();
     CHECK(update_one(*all.learner, 1, 0, 5.0F) == 1);
-    CHECK_THROWS_WITH_AS(all.learner->sample(1, 0.4, generator, batch.target()),
+    CHECK_THROWS_WITH_AS(sample(all, 1, 0.4, generator, batch.target()),
                          "no rows have been added since it was cleared", EmptyBuffer);
     CHECK(all.learner->total() == 0);
     add_rows(all.heap, writer, 3, id);
-    all.learner->sample(32, 0.4, generator, batch.target());
+    sample(all, 32, 0.4, generator, batch.target());
     for (const std::uint64_t row : batch.ids) CHECK(row > 11);
     require_rows_folded(all);
     CHECK(all.figures().sampleable == 3);
@@ -931,7 +939,7 @@ TEST_CASE("random operations against a plain model") {
                     Batch batch(1 + random() % 8);
                     const std::size_t count = batch.ids.size();
                     try {
-                        all.learner->sample(count, 0.4, generator, batch.target());
+                        sample(all, count, 0.4, generator, batch.target());
                     } catch (const EmptyBuffer&) {
                         REQUIRE(all.heap.complete_rows() == 0);
                         break;
@@ -997,7 +1005,7 @@ TEST_CASE("explorers and one learner at the same time: no leaf ever belongs to a
             std::vector<float> leaves(32);
             for (int round = 0; !stop.load(std::memory_order_relaxed); ++round) {
                 try {
-                    all.learner->sample(32, 1.0, generator, batch.target());
+                    sample(all, 32, 1.0, generator, batch.target());
                 } catch (const EmptyBuffer&) {  // a tiny ring whose writers were all preempted
                     continue;
                 }
@@ -1091,7 +1099,7 @@ TEST_CASE("clears and deaths among explorers and one learner: the leaves settle"
     std::uint64_t wrong = 0;
     while (running > 0) {
         try {
-            all.learner->sample(16, 0.4, generator, batch.target());
+            sample(all, 16, 0.4, generator, batch.target());
         } catch (const EmptyBuffer&) {
             continue;
         }

@@ -11,95 +11,60 @@
 
 namespace mpbuffer {
 
-enum class StopPoint : unsigned {
-    // SlotRing::add
-    busy_raised,
-    position_taken,
-    slot_looked_at,
-    claim_taken,
-    field_copied,
-    leaf_in_stored,
-    row_committed,  // detail: the row's seq
-    filled_to_raise,
-    filled_raised,
-    // SlotRing::clear, and the first claim after it
-    clear_priority_reset,
-    clear_position_seen,
-    clear_before_raised,
-    cursor_behind_clear,
-    // SlotRing::read...
-    row_copied,
-    // Learner
-    role_taken,
-    take_over_slot,
-    leaf_stored,
-    leaf_seq_stored,
-    fold_to_refresh,
-    update_looked_at,
-    update_leaf_stored,
-    update_to_refresh,
-    draw_again_leaf_zeroed,
-    line_odd,
-    // SharedSegment and ReplayBuffer: create, attach, close
-    segment_made,
-    segment_present,
-    segment_allocated,
-    segment_written,
-    segment_linked,
-    attach_opened,
-    attach_present,
-    handle_left,
-    segment_unmapped,
-    last_one_out,
-    last_unlinked,
-    // ProcessTable::enroll
-    number_locked,
-    epoch_raised,
-    process_described,
-};
+// The one list of them.
+#define MPBUFFER_ALL_STOP_POINTS(X)                             \
+    /* SlotRing::add */                                         \
+    X(busy_raised)                                              \
+    X(position_taken)                                           \
+    X(slot_looked_at)                                           \
+    X(claim_taken)                                              \
+    X(field_copied)                                             \
+    X(leaf_in_stored)                                           \
+    X(row_committed) /* detail: the row's seq */                \
+    X(filled_to_raise)                                          \
+    X(filled_raised)                                            \
+    /* SlotRing::clear, and the first claim after it */         \
+    X(clear_priority_reset)                                     \
+    X(clear_position_seen)                                      \
+    X(clear_before_raised)                                      \
+    X(cursor_behind_clear)                                      \
+    /* SlotRing::read... */                                     \
+    X(row_copied)                                               \
+    /* Role and Learner */                                      \
+    X(role_taken)                                               \
+    X(take_over_slot)                                           \
+    X(leaf_stored)                                              \
+    X(leaf_seq_stored)                                          \
+    X(fold_to_refresh)                                          \
+    X(update_looked_at)                                         \
+    X(update_leaf_stored)                                       \
+    X(update_to_refresh)                                        \
+    X(draw_again_leaf_zeroed)                                   \
+    X(line_odd)                                                 \
+    /* SharedSegment and ReplayBuffer: create, attach, close */ \
+    X(segment_made)                                             \
+    X(segment_present)                                          \
+    X(segment_allocated)                                        \
+    X(segment_written)                                          \
+    X(segment_linked)                                           \
+    X(attach_opened)                                            \
+    X(attach_present)                                           \
+    X(handle_left)                                              \
+    X(segment_unmapped)                                         \
+    X(last_one_out)                                             \
+    X(last_unlinked)                                            \
+    /* ProcessTable::enroll */                                  \
+    X(number_locked)                                            \
+    X(epoch_raised)                                             \
+    X(process_described)
 
-constexpr const char* stop_point_names[] = {
-    "busy_raised",
-    "position_taken",
-    "slot_looked_at",
-    "claim_taken",
-    "field_copied",
-    "leaf_in_stored",
-    "row_committed",
-    "filled_to_raise",
-    "filled_raised",
-    "clear_priority_reset",
-    "clear_position_seen",
-    "clear_before_raised",
-    "cursor_behind_clear",
-    "row_copied",
-    "role_taken",
-    "take_over_slot",
-    "leaf_stored",
-    "leaf_seq_stored",
-    "fold_to_refresh",
-    "update_looked_at",
-    "update_leaf_stored",
-    "update_to_refresh",
-    "draw_again_leaf_zeroed",
-    "line_odd",
-    "segment_made",
-    "segment_present",
-    "segment_allocated",
-    "segment_written",
-    "segment_linked",
-    "attach_opened",
-    "attach_present",
-    "handle_left",
-    "segment_unmapped",
-    "last_one_out",
-    "last_unlinked",
-    "number_locked",
-    "epoch_raised",
-    "process_described",
-};
+#define MPBUFFER_NAME_OF_ENUMERATOR(name) name,
+#define MPBUFFER_TEXT_OF_NAME(name) #name,
+enum class StopPoint : unsigned { MPBUFFER_ALL_STOP_POINTS(MPBUFFER_NAME_OF_ENUMERATOR) };
+constexpr const char* stop_point_names[] = {MPBUFFER_ALL_STOP_POINTS(MPBUFFER_TEXT_OF_NAME)};
+#undef MPBUFFER_NAME_OF_ENUMERATOR
+#undef MPBUFFER_TEXT_OF_NAME
 constexpr std::size_t stop_point_count = std::size(stop_point_names);
-static_assert(stop_point_count == static_cast<std::size_t>(StopPoint::process_described) + 1);
 
 #ifdef MPBUFFER_STOP_POINTS
 using StopPointHook = void (*)(StopPoint point, std::uint64_t detail);

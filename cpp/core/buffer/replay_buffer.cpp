@@ -52,29 +52,9 @@ std::unique_ptr<ReplayBuffer> ReplayBuffer::create(const BufferSettings& setting
     });
 }
 
-std::unique_ptr<ReplayBuffer> ReplayBuffer::open(SharedSegment segment) {
-    std::string description;
-    const SegmentHeader header =
-        read_header(segment.data(), segment.size(), segment.name(), description);
-    std::unique_ptr<ReplayBuffer> buffer(
-        new ReplayBuffer(std::move(segment), header, std::move(description)));
-    buffer->start();
-    return buffer;
-}
-
-std::unique_ptr<ReplayBuffer> ReplayBuffer::attach(const std::string& name,
-                                                   const SegmentOptions& options) {
-    return made_by([&] { return open(SharedSegment::attach(name, options)); });
-}
-
-std::unique_ptr<ReplayBuffer> ReplayBuffer::attach_descriptor(int fd, const std::string& name,
-                                                              const SegmentOptions& options) {
-    return made_by([&] { return open(SharedSegment::attach_descriptor(fd, name, options)); });
-}
-
 ReplayBuffer::ReplayBuffer(SharedSegment segment, const SegmentHeader& header,
                            std::string description)
-    : SegmentHandle(std::move(segment), header, std::move(description), RoleKind::learner),
+    : Attachable(std::move(segment), header, std::move(description), RoleKind::learner),
       local_(std::make_unique<Local>(capacity())) {
     const RingEntry& ring = shape();
     ring_ = SlotRing(at<RingCounters>(ring.counters_offset), at<SlotMeta>(ring.meta_offset),

@@ -46,13 +46,9 @@ struct ProcessStatus {
     std::uint64_t steals;
 };
 
-class ReplayBuffer final : public SegmentHandle {
+class ReplayBuffer final : public Attachable<ReplayBuffer, SegmentKind::buffer> {
   public:
     static std::unique_ptr<ReplayBuffer> create(const BufferSettings& settings);
-    static std::unique_ptr<ReplayBuffer> attach(const std::string& name,
-                                                const SegmentOptions& options = {});
-    static std::unique_ptr<ReplayBuffer> attach_descriptor(int fd, const std::string& name,
-                                                           const SegmentOptions& options = {});
     ~ReplayBuffer() override;
 
     // Leaves the process table, gives up the learner's role, unmaps; removes the segment's name if
@@ -132,6 +128,7 @@ class ReplayBuffer final : public SegmentHandle {
     bool is_learner() const;
 
   private:
+    friend Attachable;
     // What a forked child must forget without touching it: a thread of its parent may have been
     // changing it.
     struct Local {
@@ -145,7 +142,6 @@ class ReplayBuffer final : public SegmentHandle {
     };
 
     ReplayBuffer(SharedSegment segment, const SegmentHeader& header, std::string description);
-    static std::unique_ptr<ReplayBuffer> open(SharedSegment segment);
     float leaf_of_largest();
     void enroll() const override;
     void release_role() override;

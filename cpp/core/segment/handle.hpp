@@ -9,7 +9,9 @@
 #include <atomic>
 #include <cstddef>
 #include <cstdint>
+#include <memory>
 #include <string>
+#include <utility>
 
 #include "base/guard.hpp"
 #include "format/header.hpp"
@@ -44,7 +46,8 @@ class SegmentHandle : private ForkWatched {
             let_others_run();
             return make();
         }();
-        change_before_any_fork([&handle] { handle->segment_.keep_in_children(); });
+        SegmentHandle& base = *handle;
+        change_before_any_fork([&base] { base.segment_.keep_in_children(); });
         return handle;
     }
     // The first step of destruction: a child that is forked from here on has nothing of it, for
@@ -77,6 +80,8 @@ class SegmentHandle : private ForkWatched {
     mutable Identity identity_;
 
   private:
+    template <class Handle, SegmentKind kind>
+    friend class Attachable;
     // What each kind does besides: as it takes an identity (enroll() is to set it), leaves the role
     // that it may have, forgets its own memory before the segment's goes, and, by
     // async-signal-safe calls only, forgets in a child what was its parent's.
@@ -94,6 +99,39 @@ class SegmentHandle : private ForkWatched {
     mutable Mutex identity_mutex_;
     mutable std::atomic<std::uint64_t> here_;  // the fork generation this handle is set up for
     mutable OwnedDescriptor lock_fd_;
+};
+
+// A handle that can be made on a segment which is there: Handle has a constructor of segment,
+// header and description, and calls this class its friend.
+template <class Handle, SegmentKind kind>
+class Attachable : public SegmentHandle {
+  public:
+    static std::unique_ptr<Handle> attach(const std::string& name,
+                                          const SegmentOptions& options = {}) {
+        return open([&] { return SharedSegment::attach(name, options); });
+    }
+    static std::unique_ptr<Handle> attach_descriptor(int fd, const std::string& name,
+                                                     const SegmentOptions& options = {}) {
+        return open([&] { return SharedSegment::attach_descriptor(fd, name, options); });
+    }
+
+  protected:
+    using SegmentHandle::SegmentHandle;
+
+  private:
+    template <class Find>
+    static std::unique_ptr<Handle> open(Find&& find) {
+        return SegmentHandle::made_by([&find] {
+            SharedSegment segment = find();
+            std::string description;
+            const SegmentHeader header =
+                read_header(segment.data(), segment.size(), segment.name(), description, kind);
+            std::unique_ptr<Handle> handle(
+                new Handle(std::move(segment), header, std::move(description)));
+            static_cast<SegmentHandle&>(*handle).start();
+            return handle;
+        });
+    }
 };
 
 }  // namespace mpbuffer

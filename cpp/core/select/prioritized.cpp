@@ -215,13 +215,6 @@ const char* Learner::why_no_row() const {
     return "no row is complete: every slot is empty or being written";
 }
 
-void Learner::sample(std::size_t count, double beta, Generator& generator,
-                     const SampleTarget& target) {
-    draw(count, generator, draws_of_sample_);
-    copy_rows(ring_, row_bytes_, draws_of_sample_, target);
-    finish(beta, generator, draws_of_sample_, target);
-}
-
 void Learner::draw(std::size_t count, Generator& generator, Draws& draws) {
     fold();
     require_rows();

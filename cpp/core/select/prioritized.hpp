@@ -58,13 +58,10 @@ class Learner {
     // Takes over what was added since the last fold: O(rows added, pending slots).
     void fold();
 
-    // Draws `count` rows by priority, stratified, into the target. EmptyBuffer if there is no row,
-    // or none whose leaf is above 0.
-    void sample(std::size_t count, double beta, Generator& generator, const SampleTarget& target);
-
-    // The same in steps, `copy_rows` being the second: folds and draws; then draws again, from the
-    // same strata, what copy_rows has missed, and computes the weights. What else the learner does
-    // in between changes nothing of what was drawn.
+    // A sample of `count` rows by priority, stratified, in steps, `copy_rows` being the second:
+    // folds and draws; then draws again, from the same strata, what copy_rows has missed, and
+    // computes the weights. What else the learner does in between changes nothing of what was
+    // drawn. EmptyBuffer if there is no row, or none whose leaf is above 0.
     void draw(std::size_t count, Generator& generator, Draws& draws);
     void finish(double beta, Generator& generator, Draws& draws, const SampleTarget& target);
 
@@ -125,7 +122,6 @@ class Learner {
     std::uint64_t draws_ = 0;
     std::uint64_t rows_folded_ = 0;
     std::vector<std::uint64_t> touched_;
-    Draws draws_of_sample_;
 };
 
 }  // namespace mpbuffer

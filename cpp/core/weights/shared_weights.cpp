@@ -61,29 +61,9 @@ std::unique_ptr<SharedWeights> SharedWeights::create(const WeightsSettings& sett
     });
 }
 
-std::unique_ptr<SharedWeights> SharedWeights::open(SharedSegment segment) {
-    std::string description;
-    const SegmentHeader header = read_header(segment.data(), segment.size(), segment.name(),
-                                             description, SegmentKind::weights);
-    std::unique_ptr<SharedWeights> weights(
-        new SharedWeights(std::move(segment), header, std::move(description)));
-    weights->start();
-    return weights;
-}
-
-std::unique_ptr<SharedWeights> SharedWeights::attach(const std::string& name,
-                                                     const SegmentOptions& options) {
-    return made_by([&] { return open(SharedSegment::attach(name, options)); });
-}
-
-std::unique_ptr<SharedWeights> SharedWeights::attach_descriptor(int fd, const std::string& name,
-                                                                const SegmentOptions& options) {
-    return made_by([&] { return open(SharedSegment::attach_descriptor(fd, name, options)); });
-}
-
 SharedWeights::SharedWeights(SharedSegment segment, const SegmentHeader& header,
                              std::string description)
-    : SegmentHandle(std::move(segment), header, std::move(description), RoleKind::publisher) {
+    : Attachable(std::move(segment), header, std::move(description), RoleKind::publisher) {
     const WeightsEntry& weights = header_.weights;
     slots_ =
         VersionSlots(at<VersionBoard>(weights.board_offset), at<VersionSlot>(weights.slots_offset),

@@ -34,15 +34,11 @@ struct WeightsSettings {
     SegmentOptions segment;
 };
 
-class SharedWeights final : public SegmentHandle {
+class SharedWeights final : public Attachable<SharedWeights, SegmentKind::weights> {
   public:
     // Publishes `first` as version 1 before anybody can see the name. Has the role then.
     static std::unique_ptr<SharedWeights> create(const WeightsSettings& settings,
                                                  std::span<const std::byte* const> first);
-    static std::unique_ptr<SharedWeights> attach(const std::string& name,
-                                                 const SegmentOptions& options = {});
-    static std::unique_ptr<SharedWeights> attach_descriptor(int fd, const std::string& name,
-                                                            const SegmentOptions& options = {});
     ~SharedWeights() override;
 
     // Gives up the role, leaves the process table, unmaps; removes the segment's name if nobody
@@ -75,8 +71,8 @@ class SharedWeights final : public SegmentHandle {
     std::uint64_t repeated_reads() const;  // of this handle: copies that were overwritten
 
   private:
+    friend Attachable;
     SharedWeights(SharedSegment segment, const SegmentHeader& header, std::string description);
-    static std::unique_ptr<SharedWeights> open(SharedSegment segment);
     void enroll() const override;
     void release_role() override;
     void forget_parent() noexcept override;
