@@ -11,6 +11,7 @@
 #include <chrono>
 #include <cstdio>
 #include <cstring>
+#include <filesystem>
 #include <fstream>
 #include <list>
 #include <set>
@@ -59,6 +60,15 @@ SegmentOptions nameless_in(const ScratchDirectory& scratch) {
     SegmentOptions options = in(scratch);
     options.nameless = true;
     return options;
+}
+
+// Without what is nameless, which other programs of this user may have meanwhile.
+std::vector<std::string> named_in(const ScratchDirectory& scratch) {
+    std::vector<std::string> names = list_segments(scratch.path());
+    std::erase_if(names, [&](const std::string& name) {
+        return !std::filesystem::exists(segment_path(name, scratch.path()));
+    });
+    return names;
 }
 
 // Whether this process has a file of the directory, or a nameless segment, open or mapped.
@@ -157,13 +167,13 @@ TEST_CASE("create, publish, attach, last one out, without a name and with a temp
         CHECK(scratch.is_empty() == !named);
         CHECK_THROWS_AS(mine.make_visible(), InvalidArgument);  // no magic yet
         CHECK_THROWS_AS(SharedSegment::attach("apex", options), SegmentNotFound);
-        CHECK(list_segments(scratch.path()).empty());
+        CHECK(named_in(scratch).empty());
         CHECK(sweep_segments(scratch.path()).empty());
 
         std::memcpy(mine.data(), segment_magic, sizeof segment_magic);
         mine.make_visible();
         CHECK_THROWS_AS(mine.make_visible(), InvalidArgument);
-        CHECK(list_segments(scratch.path()) == std::vector<std::string>{"apex"});
+        CHECK(named_in(scratch) == std::vector<std::string>{"apex"});
         struct stat facts;
         REQUIRE(stat(scratch.file("apex").c_str(), &facts) == 0);
         CHECK((facts.st_mode & 07777) == 0600);
@@ -224,7 +234,7 @@ TEST_CASE("moving hands the segment over") {
     CHECK_FALSE(first.is_open());  // NOLINT(bugprone-use-after-move): what is tested
     CHECK(second.is_open());
     second = make("b", in(scratch));
-    CHECK(list_segments(scratch.path()) == std::vector<std::string>{"b"});
+    CHECK(named_in(scratch) == std::vector<std::string>{"b"});
 }
 
 TEST_CASE("a name in use is refused, early and at the last moment") {
@@ -575,7 +585,7 @@ TEST_CASE("the sweep removes what killed processes left, and nothing that lives"
         }));
         REQUIRE(removed.size() == 1);
         CHECK(removed[0].rfind(published ? "dying" : ".tmp-", 0) == 0);
-        CHECK(list_segments(scratch.path()) == std::vector<std::string>{"living"});
+        CHECK(named_in(scratch) == std::vector<std::string>{"living"});
     }
     CHECK(sweep_segments("/dev/shm/not-there").empty());
 }
@@ -589,12 +599,12 @@ TEST_CASE("each creation sweeps, and takes a dead segment's name over") {
         _exit(0);  // nobody closes them
     });
     REQUIRE(dying.wait() == 0);
-    CHECK(list_segments(scratch.path()).size() == 2);
+    CHECK(named_in(scratch).size() == 2);
     // still there for a successor as long as nobody creates
     CHECK(SharedSegment::attach("other", in(scratch)).is_open());
-    CHECK(list_segments(scratch.path()).size() == 1);
+    CHECK(named_in(scratch).size() == 1);
     SharedSegment waiting = SharedSegment::create("new", size, in(scratch));
-    CHECK(list_segments(scratch.path()).empty());
+    CHECK(named_in(scratch).empty());
     std::memcpy(waiting.data(), segment_magic, sizeof segment_magic);
     ForkedChild child([&](const Channel&) -> int {
         const SharedSegment segment = make("new", in(scratch), 1);
@@ -801,7 +811,7 @@ TEST_CASE("a sandbox that refuses files without a name, or to name them, is no o
                     : refuse_system_call(SYS_openat, 2, O_TMPFILE, O_TMPFILE, EOPNOTSUPP);
             if (!refused) return 77;
             SharedSegment created = SharedSegment::create("apex", size, in(scratch));
-            if (list_segments(scratch.path()).size() != 0 || scratch.is_empty()) return 1;
+            if (named_in(scratch).size() != 0 || scratch.is_empty()) return 1;
             std::memcpy(created.data(), segment_magic, sizeof segment_magic);
             created.make_visible();
             if (!SharedSegment::attach("apex", in(scratch)).is_open()) return 2;
