@@ -13,8 +13,10 @@ WIDTH, MOST_LETTERS = 430, 62
 
 
 def lines_of(functions: list[str]) -> list[str]:
-    """Break the functions' names into lines; what does not fit into two is counted."""
-    names = [re.sub(r"^(\w+::)+(?=\w+::)", "", each) for each in functions]
+    """Break the names of functions into lines, without destructors; count what two cannot hold."""
+    names = [re.sub(r"^(\w+::)+(?=\w+::)", "", each) for each in functions if "~" not in each]
+    if not names:
+        return []
     lines, left = [""], len(names)
     for name in names:
         more = f"{lines[-1]}, {name}" if lines[-1] else name

@@ -32,6 +32,8 @@ void** trace_entered(void) { return entered; }
 
 CALLS = """
 import ctypes, json, sys
+sys.path.insert(0, sys.argv[1])  # ahead of an editable installation, which has a finder of its own
+sys.meta_path = [each for each in sys.meta_path if "Redirecting" not in type(each).__name__]
 import numpy as np
 import mpbuffer
 from mpbuffer import _core
@@ -110,10 +112,9 @@ def files_entered(extension: str, addresses: list[int]) -> dict[str, list[str]]:
 def main() -> None:
     """Trace the two calls and write what they entered."""
     build()
-    environment = {"LD_PRELOAD": str(BUILD / "hook.so"), "PYTHONPATH": str(BUILD / "site")}
-    ended = subprocess.run(
-        [sys.executable, "-c", CALLS], check=True, capture_output=True, env=environment, cwd=BUILD
-    )
+    command = [sys.executable, "-c", CALLS, str(BUILD / "site")]
+    environment = {"LD_PRELOAD": str(BUILD / "hook.so")}
+    ended = subprocess.run(command, check=True, capture_output=True, env=environment, cwd=BUILD)
     traced = json.loads(ended.stdout)
     paths = {}
     for call in ("add", "sample"):
