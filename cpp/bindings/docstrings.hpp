@@ -1,10 +1,11 @@
-// What help() shows of the hot calls. The line up to "--" is their signature for inspect.
+// What help() shows of the methods that Python classes inherit from the core. The lines up to "--"
+// are their signature for inspect; "$self" suits only methods that pybind11 has not bound.
 #pragma once
 
 namespace mpbuffer::bindings::docstrings {
 
-inline constexpr char uniform_type[] = "The hot calls of mpbuffer.ReplayBuffer.";
-inline constexpr char prioritized_type[] = "The hot calls of mpbuffer.PrioritizedReplayBuffer.";
+inline constexpr char uniform_type[] = "The core of mpbuffer.ReplayBuffer.";
+inline constexpr char prioritized_type[] = "The core of mpbuffer.PrioritizedReplayBuffer.";
 
 inline constexpr char uniform_add[] = R"(add($self, /, **fields)
 --
@@ -89,6 +90,146 @@ ValueError
 KeyError, TypeError, IndexError, SlotsHeld, OSError, BufferClosed
     As for ReplayBuffer.add.
 )";
+
+inline constexpr char name[] =
+    "The name that ``mpbuffer.attach`` takes: the argument, or a fresh one.";
+
+inline constexpr char close[] = R"(close(self, /)
+--
+
+Close this handle; remove the segment if it was the last one. Twice is once.
+
+Waits for calls of other threads through this handle, not for other processes.
+)";
+
+inline constexpr char clear[] = R"(clear(self, /)
+--
+
+Remove all rows; the next one goes to slot 0. Any process may call it.
+
+Rows that others are adding at that moment may come before or after. The
+largest priority is 1.0 again.
+)";
+
+inline constexpr char get_stored_size[] = R"(get_stored_size(self, /)
+--
+
+Return how many complete rows are there.
+
+Exact when nobody is adding. Takes no time that depends on the size, except
+once after a clear() or after a process died inside a call: then it counts.
+)";
+
+inline constexpr char get_buffer_size[] =
+    "get_buffer_size(self, /)\n--\n\nReturn how many rows fit.";
+
+inline constexpr char get_next_index[] =
+    "get_next_index(self, /)\n--\n\nReturn the slot that the next row will go to.";
+
+inline constexpr char get_all_transitions[] = R"(get_all_transitions(self, /, shuffle=False)
+--
+
+Return a copy of all complete rows.
+
+Any process may call it. It takes O(size). A row that is overwritten meanwhile
+comes out as the old row, as the new one, or not at all, never mixed.
+
+Parameters
+----------
+shuffle : bool, optional
+    Whether the rows come in random order; else by slot.
+
+Returns
+-------
+dict of str to numpy.ndarray
+    For each field an array of shape ``(rows,) + shape``.
+)";
+
+inline constexpr char encode_sample[] =
+    "_encode_sample(self, /, indexes)\n--\n\n"
+    "Return the rows in these slots; IndexError if one holds no complete row.";
+
+inline constexpr char rows_added[] =
+    "rows_added(self, /)\n--\n\n"
+    "Return how many rows all processes have added since creation, ended ones included.";
+
+inline constexpr char on_episode_end[] = R"(on_episode_end(self, /)
+--
+
+End the episode: get_current_episode_len() starts again.
+
+With ``Nstep=``, writes the rows of add()'s last steps, each with as many steps
+as there are. After a step whose flag ended the episode, none are left. Raises
+what add() does; then the rows are kept, and the next call writes them.
+)";
+
+inline constexpr char get_current_episode_len[] =
+    "get_current_episode_len(self, /)\n--\n\n"
+    "Return the steps added through this handle since on_episode_end() or clear().";
+
+inline constexpr char is_nstep[] =
+    "is_Nstep(self, /)\n--\n\nReturn whether the buffer was made with ``Nstep=``.";
+
+inline constexpr char get_max_priority[] =
+    "get_max_priority(self, /)\n--\n\n"
+    "Return the largest priority supplied since creation or clear(), at least 1.0.";
+
+inline constexpr char get_generations[] = R"(get_generations(self, /, indexes)
+--
+
+Return which rows the indexes mean, to be passed to update_priorities() later.
+
+For the learner, as sample().
+
+Parameters
+----------
+indexes : array_like of int
+    (n,) slots.
+
+Returns
+-------
+numpy.ndarray
+    uint64 (n,). If `indexes` shares a sample's memory: the rows sampled. Else
+    the rows that this handle last sampled in these slots; where it never
+    sampled any, the row that the last sample() saw there, or that this handle
+    has added since. 0 for a slot without a row.
+
+Raises
+------
+LearnerBusy
+    If another handle has the learner's role.
+)";
+
+inline constexpr char acquire_learner[] = R"(acquire_learner(self, /)
+--
+
+Take the learner's role now, instead of at the first sample().
+
+A stray sample() in another process then fails there, and not in the learner.
+Takes some 15 ns for each row there is, as the first sample() would.
+
+Raises
+------
+LearnerBusy
+    If another handle has the role; names it, at once.
+BufferClosed
+    After close().
+)";
+
+inline constexpr char release_learner[] = R"(release_learner(self, /)
+--
+
+Give up the learner's role, if this handle has it; another process can take it.
+
+Batches gathered ahead are discarded. Only a call takes the role again.
+)";
+
+inline constexpr char leaves[] =
+    "_leaves(self, /)\n--\n\n"
+    "Return a copy of the leaves: float32 (size,), 0 where there is nothing to draw.";
+
+inline constexpr char tree_total[] =
+    "_tree_total(self, /)\n--\n\nReturn the sum at the root of the learner's tree.";
 
 inline constexpr char staging_type[] = "The hot call of mpbuffer.Staging.";
 

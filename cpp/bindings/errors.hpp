@@ -13,6 +13,9 @@ namespace mpbuffer::bindings {
 // KeyboardInterrupt for one.
 void run_signal_handlers();
 
+// Has pybind11 raise the core's exceptions as those of mpbuffer.errors.
+void translate_core_errors();
+
 // Sets the Python error for the exception being handled; for a catch (...) block.
 void set_python_error();
 

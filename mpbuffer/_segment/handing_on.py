@@ -23,12 +23,10 @@ _has_warned = False
 class NotCopied:
     """What copy.copy() and copy.deepcopy() refuse: a copy would be a handle on the same memory."""
 
-    name: str
-
     def __copy__(self) -> NoReturn:
         raise TypeError(
-            f"cannot copy {self.name!r}: the copy would be a second handle on the same memory; use "
-            "this one, or attach() for a second one; read or sample what is in it to copy that"
+            f"cannot copy {self!r}: the copy would be a second handle on the same memory; pass "
+            "this one on, or call attach() for a second one; to copy the data, read or sample them"
         )
 
     def __deepcopy__(self, memo: Any) -> NoReturn:
@@ -71,13 +69,13 @@ def descriptor_for_child(descriptor: int, name: str) -> Any:
     return None
 
 
-def opened_copy(opened: Callable[[str, int], Opened], name: str, source: Any) -> Opened:
+def opened_copy(cls: Any, name: str, source: Any) -> Any:
     """Open what was pickled: through the descriptor that came along, or by name."""
     if source is None:
-        return opened(name, -1)
+        return cls._opened(name, -1)
     descriptor = source.detach()
     try:
-        return opened(name, descriptor)
+        return cls._opened(name, descriptor)
     finally:
         os.close(descriptor)
 

@@ -116,14 +116,14 @@ def keep() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     name, pid, started, seconds = sys.argv[1:]
     buffer = _core.ReplayBuffer()
-    _core.attach(buffer, name)
+    buffer._attach(name, -1)
     print(os.getpid(), "attached", flush=True)
     nowhere = os.open(os.devnull, os.O_RDWR)
     os.dup2(nowhere, 1)
     os.dup2(nowhere, 2)
     _wait_for_end(ProcessIdentity(int(pid), int(started)))
     time.sleep(float(seconds))
-    _core.close(buffer)
+    buffer.close()
 
 
 def _is_readable(descriptor: int, seconds: float | None) -> bool:

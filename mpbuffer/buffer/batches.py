@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from mpbuffer import _core
+from mpbuffer._arguments.integers import whole_number
 from mpbuffer._arguments.tensors import tensor_maker
 
 __all__ = ["Batches"]
@@ -26,7 +27,7 @@ def _cuda_of_torch() -> Any:
 def _makers_of_tensors(buffer: _core.ReplayBuffer) -> dict[str, Callable[[Any], Any]]:
     """Return for each array of a batch what makes a tensor of it."""
     dtypes: dict[str, np.dtype[Any]] = {"indexes": np.dtype("i8"), "weights": np.dtype("f4")}
-    dtypes |= {name: dtype for name, dtype, _ in _core.fields(buffer)}
+    dtypes |= {name: dtype for name, dtype, _ in buffer._fields()}
     makers = {}
     for name, dtype in dtypes.items():
         try:
@@ -70,21 +71,22 @@ class Batches(Iterator[dict[str, Any]]):
         tensors: bool,
         pin_memory: bool,
     ) -> None:
-        rows = _at_least(1, "batch_size", batch_size)
-        ahead = _at_least(0, "prefetch", prefetch)
-        self.beta = beta
+        rows = whole_number("batch_size", batch_size, 1)
+        ahead = whole_number("prefetch", prefetch, 0)
         torch_to_pin = _cuda_of_torch() if pin_memory else None
         self._makers = _makers_of_tensors(buffer) if tensors else None
-        self._gatherer = _core.BatchGatherer(buffer, rows, ahead, return_indexes, torch_to_pin)
+        self._gatherer = _core.BatchGatherer(
+            buffer, rows, ahead, return_indexes, beta, torch_to_pin
+        )
 
     @property
     def beta(self) -> float:
         """Exponent of the importance weights of batches that are drawn from now on."""
-        return self._beta
+        return self._gatherer.beta
 
     @beta.setter
     def beta(self, value: float) -> None:
-        self._beta = _core.checked_beta(value)
+        self._gatherer.beta = value
 
     def __next__(self) -> dict[str, Any]:
         """Return the next batch; waits until it is gathered.
@@ -102,7 +104,7 @@ class Batches(Iterator[dict[str, Any]]):
         RuntimeError
             With `prefetch`, in a forked child, and where no thread can be started.
         """
-        arrays = self._gatherer.next(self._beta)
+        arrays = self._gatherer.next()
         if self._makers is None:
             return arrays
         return {name: self._makers[name](values) for name, values in arrays.items()}
@@ -119,11 +121,3 @@ class Batches(Iterator[dict[str, Any]]):
 
     def __exit__(self, *_: object) -> None:
         self.close()
-
-
-def _at_least(least: int, name: str, value: int) -> int:
-    if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
-        raise TypeError(f"{name} must be an int, got {value!r}")
-    if value < least:
-        raise ValueError(f"{name} must be at least {least}, got {value!r}")
-    return int(value)

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from mpbuffer._arguments.integers import whole_number
+from mpbuffer.buffer.schema import Field
+
 __all__ = ["FLAGS", "NstepRule", "check_nstep", "nstep_from_json", "nstep_rule"]
 
 FLAGS = ("done", "terminated", "truncated")
 
-_Field = tuple[str, "np.dtype[Any]", list[int]]
 _KEYS = {"size", "rew", "gamma", "next", "discount"}
 _MOST_STEPS = 2**20
 
@@ -44,10 +45,6 @@ class NstepRule(NamedTuple):
         """Return it as the core takes it."""
         return self.steps, self.gamma, list(self.rew), list(self.next), self.discount
 
-    def to_json(self) -> dict[str, Any]:
-        """Return what nstep_from_json() reads."""
-        return self._asdict()
-
 
 def nstep_rule(wanted: Mapping[str, Any]) -> NstepRule:
     """Check what ``Nstep=`` says, all but the fields.
@@ -69,15 +66,7 @@ def nstep_rule(wanted: Mapping[str, Any]) -> NstepRule:
         )
     if "size" not in wanted:
         raise ValueError(f"Nstep needs a 'size', the number of steps, got {wanted!r}")
-    size = wanted["size"]
-    if isinstance(size, (bool, np.bool_)):
-        raise TypeError(f"Nstep['size'] must be an int, got {size!r}")
-    try:
-        steps = operator.index(size)
-    except TypeError:
-        raise TypeError(f"Nstep['size'] must be an int, got {size!r}") from None
-    if not 1 <= steps <= _MOST_STEPS:
-        raise ValueError(f"Nstep['size'] must be in [1, 2**20], got {size!r}")
+    steps = whole_number("Nstep['size']", wanted["size"], 1, _MOST_STEPS)
     gamma = float(wanted.get("gamma", 0.99))
     if not 0 <= gamma <= 1:
         raise ValueError(f"Nstep['gamma'] must be in [0, 1], got {gamma!r}")
@@ -109,7 +98,7 @@ def _names(key: str, wanted: Mapping[str, Any]) -> tuple[str, ...]:
     return names
 
 
-def check_nstep(rule: NstepRule, fields: list[_Field]) -> None:
+def check_nstep(rule: NstepRule, fields: list[Field]) -> None:
     """Check that a buffer with these fields can hold such rows.
 
     Raises
@@ -150,7 +139,7 @@ def check_nstep(rule: NstepRule, fields: list[_Field]) -> None:
         )
 
 
-def nstep_from_json(described: Any, fields: list[_Field]) -> NstepRule:
+def nstep_from_json(described: Any, fields: list[Field]) -> NstepRule:
     """Read what a segment says; raises what anything wrong with it raises."""
     if set(described) != set(NstepRule._fields):
         raise ValueError(f"keys {sorted(described)}")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import operator
 import sys
 from collections.abc import Callable, Mapping
 from typing import Any, Literal, NoReturn, TypeVar
@@ -11,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mpbuffer import _core
+from mpbuffer._arguments.integers import whole_number
 from mpbuffer._segment.exit import close_at_exit
 from mpbuffer.buffer.nstep import NstepRule, check_nstep, nstep_rule
 from mpbuffer.buffer.schema import Field
@@ -21,7 +21,7 @@ AnyStaging = TypeVar("AnyStaging", bound="Staging")
 PrioritiesOf = Callable[[dict[str, npt.NDArray[Any]]], npt.ArrayLike]
 
 _MOST_ENVIRONMENTS = 2**20
-_ROWS_AT_MOST = 2**40
+_MOST_ROWS = 2**40
 
 
 class Staging(_core.Staging):
@@ -103,9 +103,9 @@ class Staging(_core.Staging):
         priorities: PrioritiesOf | Literal["td"] | None = None,
         n_envs: int = 1,
     ) -> None:
-        rows = _whole("flush_every", flush_every, _ROWS_AT_MOST)
-        environments = _whole("n_envs", n_envs, _MOST_ENVIRONMENTS)
-        fields = _core.fields(buffer)
+        rows = whole_number("flush_every", flush_every, 1, _MOST_ROWS)
+        environments = whole_number("n_envs", n_envs, 1, _MOST_ENVIRONMENTS)
+        fields = _core.ReplayBuffer._fields(buffer)  # TypeError if it is no buffer
         rule = _rule_for(buffer, Nstep, fields)
         from_values = isinstance(priorities, str)
         if from_values and priorities != "td":
@@ -113,10 +113,8 @@ class Staging(_core.Staging):
         if priorities is not None:
             if not from_values and not callable(priorities):
                 raise TypeError(f"priorities must be a callable, 'td' or None, got {priorities!r}")
-            if not _core.shape(buffer)["prioritized"]:
-                raise ValueError(
-                    f"{_core.name(buffer)!r} takes no priorities: it is sampled uniformly"
-                )
+            if not buffer._prioritized:
+                raise ValueError(f"{buffer.name!r} takes no priorities: it is sampled uniformly")
         if from_values:
             _require_one_reward(rule, fields)
         taken = {"envs"} if environments > 1 else set()
@@ -135,7 +133,7 @@ class Staging(_core.Staging):
             None if from_values else priorities,
             from_values,
         )
-        self._flush_every, self._n_envs, self._buffer_name = rows, environments, _core.name(buffer)
+        self._flush_every, self._n_envs, self._buffer_name = rows, environments, buffer.name
         close_at_exit(self, uses_others=True)
 
     def on_episode_end(self, envs: npt.ArrayLike | None = None) -> int:
@@ -227,22 +225,10 @@ class Staging(_core.Staging):
         return f"<Staging for {self._buffer_name!r}: {state}, {self.rows_written} rows written>"
 
 
-def _whole(name: str, value: int, most: int) -> int:
-    if isinstance(value, (bool, np.bool_)):
-        raise TypeError(f"{name} must be an int, got {value!r}")
-    try:
-        number = operator.index(value)
-    except TypeError:
-        raise TypeError(f"{name} must be an int, got {value!r}") from None
-    if not 1 <= number <= most:
-        raise ValueError(f"{name} must be in [1, {most}], got {value!r}")
-    return number
-
-
 def _rule_for(
     buffer: _core.ReplayBuffer, wanted: Mapping[str, Any] | None, fields: list[Field]
 ) -> NstepRule | None:
-    own = _core.nstep(buffer)
+    own = buffer._nstep()
     rule = None if own is None else NstepRule(*own[:2], tuple(own[2]), tuple(own[3]), own[4])
     if wanted is None:
         return rule
@@ -251,7 +237,7 @@ def _rule_for(
         check_nstep(asked, fields)
     elif asked != rule:
         raise ValueError(
-            f"{_core.name(buffer)!r} has Nstep {rule}, expected the same or none, got {asked}"
+            f"{buffer.name!r} has Nstep {rule}, expected the same or none, got {asked}"
         )
     return asked
 

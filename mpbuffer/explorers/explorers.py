@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import math
-import operator
 import os
 import select
 import signal
@@ -17,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from mpbuffer import _core
+from mpbuffer._arguments.integers import whole_number
 from mpbuffer._segment.process_identity import ProcessIdentity
 from mpbuffer.buffer.replay_buffer import ReplayBuffer
 from mpbuffer.errors import ExplorerFailed
@@ -148,18 +148,18 @@ class Explorers:
             raise TypeError(f"function must be callable, got {function!r}")
         if not isinstance(buffer, ReplayBuffer):
             raise TypeError(f"buffer must be a replay buffer, got {buffer!r}")
-        self._n = _whole("n", n, 1)
+        self._n = whole_number("n", n, 1)
         _one_of("start_method", start_method, START_METHODS)
         _one_of("on_death", on_death, ("restart", "raise"))
         self._max_restarts = (
-            math.inf if max_restarts is None else _whole("max_restarts", max_restarts, 0)
+            math.inf if max_restarts is None else whole_number("max_restarts", max_restarts, 0)
         )
         self._restarts_wanted = on_death == "restart"
         self._backoff = _seconds("backoff", backoff)
         self._max_backoff = _seconds("max_backoff", max_backoff)
         self._stop_timeout = _seconds("stop_timeout", stop_timeout)
-        self._nice = _whole("nice", nice, 0, 19)
-        self._threads = None if threads is None else _whole("threads", threads, 1)
+        self._nice = whole_number("nice", nice, 0, 19)
+        self._threads = None if threads is None else whole_number("threads", threads, 1)
         if not isinstance(seed_globals, (bool, np.bool_)):
             raise TypeError(f"seed_globals must be a bool, got {seed_globals!r}")
         self._seed_globals = bool(seed_globals)
@@ -508,23 +508,12 @@ def _cores(pin: bool | Sequence[int], n: int) -> list[frozenset[int] | None]:
     if pin is False:
         return [None] * n
     usable = sorted(os.sched_getaffinity(0))
-    chosen = usable[1:] + usable[:1] if pin is True else [_whole("pin", core, 0) for core in pin]
+    chosen = (
+        usable[1:] + usable[:1] if pin is True else [whole_number("pin", core, 0) for core in pin]
+    )
     if not chosen or not set(chosen) <= set(usable):
         raise ValueError(f"pin must name cores of {usable}, got {pin!r}")
     return [frozenset([chosen[index % len(chosen)]]) for index in range(n)]
-
-
-def _whole(name: str, value: Any, least: int, most: float = math.inf) -> int:
-    if isinstance(value, bool):
-        raise TypeError(f"{name} must be an int, got {value!r}")
-    try:
-        number = operator.index(value)
-    except TypeError:
-        raise TypeError(f"{name} must be an int, got {value!r}") from None
-    if not least <= number <= most:
-        up_to = "at least" if most == math.inf else f"at most {most} and at least"
-        raise ValueError(f"{name} must be {up_to} {least}, got {value!r}")
-    return number
 
 
 def _seconds(name: str, value: float) -> float:

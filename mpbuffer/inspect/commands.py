@@ -14,22 +14,11 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from mpbuffer import _core
 from mpbuffer.errors import MpbufferError
 from mpbuffer.inspect.inspection import Report, inspect, list_segments, remove_dead_segments
 
 __all__ = ["commands"]
-
-_STATES = {
-    "R": "running",
-    "S": "sleeping",
-    "D": "waiting for a device",
-    "T": "stopped",
-    "t": "stopped by a debugger",
-    "I": "idle",
-    "Z": "a zombie",
-    "X": "gone",
-    "?": "alive",
-}
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -262,7 +251,7 @@ def _print_processes(report: Report, counts: Sequence[str] = ("rows", "skips", "
         table.add_row(
             str(each["number"]),
             str(each["pid"]),
-            _STATES.get(each["state"], each["state"]),
+            _core.state_in_words(each["state"]),
             *(f"{each['rows' if count == 'reads' else count]:,}" for count in counts),
             _time(each["registered_at"]),
         )
@@ -296,7 +285,7 @@ def _holder(report: Report, role: Report, *, with_time: bool = False) -> str:
     number = role["process"]
     for each in report["processes"]:
         if each["number"] == number:
-            words = f"pid {each['pid']} ({_STATES.get(each['state'], each['state'])})"
+            words = f"pid {each['pid']} ({_core.state_in_words(each['state'])})"
             return f"{words}, since {_time(role['since'])}" if with_time else words
     return "somebody, just now"
 

@@ -16,9 +16,10 @@ from typing import Any
 import numpy as np
 
 from mpbuffer import _core
-from mpbuffer.buffer.schema import Field, read_description
+from mpbuffer.buffer.description import read_description
+from mpbuffer.buffer.schema import Field
 from mpbuffer.errors import SegmentMismatch, SegmentNotFound
-from mpbuffer.weights.shared_weights import read_weights_description
+from mpbuffer.weights.parts import read_description as read_weights_description
 
 __all__ = ["inspect", "list_segments", "remove_dead_segments"]
 
@@ -132,17 +133,17 @@ def _report(facts: Report) -> Report:
     report = {key: value for key, value in facts.items() if key not in ("header", "kind")}
     if not facts["readable"]:
         return report
+    report["processes"] = [dict(each) for each in facts["processes"]]
+    report["alive"] = sum(each["state"] != "X" for each in report["processes"])
     if facts["kind"] == "weights":
         return _report_of_weights(report)
     header = dict(facts["header"])
     text = header.pop("description")
     report.update(header)
     report["class"] = "PrioritizedReplayBuffer" if header["prioritized"] else "ReplayBuffer"
-    report["processes"] = [dict(each) for each in facts["processes"]]
-    report["alive"] = sum(each["state"] != "X" for each in report["processes"])
     problem = None
     try:
-        fields, report["strict"], _ = read_description(facts["name"], text.decode())
+        fields, report["strict"], _ = read_description(facts["name"], text)
         named = json.loads(text)["class"]
         if named != report["class"]:
             problem = f"it is described as a {named!r}, its header is that of a {report['class']}"
@@ -170,8 +171,6 @@ def _report(facts: Report) -> Report:
 
 def _report_of_weights(report: Report) -> Report:
     report["class"] = "SharedWeights"
-    report["processes"] = [dict(each) for each in report["processes"]]
-    report["alive"] = sum(each["state"] != "X" for each in report["processes"])
     try:
         parts = read_weights_description(report["name"], report.pop("description"))
         report["fields"] = [

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import json
-import math
 import operator
-import sys
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -13,7 +10,8 @@ import numpy as np
 import numpy.typing as npt
 
 from mpbuffer import _core
-from mpbuffer._arguments.tensors import as_plain_array, as_tensor, is_tensor, torch_name
+from mpbuffer._arguments.integers import whole_number
+from mpbuffer._arguments.tensors import as_tensor
 from mpbuffer._segment.exit import close_at_exit
 from mpbuffer._segment.handing_on import (
     NotCopied,
@@ -22,29 +20,19 @@ from mpbuffer._segment.handing_on import (
     opened_copy,
     opened_once_there,
 )
-from mpbuffer.buffer.schema import _dtype_from_json, _dtype_to_json, as_described, refusing_damage
+from mpbuffer.weights.arrays import (
+    array_of,
+    check_like,
+    copy_into,
+    first_version_of,
+    tell_autograd,
+    writable_array,
+)
+from mpbuffer.weights.parts import Part, describe, read_description
 
 __all__ = ["PublisherStatus", "SharedWeights", "WeightsVersion"]
 
-_CLASS = "SharedWeights"
 _LEAST_SLOTS, _MOST_SLOTS = 3, 64
-_MOST_ELEMENTS = 2**40
-
-
-class _Part(NamedTuple):
-    """One array of each version; `torch` names the tensor's dtype, or is None for an array."""
-
-    name: str
-    dtype: np.dtype[Any]
-    shape: tuple[int, ...]
-    torch: str | None
-
-    @property
-    def bytes(self) -> int:
-        return self.dtype.itemsize * math.prod(self.shape)
-
-    def __str__(self) -> str:
-        return f"{self.torch or self.dtype} {self.shape}"
 
 
 class PublisherStatus(NamedTuple):
@@ -133,7 +121,7 @@ class SharedWeights(NotCopied):
     """
 
     _handle: _core.WeightsHandle
-    _parts: tuple[_Part, ...]
+    _parts: tuple[Part, ...]
 
     def __init__(
         self,
@@ -147,16 +135,11 @@ class SharedWeights(NotCopied):
             raise TypeError(f"weights must map names to arrays, got {weights!r}")
         if not weights:
             raise ValueError("weights names no arrays, at least one is needed")
-        try:
-            slot_count = operator.index(slots)
-        except TypeError:
-            raise TypeError(f"slots must be an int, got {slots!r}") from None
-        if not _LEAST_SLOTS <= slot_count <= _MOST_SLOTS:
-            raise ValueError(f"slots must be {_LEAST_SLOTS} to {_MOST_SLOTS}, got {slots!r}")
+        slot_count = whole_number("slots", slots, _LEAST_SLOTS, _MOST_SLOTS)
         segment_name, nameless = names_of(name, bool(overwrite))
         parts, arrays = [], []
         for key, value in weights.items():
-            part, array = _first_version_of(key, value)
+            part, array = first_version_of(key, value)
             parts.append(part)
             arrays.append(array)
         self._parts = tuple(parts)
@@ -164,7 +147,7 @@ class SharedWeights(NotCopied):
             segment_name,
             slot_count,
             arrays,
-            _describe(self._parts),
+            describe(self._parts),
             nameless,
             bool(overwrite),
         )
@@ -203,7 +186,7 @@ class SharedWeights(NotCopied):
     def _opened(cls, name: str, descriptor: int) -> SharedWeights:
         handle = _core.WeightsHandle.attach(name, descriptor)
         try:
-            parts = read_weights_description(name, handle.description())
+            parts = read_description(name, handle.description())
             handle.set_parts([part.bytes for part in parts])
         except BaseException:
             handle.close()
@@ -216,10 +199,10 @@ class SharedWeights(NotCopied):
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle the handle, not the weights: by descriptor while spawning, else by name."""
         source = descriptor_for_child(self._handle.data_descriptor(), self.name)
-        return _attach_copy, (type(self), self.name, source)
+        return opened_copy, (type(self), self.name, source)
 
     @property
-    def name(self) -> str:  # type: ignore[override]
+    def name(self) -> str:
         """What ``SharedWeights.attach`` opens it by."""
         return self._handle.name()
 
@@ -245,9 +228,9 @@ class SharedWeights(NotCopied):
 
     def __repr__(self) -> str:
         if self.closed:
-            return f"<{_CLASS}: closed>"
+            return "<SharedWeights: closed>"
         return (
-            f"<{_CLASS} {self.name!r}: version {self.version}, {len(self._parts)} arrays, "
+            f"<SharedWeights {self.name!r}: version {self.version}, {len(self._parts)} arrays, "
             f"{sum(part.bytes for part in self._parts)} bytes>"
         )
 
@@ -331,24 +314,24 @@ class SharedWeights(NotCopied):
         if newer_than is not None and self._handle.newest() <= after:
             return None
         after = max(after, 0)
-        late: list[tuple[Any, Any]] = []
+        copied_after: list[tuple[Any, Any]] = []
         if out is None:
             arrays = [np.empty(part.shape, part.dtype) for part in self._parts]
         else:
             values = self._values_of(out, "read into")
             arrays = []
             for part, value in zip(self._parts, values, strict=True):
-                array, target = _writable(part, value, f"cannot read into {self.name!r}")
+                array, target = writable_array(part, value, f"cannot read into {self.name!r}")
                 arrays.append(array)
                 if target is not None:
-                    late.append((target, array))
+                    copied_after.append((target, array))
         got = self._handle.read(arrays, after)
         if got is None:
             return None
         if out is not None:
-            for target, array in late:
-                _copy_late(target, array)
-            _tell_autograd(values)
+            for target, array in copied_after:
+                copy_into(target, array)
+            tell_autograd(values)
             return WeightsVersion(out, *got)
         return WeightsVersion(
             {
@@ -408,153 +391,9 @@ class SharedWeights(NotCopied):
     def _arrays_of(self, weights: Any, verb: str) -> list[npt.NDArray[Any]]:
         arrays = []
         for part, value in zip(self._parts, self._values_of(weights, verb), strict=True):
-            array, torch_dtype = _array_of(part.name, value)
+            array, torch_dtype = array_of(part.name, value)
             if array.dtype != part.dtype and array.dtype.newbyteorder("=") == part.dtype:
                 array = array.astype(part.dtype)
-            _check_like(part, array.shape, array.dtype, torch_dtype, f"cannot {verb} {self.name!r}")
+            check_like(part, array.shape, array.dtype, torch_dtype, f"cannot {verb} {self.name!r}")
             arrays.append(np.ascontiguousarray(array).reshape(part.shape))
         return arrays
-
-
-def _attach_copy(cls: type[SharedWeights], name: str, source: Any) -> SharedWeights:
-    """Open a pickled handle."""
-    return opened_copy(cls._opened, name, source)
-
-
-def _array_of(name: str, value: Any) -> tuple[npt.NDArray[Any], str | None]:
-    """Return the value as an array, without a copy where possible, and its torch dtype's name."""
-    if is_tensor(value):
-        if value.layout is not sys.modules["torch"].strided:
-            raise TypeError(
-                f"array {name!r} is a tensor of layout {value.layout}, expected strided"
-            )
-        if value.is_quantized:
-            raise TypeError(
-                f"array {name!r} is a quantized tensor, of dtype {torch_name(value)}: its scale "
-                "and zero point would be lost; expected dequantize() of it, or its int_repr()"
-            )
-        plain = value.detach().resolve_conj().resolve_neg().cpu()
-        return as_plain_array(plain), torch_name(value)
-    if isinstance(value, Mapping):
-        raise TypeError(f"array {name!r} is itself a mapping; expected a flat mapping of arrays")
-    only_dlpack = hasattr(value, "__dlpack__") and not hasattr(value, "__array__")
-    try:
-        array = np.from_dlpack(value) if only_dlpack else np.asarray(value)
-    except (ValueError, TypeError, RuntimeError, BufferError) as error:
-        raise TypeError(f"array {name!r}: {type(value).__name__} is no array ({error})") from error
-    if array.dtype.hasobject:
-        held = "texts of any length" if array.dtype.kind == "T" else "Python objects"
-        raise TypeError(f"array {name!r} holds {held}, got {value!r}; expected numbers")
-    return array, None
-
-
-def _first_version_of(name: Any, value: Any) -> tuple[_Part, npt.NDArray[Any]]:
-    if not isinstance(name, str) or not name:
-        raise TypeError(f"an array's name must be a non-empty str, got {name!r}")
-    array, torch_dtype = _array_of(name, value)
-    try:
-        dtype = as_described(array.dtype)
-    except TypeError as error:
-        raise TypeError(f"array {name!r} has dtype {array.dtype}: {error}") from None
-    if dtype.itemsize == 0:
-        raise ValueError(f"array {name!r} has dtype {dtype} of no size; expected e.g. 'S16'")
-    part = _Part(name, dtype, array.shape, torch_dtype)
-    return part, np.ascontiguousarray(array, dtype).reshape(array.shape)
-
-
-def _check_like(
-    part: _Part, shape: tuple[int, ...], dtype: np.dtype[Any], torch_dtype: str | None, what: str
-) -> None:
-    if shape != part.shape:
-        raise ValueError(f"{what}: array {part.name!r} has shape {shape}, expected {part.shape}")
-    wanted = part.torch or str(part.dtype)
-    if dtype != part.dtype if torch_dtype is None else torch_dtype != wanted:
-        raise TypeError(
-            f"{what}: array {part.name!r} has dtype {torch_dtype or dtype}, expected {wanted}"
-        )
-
-
-def _writable(part: _Part, value: Any, what: str) -> tuple[npt.NDArray[Any], Any]:
-    """Return memory to read into, and what it then has to be copied to; None if it is that."""
-    if is_tensor(value):
-        tensor = value.detach()
-        _check_like(part, tuple(tensor.shape), part.dtype, torch_name(tensor), what)
-        if tensor.device.type == "cpu" and tensor.is_contiguous() and not tensor.is_conj():
-            return as_plain_array(tensor), None
-        return np.empty(part.shape, part.dtype), tensor
-    if not isinstance(value, np.ndarray):
-        raise TypeError(
-            f"{what}: {part.name!r} is a {type(value).__name__}, expected a NumPy array or a "
-            "tensor to be filled"
-        )
-    _check_like(part, value.shape, value.dtype, None, what)
-    if not value.flags.writeable:
-        raise ValueError(f"{what}: array {part.name!r} is read-only")
-    if value.flags.c_contiguous:
-        return value, None
-    return np.empty(part.shape, part.dtype), value
-
-
-def _copy_late(target: Any, array: npt.NDArray[Any]) -> None:
-    if isinstance(target, np.ndarray):
-        target[...] = array
-        return
-    target.copy_(as_tensor(array, torch_name(target)))
-
-
-def _tell_autograd(values: list[Any]) -> None:
-    """Have autograd notice that tensors were written to: their saved versions are void."""
-    torch = sys.modules.get("torch")
-    note = getattr(getattr(torch, "autograd", None), "graph", None)
-    increment = getattr(note, "increment_version", None)
-    if torch is None or increment is None:
-        return
-    for value in values:
-        if isinstance(value, torch.Tensor) and not value.is_inference():
-            increment(value)
-
-
-def _describe(parts: tuple[_Part, ...]) -> str:
-    return json.dumps(
-        {
-            "class": _CLASS,
-            "arrays": [
-                {
-                    "name": part.name,
-                    "descr": _dtype_to_json(part.dtype),
-                    "shape": part.shape,
-                    "torch": part.torch,
-                }
-                for part in parts
-            ],
-            "attributes": {},
-        }
-    )
-
-
-def read_weights_description(name: str, text: bytes) -> tuple[_Part, ...]:
-    with refusing_damage(name):
-        description = json.loads(text.decode())
-        if description["class"] != _CLASS or description["attributes"]:
-            raise ValueError(f"class {description['class']!r}, {description['attributes']!r}")
-        parts = tuple(
-            _Part(
-                str(each["name"]).encode().decode(),
-                _dtype_from_json(each["descr"]),
-                _extents_from_json(each["shape"]),
-                None if each["torch"] is None else str(each["torch"]),
-            )
-            for each in description["arrays"]
-        )
-        if not parts or len({part.name for part in parts}) != len(parts):
-            raise ValueError("no arrays, or two of one name")
-        if any(part.dtype.hasobject for part in parts):
-            raise ValueError("an array holds Python objects")
-    return parts
-
-
-def _extents_from_json(shape: Any) -> tuple[int, ...]:
-    extents = tuple(operator.index(extent) for extent in shape)
-    if min(extents, default=0) < 0 or math.prod(extents) > _MOST_ELEMENTS:
-        raise ValueError(f"shape {extents}")
-    return extents

@@ -14,7 +14,7 @@
 #include "base/shared_copy.hpp"
 #include "convert/field_rules.hpp"
 #include "errors.hpp"
-#include "types/buffer.hpp"
+#include "state.hpp"
 
 namespace mpbuffer::bindings {
 
@@ -37,8 +37,6 @@ const Names& names();
 
 // Keyword names written in source are interned: equal text is nearly always the same object.
 bool same_name(PyObject* one, PyObject* other);
-
-std::string in_words(double number);
 
 // Numbers for n rows: one for each, or one for all. Not to be moved.
 struct RowNumbers {

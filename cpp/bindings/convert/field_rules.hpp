@@ -9,6 +9,7 @@
 #include <cstdint>
 #include <memory>
 #include <string>
+#include <tuple>
 #include <vector>
 
 #include "base/shared_copy.hpp"
@@ -30,10 +31,15 @@ struct FieldRule {
     bool one_element;
     std::unique_ptr<const ValueRange> range;  // apart: values of the field's dtype do not need it
 
-    PyArray_Descr* descr() const { return reinterpret_cast<PyArray_Descr*>(dtype.ptr()); }
+    PyArray_Descr* descr() const { return descr_of(dtype); }
     std::string text() const;        // "'obs'"
     std::string shape_text() const;  // "(4,)"
 };
+
+// A field's name, dtype in native byte order, and shape.
+using FieldDescription = std::tuple<std::string, pybind11::object, std::vector<npy_intp>>;
+// The rules of a row's fields, without their offsets. Raises TypeError, ValueError.
+std::vector<FieldRule> make_rules(const std::vector<FieldDescription>& descriptions);
 
 // One field's rows for one add: where they lie, and what keeps them alive. A scalar lies in the
 // object itself, which therefore must not move.

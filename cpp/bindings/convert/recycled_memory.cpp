@@ -18,10 +18,8 @@ constexpr const char* capsule_name = "mpbuffer.recycled_memory";
 
 py::object fresh_array(PyArray_Descr* descr, int ndim, const npy_intp* dims, void* data) {
     Py_INCREF(descr);
-    PyObject* result = PyArray_NewFromDescr(&PyArray_Type, descr, ndim, dims, nullptr, data,
-                                            data == nullptr ? 0 : NPY_ARRAY_CARRAY, nullptr);
-    if (result == nullptr) throw py::error_already_set();
-    return py::reinterpret_steal<py::object>(result);
+    return owned(PyArray_NewFromDescr(&PyArray_Type, descr, ndim, dims, nullptr, data,
+                                      data == nullptr ? 0 : NPY_ARRAY_CARRAY, nullptr));
 }
 
 // What an array's base holds: one block, and where it goes if that is still there.
@@ -122,7 +120,7 @@ py::object RecycledMemory::array(PyArray_Descr* descr, int ndim, const npy_intp*
     PyObject* const capsule = PyCapsule_New(loan.get(), capsule_name, take_back);
     if (capsule == nullptr) throw py::error_already_set();
     (void)loan.release();
-    if (PyArray_SetBaseObject(reinterpret_cast<PyArrayObject*>(result.ptr()), capsule) < 0) {
+    if (PyArray_SetBaseObject(array_of(result), capsule) < 0) {
         throw py::error_already_set();
     }
     return result;

@@ -26,14 +26,18 @@ class BatchGatherer {
     // gathered by next() itself, without a thread. `return_indexes` is for uniform buffers; others
     // always do. `torch`: the module, for page-locked memory; or None.
     BatchGatherer(pybind11::object buffer, std::size_t rows, std::size_t prefetch,
-                  bool return_indexes, const pybind11::object& torch);
+                  bool return_indexes, const pybind11::object& beta, const pybind11::object& torch);
     ~BatchGatherer();
 
     // The batch drawn longest ago, in arrays of its own, or the error that its sample ended with;
     // then all others are discarded. Waits for the gathering, and runs handlers of signals
     // meanwhile. Batches drawn before a release_learner() are discarded: next() asks for the role
     // again. BufferClosed after close(); RuntimeError in a forked child, where the thread is not.
-    pybind11::dict next(double beta);
+    pybind11::dict next();
+
+    // The exponent of importance weights of batches that are drawn from now on.
+    double beta() const { return beta_; }
+    void set_beta(const pybind11::object& beta);
 
     // Discards the batches gathered ahead, waits for the one being gathered, and lets go of the
     // buffer. Batches handed out stay as they are. Twice is once.
@@ -43,7 +47,7 @@ class BatchGatherer {
     pybind11::handle buffer() const { return buffer_; }
 
   private:
-    std::unique_ptr<Job> make_job(pybind11::handle buffer, double beta,
+    std::unique_ptr<Job> make_job(pybind11::handle buffer,
                                   const std::shared_ptr<RecycledMemory>& memory) const;
     std::shared_ptr<Workshop> workshop();
     void discard();
@@ -52,6 +56,7 @@ class BatchGatherer {
     pybind11::object buffer_;  // none once closed
     std::size_t rows_;
     std::size_t prefetch_;
+    double beta_ = 0;
     bool return_indexes_;
     std::uint64_t made_in_;  // the fork generation
     std::shared_ptr<RecycledMemory> memory_;

@@ -3,7 +3,9 @@
 #include <pybind11/stl.h>
 
 #include "base/guard.hpp"
+#include "base/words.hpp"
 #include "inspect/inspection.hpp"
+#include "numpy_api.hpp"
 #include "segment/segment_file.hpp"
 
 namespace py = pybind11;
@@ -44,15 +46,6 @@ py::dict dict_of_weights(const Inspection& report) {
     return all;
 }
 
-py::dict dict_of_publisher(const InspectedLearner& publisher) {
-    py::dict all;
-    all["role_held"] = publisher.role_held;
-    all["process"] = publisher.process;
-    all["pid"] = publisher.pid;
-    all["since"] = in_seconds(publisher.since);
-    return all;
-}
-
 py::list list_of_processes(const Inspection& report) {
     py::list all;
     for (const InspectedProcess& each : report.processes) {
@@ -70,12 +63,18 @@ py::list list_of_processes(const Inspection& report) {
     return all;
 }
 
-py::dict dict_of_learner(const InspectedLearner& learner) {
+// What learners and publishers have in common.
+py::dict dict_of_role(const InspectedLearner& holder) {
     py::dict all;
-    all["role_held"] = learner.role_held;
-    all["process"] = learner.process;
-    all["pid"] = learner.pid;
-    all["since"] = in_seconds(learner.since);
+    all["role_held"] = holder.role_held;
+    all["process"] = holder.process;
+    all["pid"] = holder.pid;
+    all["since"] = in_seconds(holder.since);
+    return all;
+}
+
+py::dict dict_of_learner(const InspectedLearner& learner) {
+    py::dict all = dict_of_role(learner);
     all["folded"] = learner.folded;
     all["sampleable"] = learner.sampleable;
     all["total"] = learner.total;
@@ -112,7 +111,7 @@ py::dict inspect(const std::string& name, bool every_slot) {
         all["description"] = py::bytes(report.description);
         all["weights"] = dict_of_weights(report);
         all["processes"] = list_of_processes(report);
-        all["publisher"] = dict_of_publisher(report.learner);
+        all["publisher"] = dict_of_role(report.learner);
         return all;
     }
     all["header"] = dict_of_header(report);
@@ -134,10 +133,8 @@ py::dict inspect(const std::string& name, bool every_slot) {
 py::list list_of_names(const std::vector<std::string>& names) {
     py::list all;
     for (const std::string& name : names) {
-        PyObject* text =
-            PyUnicode_DecodeFSDefaultAndSize(name.data(), static_cast<Py_ssize_t>(name.size()));
-        if (text == nullptr) throw py::error_already_set();
-        all.append(py::reinterpret_steal<py::object>(text));
+        all.append(owned(
+            PyUnicode_DecodeFSDefaultAndSize(name.data(), static_cast<Py_ssize_t>(name.size()))));
     }
     return all;
 }
@@ -150,12 +147,15 @@ py::list sweep(bool look_only) {
 
 }  // namespace
 
-void add_inspection_calls(py::module_& module) {
+void add_segment_calls(py::module_& module) {
     module.def("inspect", inspect, py::arg("name"), py::arg("every_slot"),
                "What a segment of this user looks like, without becoming part of it.");
     module.def("segments", segments, "Names of this user's segments, dead ones included.");
     module.def("sweep", sweep, py::arg("look_only") = false,
                "Removes this user's dead segments and returns their names.");
+    module.def("generate_name", generate_name, "A name for a segment without one.");
+    module.def("state_in_words", state_in_words, py::arg("state"),
+               "What a letter of /proc/PID/stat means.");
 }
 
 }  // namespace mpbuffer::bindings

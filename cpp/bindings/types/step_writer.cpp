@@ -2,19 +2,19 @@
 
 #include <pybind11/stl.h>
 
-#include <algorithm>
 #include <cmath>
-#include <cstring>
 #include <memory>
 #include <optional>
 #include <utility>
 
 #include "base/error.hpp"
+#include "base/words.hpp"
 #include "convert/field_arguments.hpp"
-#include "convert/output_batch.hpp"
 #include "docstrings.hpp"
 #include "errors.hpp"
-#include "os/fork_watch.hpp"
+#include "finished_rows.hpp"
+#include "numpy_api.hpp"
+#include "state.hpp"
 
 namespace py = pybind11;
 
@@ -35,7 +35,7 @@ struct StagingState {
     }
     bool from_values() const { return rows->rule().priority_from_values; }
     WrittenRows write(BufferState& state) const {
-        return write_staged(state, *rows, priorities_of ? priorities_of.ptr() : nullptr);
+        return write_finished(state, *rows, priorities_of ? priorities_of.ptr() : nullptr);
     }
 };
 
@@ -66,162 +66,21 @@ StagingState& staging_of(py::handle object) { return staging_of(staging_object(o
 // Again, after values were converted: their code may have closed anything.
 void still_open(StagingObject& object) { (void)staging_of(object).buffer_state(); }
 
-const FieldRule* find_rule(const std::vector<FieldRule>& rules, const std::string& name) {
-    for (const FieldRule& rule : rules) {
-        if (rule.name.cast<std::string>() == name) return &rule;
-    }
-    return nullptr;
-}
-
-const FieldRule& rule_named(const std::vector<FieldRule>& rules, const std::string& name) {
-    const FieldRule* rule = find_rule(rules, name);
-    if (rule == nullptr) throw py::value_error("n-step rows need field '" + name + "'");
-    return *rule;
-}
-
-FloatField float_field(const FieldRule& rule) {
-    if (rule.type_number != NPY_FLOAT && rule.type_number != NPY_DOUBLE) {
-        throw py::value_error("field " + rule.text() + " is neither float32 nor float64");
-    }
-    return {rule.offset, rule.row_bytes / rule.item_bytes, rule.type_number == NPY_DOUBLE};
-}
-
-std::optional<EpisodeFlag> find_flag(const std::vector<FieldRule>& rules, const char* name) {
-    const FieldRule* rule = find_rule(rules, name);
-    if (rule == nullptr || !rule->one_element || rule->item_bytes > 8) return std::nullopt;
-    // Of another package's integers none has the sign of a float alone.
-    const bool floating =
-        PyTypeNum_ISFLOAT(rule->type_number) || PyTypeNum_ISUSERDEF(rule->type_number);
-    if (!floating && !PyTypeNum_ISINTEGER(rule->type_number) &&
-        !PyTypeNum_ISBOOL(rule->type_number)) {
-        return std::nullopt;
-    }
-    return EpisodeFlag{rule->offset, rule->item_bytes, floating};
-}
-
-bool is_among(const std::vector<std::string>& all, const std::string& name) {
-    return std::find(all.begin(), all.end(), name) != all.end();
-}
-
-// What the function says of finished rows.
-void ask_for_priorities(BufferState& state, RowBatch& batch, PyObject* priorities_of) {
-    const std::size_t n = batch.rows();
-    const OutputArrays output(state, n);
-    for (std::size_t i = 0; i < n; ++i) {
-        for (const FieldTarget& field : output.targets) {
-            std::memcpy(field.values + i * field.bytes, batch.record(i) + field.offset,
-                        field.bytes);
-        }
-    }
-    const py::dict rows = output.to_dict(state);
-    const auto said = py::reinterpret_steal<py::object>(
-        running_python([&] { return PyObject_CallOneArg(priorities_of, rows.ptr()); }));
-    if (!said) throw py::error_already_set();
-    ConvertedPriorities priorities;
-    convert_priorities(state, "cannot take what priorities() returned", said.ptr(), n, priorities);
-    const std::span<const double> all = priorities.all(n);
-    for (std::size_t i = 0; i < n; ++i) batch.set_priority(i, all[i]);
-}
-
-}  // namespace
-
-FoldPlan plan_fold(const std::vector<FieldRule>& rules, std::size_t stride,
-                   const NstepNames* names) {
-    FoldPlan plan{{}, no_field};
-    NstepRule& rule = plan.rule;
-    rule.stride = stride;
-    rule.done = find_flag(rules, "done");
-    rule.terminated = find_flag(rules, "terminated");
-    rule.truncated = find_flag(rules, "truncated");
-    std::vector<std::string> from_last = {"done", "terminated", "truncated"};
-    if (names != nullptr) {
-        const auto& [steps, gamma, rewards, next, discount] = *names;
-        rule.steps = steps;
-        rule.gamma = gamma;
-        for (const std::string& name : rewards) {
-            rule.rewards.push_back(float_field(rule_named(rules, name)));
-        }
-        for (const std::string& name : next) {
-            from_last.push_back(rule_named(rules, name).name.cast<std::string>());
-        }
-        if (!discount.empty()) {
-            const FieldRule& field = rule_named(rules, discount);
-            rule.discount = float_field(field);
-            plan.computed = static_cast<std::size_t>(&field - rules.data());
-        }
-    }
-    std::vector<StepField> fields;
-    for (const FieldRule& field : rules) {
-        fields.push_back(
-            {field.offset, field.row_bytes, is_among(from_last, field.name.cast<std::string>())});
-    }
-    rule.take_fields(std::move(fields));
-    return plan;
-}
-
-namespace {
-
-// In a child that was forked while rows were being written, these are the parent's.
-struct RowsOfParent {};
-
-}  // namespace
-
-WrittenRows write_staged(BufferState& buffer, StagedRows& staged, PyObject* priorities_of) {
-    ReplayBuffer& core = *buffer.core;
-    if (staged.finished() == 0) return {};
-    RowBatch batch = staged.take();
-    WrittenRows outcome;
-    const auto give_back = [&] {
-        outcome.rows = batch.written;
-        staged.give_back(std::move(batch));
-    };
-    if (batch.rows() == 0) {  // another thread was faster
-        give_back();
-        return {};
-    }
-    const auto require_own_rows = [&batch] {
-        if (batch.generation != fork_generation()) throw RowsOfParent();
-    };
-    try {
-        if (priorities_of != nullptr) ask_for_priorities(buffer, batch, priorities_of);
-        require_own_rows();
-        outcome.first_slot = write_rows(core, batch, [&] {
-            run_signal_handlers();
-            require_own_rows();
-        });
-    } catch (const RowsOfParent&) {
-        return {};
-    } catch (...) {
-        give_back();
-        throw;
-    }
-    give_back();
-    return outcome;
-}
-
-namespace {
-
 // Environments' numbers for n rows; ascending from 0 if none are given.
 std::vector<std::int64_t> convert_environments(const std::string& what, PyObject* value,
                                                std::size_t environments) {
     const py::object source = as_array(what, value);
-    auto* const raw = reinterpret_cast<PyArrayObject*>(source.ptr());
+    PyArrayObject* const raw = array_of(source);
     if (PyArray_NDIM(raw) > 1 ||
         (!PyTypeNum_ISINTEGER(PyArray_TYPE(raw)) && PyArray_SIZE(raw) != 0)) {
-        throw_python(PyExc_TypeError,
-                     what + ": got shape " + shape_in_words(PyArray_NDIM(raw), PyArray_DIMS(raw)) +
-                         " and dtype " + text_of(reinterpret_cast<PyObject*>(PyArray_DESCR(raw))) +
-                         ", expected whole numbers, one for each row");
+        throw_python(PyExc_TypeError, what + ": got shape " +
+                                          shape_in_words(PyArray_NDIM(raw), PyArray_DIMS(raw)) +
+                                          " and dtype " + text_of(dtype_of(raw).ptr()) +
+                                          ", expected whole numbers, one for each row");
     }
-    const auto cast = py::reinterpret_steal<py::object>(running_python([raw] {
-        return PyArray_FromArray(raw, PyArray_DescrFromType(NPY_INT64),
-                                 NPY_ARRAY_C_CONTIGUOUS | NPY_ARRAY_ALIGNED | NPY_ARRAY_NOTSWAPPED |
-                                     NPY_ARRAY_FORCECAST);
-    }));
-    if (!cast) throw py::error_already_set();
-    auto* const numbers = reinterpret_cast<PyArrayObject*>(cast.ptr());
-    const auto* first = static_cast<const std::int64_t*>(PyArray_DATA(numbers));
-    const auto count = static_cast<std::size_t>(PyArray_SIZE(numbers));
+    const py::object numbers = native_array(raw, NPY_INT64);
+    const auto* first = values_of<std::int64_t>(numbers);
+    const auto count = static_cast<std::size_t>(PyArray_SIZE(raw));
     for (std::size_t i = 0; i < count; ++i) {
         if (first[i] < 0 || static_cast<std::uint64_t>(first[i]) >= environments) {
             throw_python(PyExc_IndexError, what + ": number " + std::to_string(i) + " is " +
@@ -242,7 +101,7 @@ void convert_values(const char* name, PyObject* value, std::size_t n, bool may_b
     for (const double number : converted.all(n)) {
         if (!std::isfinite(number) && !(may_be_nan && std::isnan(number))) {
             throw_python(PyExc_ValueError,
-                         what + ": got " + in_words(number) + ", expected finite numbers" +
+                         what + ": got " + number_in_words(number) + ", expected finite numbers" +
                              (may_be_nan ? ", or NaN where it is not known" : ""));
         }
     }
@@ -407,7 +266,7 @@ void open(const py::object& self, const py::object& buffer, std::uint64_t flush_
     StagingObject& object = staging_object(self);
     if (object.state != nullptr) throw py::value_error("this staging is open already");
     const BufferState& state = state_of(buffer);
-    FoldPlan plan = plan_fold(state.rules, state.core->shape().stride, names ? &*names : nullptr);
+    NstepPlan plan = plan_nstep(state.rules, state.core->shape().stride, names ? &*names : nullptr);
     plan.rule.priority_from_values = from_values;
     auto staging = std::make_unique<StagingState>();
     staging->buffer = buffer;
@@ -489,23 +348,6 @@ void add_staging_type(py::module_& module) {
         },
         py::arg("staging"));
     module.def("staging_counts", counts, py::arg("staging"));
-    module.def(
-        "set_nstep",
-        [](const py::object& self, const NstepNames& names) {
-            BufferState& state = state_of(self);
-            FoldPlan plan = plan_fold(state.rules, state.core->shape().stride, &names);
-            state.steps = std::make_unique<StagedRows>(std::move(plan.rule), 1);
-            state.computed = plan.computed;
-            state.nstep = names;
-        },
-        py::arg("buffer"), py::arg("nstep"));
-    module.def(
-        "nstep",
-        [](const py::object& self) {
-            const BufferState* state = buffer_object(self).state;
-            return state == nullptr ? state_of(self).nstep : state->nstep;
-        },
-        py::arg("buffer"));
 }
 
 }  // namespace mpbuffer::bindings
