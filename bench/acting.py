@@ -27,8 +27,8 @@ LEAST_ALLOWED = 0.9
 NSTEP = {"size": 3, "rew": "rew", "gamma": 0.99, "next": "next_obs", "discount": "discount"}
 WAYS = {
     "nothing": "nothing stored",
-    "staged, 3-step": "`explorer()`, 3-step rows",
-    "staged": "`explorer()`",
+    "staged, 3-step": "`writer()`, 3-step rows",
+    "staged": "`writer()`",
     "added, 3-step": "`add`, 3-step rows",
     "added": "`add`",
 }
@@ -67,7 +67,7 @@ def explore(number: int, one_step, n_step, connection) -> None:
     env = gymnasium.make("CartPole-v1")
     env.reset(seed=number)
     env.action_space.seed(number)
-    staged, staged_n = one_step.explorer(), n_step.explorer()
+    staged, staged_n = one_step.writer(), n_step.writer()
     stores = {
         "nothing": None,
         "staged, 3-step": staged_n.add,
@@ -78,8 +78,8 @@ def explore(number: int, one_step, n_step, connection) -> None:
     while (asked := connection.recv()) is not None:
         way, seconds = asked
         rates = act(env, stores[way], seconds)
-        for stage in (staged, staged_n, n_step):
-            stage.on_episode_end()
+        for each in (staged, staged_n, n_step):
+            each.on_episode_end()
         connection.send(rates)
 
 

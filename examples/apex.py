@@ -51,7 +51,7 @@ def explore(explorer: mpbuffer.Explorer, env_name: str, weights, returns) -> Non
 
     obs, _ = env.reset(seed=int(explorer.rng.integers(2**31)))
     q, episode_return = q_values(obs), 0.0
-    with explorer.buffer.explorer(flush_every=50, priorities="td") as stage:
+    with explorer.buffer.writer(flush_every=50, priorities="td") as writer:
         while not explorer.should_stop():
             random = explorer.rng.random() < explorer.epsilon
             act = int(explorer.rng.integers(len(q)) if random else q.argmax())
@@ -60,7 +60,7 @@ def explore(explorer: mpbuffer.Explorer, env_name: str, weights, returns) -> Non
             row = {"obs": obs, "act": act, "rew": rew, "next_obs": next_obs}
             ends = {"terminated": terminated, "truncated": truncated}
             values = {"q": q[act], "v": q.max(), "next_v": next_q.max()}
-            written = stage.add(**row, **ends, **values)
+            written = writer.add(**row, **ends, **values)
             obs, q, episode_return = next_obs, next_q, episode_return + float(rew)
             if terminated or truncated:
                 returns.add(ret=episode_return, at=time.monotonic())
@@ -72,7 +72,7 @@ def explore(explorer: mpbuffer.Explorer, env_name: str, weights, returns) -> Non
             while written and not explorer.should_stop():
                 version = weights.load_into(network, newer_than=version) or version
                 rows = task.rows_per_cycle * (int(network.cycles) - first_cycle)
-                if stage.rows_written * explorer.n <= task.warm_up_rows + rows:
+                if writer.rows_written * explorer.n <= task.warm_up_rows + rows:
                     break
                 explorer.stopping.wait(0.005)
 

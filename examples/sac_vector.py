@@ -6,7 +6,7 @@ After Haarnoja et al., "Soft Actor-Critic Algorithms and Applications" (2018): t
 temperature that keeps the policy's entropy near minus the number of action dimensions.
 
 * Every explorer is a process that steps several environments at once. VectorTransitions makes
-  transitions that happened out of what the vector environment returns, and `buffer.explorer()`
+  transitions that happened out of what the vector environment returns, and `buffer.writer()`
   stages them and adds many at a time.
 * The learner (this process) samples uniformly, ahead of its training, and publishes its policy.
 
@@ -86,23 +86,23 @@ def explore(explorer: mpbuffer.Explorer, weights: mpbuffer.SharedWeights, option
     transitions = mpbuffer.VectorTransitions(envs)
     observations, _ = envs.reset(seed=int(explorer.rng.integers(2**31)))
     transitions.reset(observations)
-    with explorer.buffer.explorer(flush_every=32, n_envs=options.envs) as stage:
+    with explorer.buffer.writer(flush_every=32, n_envs=options.envs) as writer:
         while not explorer.should_stop():
-            if stage.steps * explorer.n < warm_up_rows:
+            if writer.steps * explorer.n < warm_up_rows:
                 actions = envs.action_space.sample()
             else:
                 with torch.inference_mode():
                     actions = policy(torch.as_tensor(observations))[0].numpy()
             observations, *others = envs.step(actions)
             rows = transitions.step(actions, observations, *others)
-            stage.add(envs=rows.envs, **rows)
+            writer.add(envs=rows.envs, **rows)
             version = weights.load_into(policy, newer_than=version) or version
 
             # An explorer may be so many rows ahead of the learner, and no more: its cycles are
             # known by the versions that it has published since this explorer began.
             while not explorer.should_stop():
                 cycles = (version - first_version + 2) * PUBLISH_CYCLES
-                if stage.steps * explorer.n <= warm_up_rows + cycles * ROWS_PER_CYCLE:
+                if writer.steps * explorer.n <= warm_up_rows + cycles * ROWS_PER_CYCLE:
                     break
                 explorer.stopping.wait(0.002)
                 version = weights.load_into(policy, newer_than=version) or version

@@ -9,7 +9,7 @@ from mpbuffer.buffer.batches import Batches
 from mpbuffer.buffer.prioritized import PrioritizedReplayBuffer
 from mpbuffer.buffer.replay_buffer import ReplayBuffer
 from mpbuffer.buffer.statuses import LearnerStatus, ProcessStatus
-from mpbuffer.buffer.step_writer import Staging
+from mpbuffer.buffer.step_writer import StepWriter
 from mpbuffer.envs.spaces import from_fields, schema_from, to_fields
 from mpbuffer.envs.vector import TransitionRows, VectorTransitions
 from mpbuffer.errors import (
@@ -20,6 +20,8 @@ from mpbuffer.errors import (
     MpbufferError,
     NotEnoughMemory,
     ProcessTableFull,
+    PublisherBusy,
+    RoleBusy,
     SegmentExists,
     SegmentMismatch,
     SegmentNotFound,
@@ -59,14 +61,16 @@ __all__ = [
     "PrioritizedReplayBuffer",
     "ProcessStatus",
     "ProcessTableFull",
+    "PublisherBusy",
     "PublisherStatus",
     "ReplayBuffer",
+    "RoleBusy",
     "SegmentExists",
     "SegmentMismatch",
     "SegmentNotFound",
     "SharedWeights",
     "SlotsHeld",
-    "Staging",
+    "StepWriter",
     "TransitionRows",
     "VectorTransitions",
     "WeightsVersion",

@@ -39,6 +39,8 @@ void translate() {
         set_named("ProcessTableFull", error.what());
     } catch (const LearnerBusy& error) {
         set_named("LearnerBusy", error.what());
+    } catch (const PublisherBusy& error) {
+        set_named("PublisherBusy", error.what());
     } catch (const SlotsHeld& error) {
         set_named("SlotsHeld", error.what());
     } catch (const EmptyBuffer& error) {

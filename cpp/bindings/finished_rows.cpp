@@ -33,7 +33,7 @@ void ask_for_priorities(BufferState& state, RowBatch& batch, PyObject* prioritie
     for (std::size_t i = 0; i < n; ++i) batch.set_priority(i, all[i]);
 }
 
-// In a child that was forked while rows were being written, these are the parent's.
+// Thrown in a child that was forked while rows were being written: they are the parent's.
 struct RowsOfParent {};
 
 }  // namespace

@@ -9,6 +9,7 @@
 #include "gil.hpp"
 #include "numpy_api.hpp"
 #include "os/end_with_learner.hpp"
+#include "segment/names.hpp"
 #include "source_digest.hpp"
 #include "types/batch_gatherer.hpp"
 #include "types/buffer.hpp"
@@ -48,7 +49,7 @@ PYBIND11_MODULE_EXEC(_core, module) {
     add_batch_gatherer_type(module);
     add_deferred_signals_type(module);
     add_segment_calls(module);
-    add_staging_type(module);
+    add_step_writer_type(module);
     add_weights_type(module);
     module.def("converted", converted_to, py::arg("what"), py::arg("value"), py::arg("dtype"));
     module.def("end_by_signal", end_by_signal, py::arg("signal"));

@@ -1,4 +1,4 @@
-"""What a segment's description, a JSON text, says of arrays, and what happens if it is damaged."""
+"""Arrays in a segment's description, which is a JSON text, and errors if it is damaged."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ _PACKAGES_OF_DTYPES = ("ml_dtypes",)  # those whose dtypes any process finds by 
 
 @contextlib.contextmanager
 def refusing_damage(name: str) -> Iterator[None]:
-    """Turn whatever reading a damaged description raises into SegmentMismatch.
+    """Turn errors from reading a damaged description into SegmentMismatch.
 
     Raises
     ------
     SegmentMismatch
-        If the block ends with an error that text which nobody wrote can cause, or, from an
-        ImportError, if a package is missing that the text names.
+        If the block raises an error that a damaged text can cause, or an ImportError because the
+        text names a package that is missing.
     """
     try:
         yield
@@ -58,7 +58,7 @@ def refusing_damage(name: str) -> Iterator[None]:
 
 
 def as_described(dtype: np.dtype[Any]) -> np.dtype[Any]:
-    """Return the dtype as its description gives it back: native, without alignment or titles.
+    """Return the dtype as it is read from its description: native, without alignment or titles.
 
     Raises
     ------
@@ -89,8 +89,8 @@ def dtype_to_json(dtype: np.dtype[Any]) -> Any:
     if package not in _PACKAGES_OF_DTYPES:
         raise TypeError(
             f"other processes cannot find the dtypes of package {package!r} by name; expected "
-            f"one of NumPy or {', '.join(_PACKAGES_OF_DTYPES)}, such as a 'V{dtype.itemsize}' "
-            "to view as it"
+            f"a dtype of NumPy or {', '.join(_PACKAGES_OF_DTYPES)}, for instance "
+            f"'V{dtype.itemsize}' and a view"
         )
     return {"package": package, "name": dtype.type.__name__}
 

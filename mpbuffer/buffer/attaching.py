@@ -10,33 +10,33 @@ __all__ = ["attach"]
 
 
 def attach(name: str, *, timeout: float = 0.0) -> ReplayBuffer:
-    """Open the buffer that another process of this user has made.
+    """Open a buffer that another process of this user has created.
 
     Parameters
     ----------
     name : str
-        What its ``name`` says. A buffer that was made without ``name=`` is found as long as a
-        process has it open that this one may look at: of the same user, not setuid or otherwise
+        The buffer's ``name``. A buffer created without ``name=`` is found only while a process has
+        it open that this process may inspect: of the same user, neither setuid nor otherwise
         protected, and in this pid namespace or below.
     timeout : float, optional
-        How many seconds to wait for the name at most: for programs that are started together. It
-        may be ``math.inf``.
+        How many seconds to wait for the name at most, for programs that are started together.
+        ``math.inf`` is allowed.
 
     Returns
     -------
     ReplayBuffer or PrioritizedReplayBuffer
-        Whichever it is.
+        The class that it was created as.
 
     Raises
     ------
     SegmentNotFound
-        If no buffer of that name is there.
+        If there is no buffer of that name.
     SegmentMismatch
-        If it is damaged, of another layout, or somebody else's.
+        If it is damaged, has another format, or belongs to another user.
     ProcessTableFull
         If 1022 handles are open already.
     ValueError
-        If `timeout` is no number of at least 0, or `name` cannot be a name.
+        If `timeout` is not at least 0, or `name` is not valid.
     """
     return opened_once_there(_opened, name, timeout)
 

@@ -1,4 +1,4 @@
-"""What a buffer is made of: its constructor's arguments, checked."""
+"""Checks of the arguments that a buffer is created with."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def checked_fields(
     prioritized: bool,
     warned_frame: int,
 ) -> tuple[list[Field], NstepRule | None]:
-    """Return the fields of a buffer to be made, with that of the discount, and its n-step rule."""
+    """Return a new buffer's fields, the discount's included, and its n-step rule."""
     default = np.float32 if default_dtype is None else default_dtype
     given = {} if env_dict is None else env_dict
     fields = fields_from(given, default, warned_frame=warned_frame + 1)
@@ -56,7 +56,8 @@ def checked_fields(
     if prioritized:
         reserved = {"priorities", "weights", "indexes"} & {field for field, _, _ in fields}
         if reserved:
-            raise ValueError(f"a prioritized buffer's fields cannot be named {reserved}")
+            names = ", ".join(map(repr, sorted(reserved)))
+            raise ValueError(f"a field name is reserved in prioritized buffers: {names}")
     return fields, nstep
 
 
@@ -74,7 +75,7 @@ def checked_exponent(name: str, value: float) -> float:
 
 
 def accept_cpprb_arguments(ctx: Any, backend: str | None) -> None:
-    """Treat ``ctx`` and ``backend`` as cpprb's multi-process classes do, needing neither."""
+    """Check ``ctx`` and ``backend`` as cpprb's multi-process classes do; neither is used."""
     if backend not in (None, "sharedctypes", "SharedMemory"):
         raise ValueError(f"backend must be 'sharedctypes' or 'SharedMemory', got {backend!r}")
     manager_state = getattr(ctx, "_state", None)

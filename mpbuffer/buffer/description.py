@@ -1,4 +1,4 @@
-"""What a buffer's segment says of its fields, so that it can be attached by name."""
+"""The description of a buffer's fields that its segment carries."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def describe(prioritized: bool, fields: list[Field], strict: bool, nstep: NstepR
 
 
 def read_description(name: str, text: bytes) -> tuple[list[Field], bool, NstepRule | None]:
-    """Return fields, strictness and how n-step rows are folded from a segment's JSON text.
+    """Return fields, strictness and the n-step rule from a segment's JSON text.
 
     Raises
     ------
@@ -64,7 +64,7 @@ def read_description(name: str, text: bytes) -> tuple[list[Field], bool, NstepRu
             nstep = nstep_from_json(description["nstep"], fields)
     if unknown:
         raise SegmentMismatch(
-            f"cannot attach {name!r}: it has attributes that this version does not know: "
+            f"cannot attach {name!r}: this version does not know its attributes "
             f"{', '.join(sorted(unknown))}"
         )
     if any(dtype.hasobject for _, dtype, _ in fields):

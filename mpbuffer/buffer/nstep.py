@@ -1,4 +1,4 @@
-"""What ``Nstep=`` says: checked against the fields, and as a segment describes it."""
+"""The argument ``Nstep=``: checked against the fields, and as a segment describes it."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ class NstepRule(NamedTuple):
     steps : int
         n, at least 1.
     gamma : float
-        Of a reward one step later; in [0, 1].
+        The discount per step, in [0, 1].
     rew : tuple of str
-        Fields whose values are summed, discounted.
+        Fields whose discounted values are summed.
     next : tuple of str
-        Fields that are taken from the last step, beside the flags.
+        Fields taken from the last step, beside the flags.
     discount : str
-        The field that is computed: ``gamma ** steps``, 0 where nothing follows. Empty: none.
+        The computed field: ``gamma ** steps``, or 0 where nothing follows. Empty: none.
     """
 
     steps: int
@@ -47,7 +47,7 @@ class NstepRule(NamedTuple):
 
 
 def nstep_rule(wanted: Mapping[str, Any]) -> NstepRule:
-    """Check what ``Nstep=`` says, all but the fields.
+    """Check the argument ``Nstep=`` without the fields.
 
     Raises
     ------
@@ -111,7 +111,7 @@ def check_nstep(rule: NstepRule, fields: list[Field]) -> None:
     for name in (*rule.rew, *rule.next, *filter(None, [rule.discount])):
         if name not in known:
             raise ValueError(
-                f"Nstep names {name!r}, which is no field; there are {', '.join(map(repr, known))}"
+                f"Nstep names {name!r}, which is no field; fields are {', '.join(map(repr, known))}"
             )
     for name in (*rule.rew, *filter(None, [rule.discount])):
         dtype, shape = known[name]
@@ -120,7 +120,7 @@ def check_nstep(rule: NstepRule, fields: list[Field]) -> None:
                 f"Nstep needs float32 or float64 in field {name!r}, which has dtype {dtype}"
             )
         if name == rule.discount and np.prod(shape, dtype=object) != 1:
-            raise ValueError(f"the discount is one number, field {name!r} has shape {shape}")
+            raise ValueError(f"the discount must be one number, field {name!r} has shape {shape}")
     flags = [name for name in FLAGS if name in known]
     for name in flags:
         dtype, shape = known[name]
@@ -131,16 +131,16 @@ def check_nstep(rule: NstepRule, fields: list[Field]) -> None:
                 f"which has shape {shape} and dtype {dtype}"
             )
         if name in (*rule.rew, rule.discount):
-            raise ValueError(f"field {name!r} tells where an episode ends: it is no reward")
+            raise ValueError(f"field {name!r} marks the end of episodes and cannot be a reward")
     if not flags:
         raise ValueError(
-            "Nstep needs a field that tells where an episode ends: 'done', 'terminated' or "
-            f"'truncated'; there are {', '.join(map(repr, known))}"
+            "Nstep needs a field that marks the end of episodes: 'done', 'terminated' or "
+            f"'truncated'; fields are {', '.join(map(repr, known))}"
         )
 
 
 def nstep_from_json(described: Any, fields: list[Field]) -> NstepRule:
-    """Read what a segment says; raises what anything wrong with it raises."""
+    """Read the rule from a segment's description; damage raises whatever it causes."""
     if set(described) != set(NstepRule._fields):
         raise ValueError(f"keys {sorted(described)}")
     wanted = {key: described[key] for key in ("gamma", "rew", "next")}

@@ -20,8 +20,8 @@ class PrioritizedReplayBuffer(_core.PrioritizedReplayBuffer, ReplayBuffer):
     """A replay buffer in shared memory, sampled in proportion to (priority + eps) ** alpha.
 
     Schaul et al., "Prioritized experience replay", 2016: proportional prioritization, stratified
-    draws, importance weights. Any number of processes add; one at a time is the learner, who calls
-    sample() and update_priorities(). Everything else is as in ReplayBuffer.
+    draws, importance weights. Any number of processes add rows. One process at a time is the
+    learner, which calls sample() and update_priorities(). Everything else is as in ReplayBuffer.
 
     Parameters
     ----------
@@ -82,8 +82,8 @@ class PrioritizedReplayBuffer(_core.PrioritizedReplayBuffer, ReplayBuffer):
     ) -> Batches:
         """Return an endless iterator over samples, in memory that is reused.
 
-        For the learner, as sample(). With `prefetch`, batches use priorities that are up to so many
-        updates old; updates are exact all the same, as described for update_priorities().
+        For the learner, as sample(). Prefetched batches use priorities that are up to `prefetch`
+        updates old. Updates stay exact, as described for update_priorities().
 
         Parameters
         ----------
@@ -91,20 +91,20 @@ class PrioritizedReplayBuffer(_core.PrioritizedReplayBuffer, ReplayBuffer):
             Rows of each batch, at least 1.
         beta : float, optional
             Exponent of the importance weights, at least 0. The iterator's attribute ``beta``
-            changes it for what is drawn from then on.
+            changes it for later draws.
         prefetch, tensors, pin_memory : optional
             As for ReplayBuffer.
 
         Returns
         -------
         Batches
-            To be iterated by one thread, and closed; it raises what sample() does.
+            For one thread, which closes it at the end. It raises what sample() does.
 
         Raises
         ------
         TypeError, ValueError, ImportError, RuntimeError
-            As for ReplayBuffer; and, as sample() does, TypeError if `beta` is no number, ValueError
-            if it is negative or not finite.
+            As for ReplayBuffer. TypeError if `beta` is no number, ValueError if it is negative or
+            not finite.
         """
         return Batches(
             self,
@@ -117,13 +117,13 @@ class PrioritizedReplayBuffer(_core.PrioritizedReplayBuffer, ReplayBuffer):
         )
 
     def learner_status(self) -> LearnerStatus:
-        """Return what the learner last published. Any process may call it.
+        """Return the statistics that the learner last published. Any process may call it.
 
-        All figures are 0 if the learner died while it published them.
+        All figures are 0 if the learner died while publishing them.
 
         Raises
         ------
         LearnerBusy
-            If the learner was stopped while it published.
+            If the learner was stopped while publishing.
         """
         return LearnerStatus(**self._learner_status())

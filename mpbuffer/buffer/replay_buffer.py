@@ -23,7 +23,7 @@ from mpbuffer.buffer.creation import (
 )
 from mpbuffer.buffer.description import describe, read_description
 from mpbuffer.buffer.statuses import ProcessStatus
-from mpbuffer.buffer.step_writer import PrioritiesOf, Staging
+from mpbuffer.buffer.step_writer import PrioritiesOf, StepWriter
 from mpbuffer.errors import BufferClosed
 
 __all__ = ["ReplayBuffer"]
@@ -34,18 +34,18 @@ AnyBuffer = TypeVar("AnyBuffer", bound="ReplayBuffer")
 class ReplayBuffer(_core.ReplayBuffer, NotCopied):
     """A replay buffer in shared memory, sampled uniformly.
 
-    Hand it to processes under fork, spawn or forkserver, or open it elsewhere by
-    ``mpbuffer.attach(name)``: every process adds and samples in place. A handle is closed by
-    close(), by leaving a ``with`` block, when it is garbage collected, and when its process ends;
-    the memory is freed with the last one.
+    Pass it to processes under fork, spawn or forkserver, or open it elsewhere by
+    ``mpbuffer.attach(name)``. Every process adds and samples in place. A handle is closed by
+    close(), by leaving a ``with`` block, when it is garbage collected, and when its process ends.
+    The last handle frees the memory.
 
-    Made without `name`, the memory has no name either: however its processes end, nothing is left,
-    and the size of /dev/shm does not matter. With `name` it is a file in /dev/shm, which other
-    containers and pid namespaces can be given, too; if its last process is killed, it is left
-    there until this user's next creation or ``mpbuffer gc``.
+    Without `name` the memory has no file: nothing is left behind, however its processes end, and
+    the size of /dev/shm does not matter. With `name` it is a file in /dev/shm, which other
+    containers and pid namespaces can share. If its last process is killed, the file stays until
+    this user creates another segment or runs ``mpbuffer gc``.
 
-    A buffer is not copied: ``copy.copy`` and ``copy.deepcopy`` raise TypeError. A pickle made while
-    no process is being started has the name alone, and warns once.
+    A buffer cannot be copied: ``copy.copy`` and ``copy.deepcopy`` raise TypeError. A pickle made
+    while no process is being started holds only the name, and warns once.
 
     Parameters
     ----------
@@ -61,49 +61,51 @@ class ReplayBuffer(_core.ReplayBuffer, NotCopied):
     name : str, optional
         1 to 128 of ``[A-Za-z0-9._-]``.
     overwrite : bool, optional
-        Whether to take `name` from a buffer of this user that has it, as when a notebook's cell is
-        run again. Those who use that one keep it, without a name, until they close it.
+        Whether to take `name` from another buffer of this user, as when a notebook's cell is run
+        again. Processes that use the other buffer keep it, without a name, until they close it.
     seed : int, optional
-        Of every handle's draws, in [0, 2**64); each handle's stream follows from the seed and its
-        line in the process table. Random if not given.
+        Seed of all draws, in [0, 2**64). Each handle's stream follows from the seed and its line
+        in the process table. Random if not given.
     strict : bool, optional
-        Whether add() refuses fields that the buffer does not have; else it warns, once per name.
+        Whether add() refuses fields that the buffer does not have. Else it warns once per name.
     numa_interleave : bool, optional
-        Whether the memory is spread over all NUMA nodes, page by page; else each page lies where
-        the creating thread runs.
+        Whether the memory is spread over all NUMA nodes, page by page. Else each page lies on the
+        node of the creating thread.
     Nstep : mapping, optional
         Rows are n steps long: ``{"size": n, "rew": name or list, "gamma": 0.99, "next": name or
-        list, "discount": name}``, of which only the size is needed. What add() takes are steps; the
-        row that begins with one has
+        list, "discount": name}``; only the size is required. add() takes steps. The row that begins
+        with a step has
 
         - in each field of ``"rew"`` the sum of gamma^k times the reward k steps later, over n steps
           or up to the episode's end, in double, rounded once;
-        - in the fields of ``"next"``, and in ``done``, ``terminated`` and ``truncated``, what the
-          last of these steps has; in all others what the first one has;
-        - in the field ``"discount"``, made for it if not in `env_dict` (float32, one number), gamma
-          to the power of how many steps these are, or 0 if the last one terminates: the target is
-          ``rew + discount * V(next)``. It is not given to add().
+        - in the fields of ``"next"``, and in ``done``, ``terminated`` and ``truncated``, the values
+          of the last of these steps; in all other fields those of the first;
+        - in the field ``"discount"`` gamma to the power of the number of these steps, or 0 if the
+          last one terminates: the target is ``rew + discount * V(next)``. add() does not take this
+          field. If it is not in `env_dict`, it is added: float32, one number.
 
-        An episode ends by a step in which one of the three flags is not 0, of which there must be
-        at least one, and by on_episode_end(). It terminates by ``terminated``, and by ``done``
-        unless the same step is ``truncated`` and not terminated. add() keeps the steps that are not
-        yet rows in this handle: each process, and the child of a fork, has its own. clear() and
-        close() forget them. explorer() does the same for many environments.
+        An episode ends with a step in which one of the three flags is not 0, and with
+        on_episode_end(). At least one of the flags must be a field. The episode terminates if the
+        step has ``terminated``, or ``done`` without ``truncated``. The handle keeps the steps that
+        are not yet rows: each process, and the child of a fork, has its own. clear() and close()
+        drop them. writer() does the same for many environments.
     logger : logging.Logger, optional
-        Told how far the allocation is, once a second, where it takes over a second. The logger
-        ``mpbuffer`` if not given.
+        Logs the progress of an allocation that takes more than a second, once a second. Default:
+        the logger ``mpbuffer``.
     ctx, backend, check_for_update : optional
-        Accepted as cpprb's classes do, and not needed.
+        Accepted because cpprb's classes take them; not needed.
 
     Raises
     ------
     SegmentExists
         If `name` is in use.
     NotEnoughMemory
-        If there is too little room: in memory, in this cgroup, or, with `name`, in /dev/shm.
+        If there is too little memory: on the machine, in this cgroup, or, with `name`, in
+        /dev/shm.
     TypeError, ValueError
-        If an argument is none of the above; ``multiprocessing.ProcessError`` if `ctx` is a
-        SyncManager that was shut down.
+        If an argument is not as above.
+    multiprocessing.ProcessError
+        If `ctx` is a SyncManager that was shut down.
     """
 
     def __init__(
@@ -193,10 +195,10 @@ class ReplayBuffer(_core.ReplayBuffer, NotCopied):
         Nstep: Mapping[str, Any] | None = None,
         named: bool = False,
     ) -> int:
-        """Return how many rows fit into that share of the memory that is free now.
+        """Return how many rows fit into a share of the memory that is free now.
 
-        What counts is the lesser of the machine's available memory and what this cgroup may still
-        take: what the creation of a buffer will ask.
+        Free is the machine's available memory, or what this cgroup may still take if that is less.
+        The creation of a buffer checks the same.
 
         Parameters
         ----------
@@ -204,23 +206,23 @@ class ReplayBuffer(_core.ReplayBuffer, NotCopied):
         default_dtype, Nstep : optional
             As the buffer will be given them.
         named : bool, optional
-            Whether the buffer will have a ``name=``: then /dev/shm's free space counts, too.
+            Whether the buffer will have a ``name=``. Then the free space of /dev/shm counts, too.
         share : float, optional
-            More than 0, at most 1. Explorers, networks and the learner's sum tree need some, too.
+            More than 0, at most 1. Leave memory for explorers, networks and the learner's sum tree.
 
         Returns
         -------
         int
-            Rows; 0 if not one fits.
+            Rows; 0 if none fits.
 
         Raises
         ------
         TypeError, ValueError
-            If an argument is none of the above.
+            If an argument is not as above.
         """
         share = float(share)
         if not 0.0 < share <= 1.0:
-            raise ValueError(f"cannot say what fits: share {share}, expected 0 < share <= 1")
+            raise ValueError(f"share must be in (0, 1], got {share}")
         prioritized = issubclass(cls, _core.PrioritizedReplayBuffer)
         fields, nstep = checked_fields(
             env_dict, default_dtype, Nstep, prioritized=prioritized, warned_frame=3
@@ -281,27 +283,26 @@ class ReplayBuffer(_core.ReplayBuffer, NotCopied):
         return_indexes : bool, optional
             Whether to add ``"indexes"``.
         prefetch : int, optional
-            How many batches are gathered ahead, by a thread that needs no GIL; 0: none.
+            How many batches a thread, which needs no GIL, gathers ahead. 0: none, and no thread.
         tensors : bool, optional
-            Whether batches are dicts of torch tensors, of the same memory. bfloat16 and float8
-            fields become tensors of PyTorch's dtypes of these names.
+            Whether batches are dicts of torch tensors that share the arrays' memory. bfloat16 and
+            float8 fields become tensors of PyTorch's dtypes of these names.
         pin_memory : bool, optional
-            Whether the arrays, but for ``"indexes"``, lie in page-locked memory, from which torch
-            copies to the GPU without waiting. Such memory is reused only after the GPU has done
-            what the current CUDA stream had been asked to do when nothing referenced the memory
-            any more.
+            Whether the arrays, except ``"indexes"``, lie in page-locked memory, from which torch
+            copies to the GPU asynchronously. Such memory is reused when nothing references it and
+            the GPU has finished the work that was queued in the current CUDA stream until then.
 
         Returns
         -------
         Batches
-            To be iterated by one thread, and closed; it raises what sample() does.
+            For one thread, which closes it at the end. It raises what sample() does.
 
         Raises
         ------
         TypeError, ValueError
-            If `batch_size` or `prefetch` is no such number.
+            If `batch_size` or `prefetch` is not as above.
         ImportError, RuntimeError
-            If torch, or its CUDA, is asked for and not there.
+            If torch, or CUDA, is needed and missing.
         """
         return Batches(
             self,
@@ -314,11 +315,11 @@ class ReplayBuffer(_core.ReplayBuffer, NotCopied):
         )
 
     def keep_after_exit(self, seconds: float) -> int:
-        """Keep the rows for so long after this process has ended, however it ends.
+        """Keep the buffer for some seconds after this process ends, however it ends.
 
         A small process attaches, waits for the end of this one, sleeps, and closes its handle. A
-        learner that was killed or restarted finds the buffer by ``mpbuffer.attach(name)``, with all
-        rows and priorities.
+        restarted learner then finds the buffer by ``mpbuffer.attach(name)``, with all rows and
+        priorities.
 
         Parameters
         ----------
@@ -328,61 +329,62 @@ class ReplayBuffer(_core.ReplayBuffer, NotCopied):
         Returns
         -------
         int
-            The pid of that process, which belongs to a session of its own; ``os.kill`` ends the
-            keeping.
+            The pid of the small process, which has a session of its own. ``os.kill`` it to free
+            the buffer earlier.
 
         Raises
         ------
         TypeError, ValueError
-            If `seconds` is no such number.
+            If `seconds` is not as above.
         BufferClosed
             If this handle was closed.
         RuntimeError
-            If the process did not attach, with what it said. Waits until it has, usually less than
-            a second, at most 60. In a frozen program, and where ``sys.executable`` is no Python
-            interpreter, unless ``multiprocessing.set_executable()`` has named one.
+            If the process does not attach within 60 seconds; the message has its output. The call
+            waits for it, usually less than a second. Also in a frozen program, and where
+            ``sys.executable`` is no Python interpreter, unless ``multiprocessing.set_executable()``
+            has named one.
         OSError
             If the process cannot be started.
         """
         if self.closed:
-            raise BufferClosed(f"cannot keep the rows of '{self.name}': this buffer was closed")
+            raise BufferClosed(f"cannot keep '{self.name}': this handle was closed")
         return keep_after_exit(self.name, seconds)
 
-    def explorer(
+    def writer(
         self,
         flush_every: int = 50,
         *,
         Nstep: Mapping[str, Any] | None = None,
         priorities: PrioritiesOf | Literal["td"] | None = None,
         n_envs: int = 1,
-    ) -> Staging:
-        """Return what stages an explorer's steps, and writes rows many at a time.
+    ) -> StepWriter:
+        """Return a writer, which takes an explorer's steps and writes rows many at a time.
 
-        Any process may call it, each for itself. Parameters and exceptions are those of Staging.
+        Any process may call it; each makes its own. Parameters and exceptions as for StepWriter.
 
         Parameters
         ----------
         flush_every : int, optional
             How many finished rows are written together.
         Nstep : mapping, optional
-            This buffer's if not given.
+            Default: this buffer's.
         priorities : callable or "td", optional
-            Where rows get their priorities from, if not from what is added.
+            What computes the rows' priorities, if add() is not given them.
         n_envs : int, optional
             How many environments are stepped together.
 
         Returns
         -------
-        Staging
-            To be closed before this handle is.
+        StepWriter
+            Close it before this handle.
         """
-        return Staging(self, flush_every, Nstep=Nstep, priorities=priorities, n_envs=n_envs)
+        return StepWriter(self, flush_every, Nstep=Nstep, priorities=priorities, n_envs=n_envs)
 
     def processes(self) -> list[ProcessStatus]:
         """Return a line for each open handle of the buffer, in the order of their numbers.
 
-        A handle that is provably gone is left out; its rows stay in ``rows_added()``. One whose
-        process lies in another pid namespace, or cannot be inspected for another reason, counts as
-        open unless it was closed.
+        Handles whose process has certainly ended are left out; ``rows_added()`` still counts their
+        rows. A handle whose process cannot be inspected, for instance in another pid namespace,
+        counts as open until it is closed.
         """
         return [ProcessStatus(*line) for line in self._processes()]

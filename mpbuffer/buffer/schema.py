@@ -32,7 +32,7 @@ def fields_from(
     default : dtype_like
         The dtype of fields that name none.
     warned_frame : int, optional
-        Whose call a warning names: 2 is the caller's, 3 that of the caller's caller, and so on.
+        The stack level that warnings name: 2 is the caller, 3 the caller's caller.
 
     Returns
     -------
@@ -42,8 +42,8 @@ def fields_from(
     Raises
     ------
     TypeError
-        If a field's description is no mapping, its shape no integers, or its dtype is not one,
-        holds Python objects, or is of a package whose dtypes other processes cannot find.
+        If a field's description is no mapping, its shape has no integers, or its dtype is invalid,
+        holds Python objects, or belongs to a package whose dtypes other processes cannot find.
     ValueError
         If there are no fields, a shape is not positive, or a dtype has no fixed size.
     """
@@ -85,7 +85,7 @@ def _fixed_size_dtype(name: str, wanted: Any) -> np.dtype[Any]:
     if dtype.hasobject:
         lying = "texts of any length" if dtype.kind == "T" else "Python objects"
         raise TypeError(
-            f"field {name!r} has dtype {dtype}: {lying} cannot lie in shared memory; "
+            f"field {name!r} has dtype {dtype}: shared memory cannot hold {lying}; "
             "expected a dtype of fixed size, such as float32, uint8 or 'S16'"
         )
     if dtype.itemsize == 0:

@@ -1,4 +1,4 @@
-"""What a buffer tells of its processes and its learner."""
+"""Statistics of a buffer's processes and its learner."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ class ProcessStatus(NamedTuple):
     number : int
         1 to 1022; the lowest free one when the handle was opened.
     pid : int
-        As its own pid namespace counts.
+        Its pid in its own pid namespace.
     state : str
         The letter of ``/proc/PID/stat``; ``"?"`` if the process cannot be inspected.
     rows : int
-        Rows that it has added.
+        Rows added.
     skips : int
-        Positions it gave up because another living process was writing that slot.
+        Positions skipped because another living process was writing the slot.
     steals : int
-        Slots that it took over from a process that had died while writing them.
+        Slots taken over from a process that died while writing them.
     """
 
     number: int
@@ -35,7 +35,7 @@ class ProcessStatus(NamedTuple):
 
 
 class LearnerStatus(NamedTuple):
-    """What the learner last published; the counts are since it took the role.
+    """Statistics published by the learner; counters start when it takes the role.
 
     Attributes
     ----------
@@ -46,7 +46,7 @@ class LearnerStatus(NamedTuple):
     since : float
         When it took the role, in seconds since the epoch.
     folded : int
-        The position up to which it has taken rows into its tree.
+        The position up to which rows are in its tree.
     total : float
         Sum of all leaves.
     least_leaf : float
@@ -54,12 +54,12 @@ class LearnerStatus(NamedTuple):
     sampleable : int
         Rows in the tree whose leaf is above 0.
     updates, stale : int
-        Priorities updated, and updates refused because their row was gone.
+        Priorities updated, and updates refused because their row was overwritten.
     draws, nodes_visited : int
-        Rows drawn, and lines of the tree looked at for that.
+        Rows drawn, and tree nodes visited to draw them.
     rows_folded : int
-        Rows taken into the tree, by all folds of this learner: what its samples cost beside their
-        own rows. Of rows that were overwritten before a fold reached them it knows nothing.
+        Rows taken into the tree by all folds of this learner: the cost of its samples beside their
+        own rows. Rows overwritten before they were folded are not counted.
     """
 
     process: int

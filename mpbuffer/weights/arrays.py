@@ -1,4 +1,4 @@
-"""Arrays and tensors on their way into a version of the weights, and out of it."""
+"""Arrays and tensors that are published, and those that are read into."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ def array_of(name: str, value: Any) -> tuple[npt.NDArray[Any], str | None]:
             )
         if value.is_quantized:
             raise TypeError(
-                f"array {name!r} is a quantized tensor, of dtype {torch_name(value)}: its scale "
-                "and zero point would be lost; expected dequantize() of it, or its int_repr()"
+                f"array {name!r} is a quantized tensor of dtype {torch_name(value)}, whose scale "
+                "and zero point would be lost; expected its dequantize() or int_repr()"
             )
         plain = value.detach().resolve_conj().resolve_neg().cpu()
         return as_plain_array(plain), torch_name(value)
@@ -79,7 +79,7 @@ def check_like(
 
 
 def writable_array(part: Part, value: Any, what: str) -> tuple[npt.NDArray[Any], Any]:
-    """Return memory to read into, and what to copy it to afterwards; None if nothing."""
+    """Return memory to read into, and the value to copy it to afterwards, or None."""
     if is_tensor(value):
         tensor = value.detach()
         check_like(part, tuple(tensor.shape), part.dtype, torch_name(tensor), what)
@@ -108,7 +108,7 @@ def copy_into(target: Any, array: npt.NDArray[Any]) -> None:
 
 
 def tell_autograd(values: list[Any]) -> None:
-    """Have autograd notice that tensors were written to: their saved versions are void."""
+    """Tell autograd that tensors were written to, which makes their saved versions invalid."""
     torch = sys.modules.get("torch")
     note = getattr(getattr(torch, "autograd", None), "graph", None)
     increment = getattr(note, "increment_version", None)

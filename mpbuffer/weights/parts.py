@@ -22,7 +22,7 @@ _CLASS = "SharedWeights"
 
 
 class Part(NamedTuple):
-    """One array of each version; `torch` names the tensor's dtype, or is None for an array."""
+    """One array of each version. `torch` is a tensor's dtype by name; None for an array."""
 
     name: str
     dtype: np.dtype[Any]
@@ -31,7 +31,7 @@ class Part(NamedTuple):
 
     @property
     def bytes(self) -> int:
-        """How long it is."""
+        """Its length in bytes."""
         return self.dtype.itemsize * math.prod(self.shape)
 
     def __str__(self) -> str:

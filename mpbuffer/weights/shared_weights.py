@@ -79,45 +79,45 @@ class WeightsVersion(dict[str, Any]):
 class SharedWeights(NotCopied):
     """Named arrays in shared memory, replaced as a whole.
 
-    One handle at a time, the publisher, replaces all arrays by publish(), in one copy and without
-    waiting for anybody. Every process that has a handle reads the latest version whole. A handle
-    goes to processes under fork, spawn or forkserver, or is opened by ``attach(name)``.
+    One handle at a time is the publisher. It replaces all arrays by publish(), in one copy and
+    without blocking. Every other handle reads the latest version whole. Pass handles to processes
+    under fork, spawn or forkserver, or open them by ``attach(name)``.
 
-    A read is one copy and waits for nobody: the slot that it reads is not written meanwhile. A
-    publisher that is stopped or killed, at any instruction, leaves the latest version readable;
-    killed or stopped readers hold up neither it nor one another. Only where a reader was stopped
-    (SIGSTOP) in the middle of a copy and went on may a copy have to be made again.
+    A read is one copy and does not block: nobody writes to the slot that it reads. A publisher that
+    is stopped or killed, at any instruction, leaves the latest version readable. Readers that are
+    stopped or killed delay neither the publisher nor each other. A read copies twice only if its
+    process was stopped (SIGSTOP) in mid-copy.
 
     A version can be read as soon as publish() returns, with one exception: while ``slots - 2``
-    superseded versions are still being copied, each by a running process, the newest one waits
-    until one of these copies is done. It comes then, unless a still newer one has replaced it.
+    older versions are still being copied, each by a running process, the newest one becomes
+    readable when one of these copies ends, unless a newer one has replaced it by then.
 
     Memory for `slots` versions is allocated at creation. A handle is closed by close(), by leaving
-    a ``with`` block, when it is garbage collected, and when its process ends; the memory is freed
-    with the last one. With and without `name`, it is as a ReplayBuffer's, and so are copies and
-    pickles.
+    a ``with`` block, when it is garbage collected, and when its process ends. The last handle frees
+    the memory. Names, copies and pickles work as for ReplayBuffer.
 
     Parameters
     ----------
     weights : mapping of str to array_like or torch.Tensor
-        Flat, such as a module's ``state_dict()``; becomes version 1. Names, shapes and dtypes are
-        those of all versions to come. Arrays of any NumPy dtype of fixed size, and tensors of any
-        dtype on any device.
+        Flat, such as a module's ``state_dict()``. They become version 1, and fix names, shapes and
+        dtypes for all versions. Arrays of any NumPy dtype of fixed size, and tensors of any dtype
+        on any device.
     name : str, optional
         1 to 128 of ``[A-Za-z0-9._-]``.
     overwrite : bool, optional
-        Whether to take `name` from weights or a buffer of this user.
+        Whether to take `name` from other weights, or a buffer, of this user.
     slots : int, optional
-        How many versions there is room for, 3 to 64.
+        For how many versions there is memory, 3 to 64.
 
     Raises
     ------
     SegmentExists
         If `name` is in use.
     NotEnoughMemory
-        If there is too little room: in memory, in this cgroup, or, with `name`, in /dev/shm.
+        If there is too little memory: on the machine, in this cgroup, or, with `name`, in
+        /dev/shm.
     TypeError, ValueError
-        If `weights` is no such mapping, or another argument is not as above.
+        If an argument is not as above.
     """
 
     _handle: _core.WeightsHandle
@@ -134,7 +134,7 @@ class SharedWeights(NotCopied):
         if not isinstance(weights, Mapping):
             raise TypeError(f"weights must map names to arrays, got {weights!r}")
         if not weights:
-            raise ValueError("weights names no arrays, at least one is needed")
+            raise ValueError("weights has no arrays, expected at least one")
         slot_count = whole_number("slots", slots, _LEAST_SLOTS, _MOST_SLOTS)
         segment_name, nameless = names_of(name, bool(overwrite))
         parts, arrays = [], []
@@ -155,30 +155,30 @@ class SharedWeights(NotCopied):
 
     @classmethod
     def attach(cls, name: str, *, timeout: float = 0.0) -> SharedWeights:
-        """Open the weights that another process of this user has made.
+        """Open weights that another process of this user has created.
 
         Parameters
         ----------
         name : str
-            What its ``name`` says.
+            The weights' ``name``.
         timeout : float, optional
             How many seconds to wait for the name at most.
 
         Returns
         -------
         SharedWeights
-            A handle that reads; publish() makes it the publisher, if nobody is.
+            A handle that reads. publish() makes it the publisher if there is none.
 
         Raises
         ------
         SegmentNotFound
-            If nothing of that name is there.
+            If there is nothing of that name.
         SegmentMismatch
-            If it is damaged, of another layout, a replay buffer, or somebody else's.
+            If it is damaged, has another format, is a replay buffer, or belongs to another user.
         ProcessTableFull
             If 1022 handles are open already.
         ValueError
-            If `timeout` is no number of at least 0, or `name` cannot be a name.
+            If `timeout` is not at least 0, or `name` is not valid.
         """
         return opened_once_there(cls._opened, name, timeout)
 
@@ -203,7 +203,7 @@ class SharedWeights(NotCopied):
 
     @property
     def name(self) -> str:
-        """What ``SharedWeights.attach`` opens it by."""
+        """The name that ``SharedWeights.attach`` takes."""
         return self._handle.name()
 
     @property
@@ -245,16 +245,16 @@ class SharedWeights(NotCopied):
         return self._handle.latest()[1]
 
     def publish(self, weights: Mapping[str, Any]) -> int:
-        """Replace all arrays, as this handle is or becomes the publisher.
+        """Replace all arrays. This handle becomes the publisher if there is none.
 
-        One copy of the bytes; waits for nobody. Tensors on another device, and arrays that are not
-        contiguous, are copied once more to get them here.
+        Copies the bytes once, without blocking. Tensors on another device and arrays that are not
+        contiguous are copied once more before.
 
         Parameters
         ----------
         weights : mapping of str to array_like or torch.Tensor
-            The names, shapes and dtypes of the first version, in any order. They must not change
-            during the call.
+            Arrays with the names, shapes and dtypes of the first version, in any order. They must
+            not change during the call.
 
         Returns
         -------
@@ -264,13 +264,13 @@ class SharedWeights(NotCopied):
         Raises
         ------
         KeyError
-            If a name is missing, or was not there in the first version.
+            If a name is missing, or was not in the first version.
         ValueError
-            If a shape is another.
+            If a shape differs.
         TypeError
-            If `weights` is no mapping, or a dtype is another.
-        LearnerBusy
-            If another handle is the publisher; tells which, at once.
+            If `weights` is no mapping, or a dtype differs.
+        PublisherBusy
+            If another handle is the publisher; names it, at once.
         BufferClosed
             After close(). After any error nothing has changed.
         """
@@ -283,30 +283,30 @@ class SharedWeights(NotCopied):
         newer_than: int | None = None,
         as_numpy: bool = False,
     ) -> WeightsVersion | None:
-        """Copy the latest version. Any process may call it; it waits for nobody.
+        """Copy the latest version. Any process may call it. It never blocks.
 
         Parameters
         ----------
         out : mapping of str to numpy.ndarray or torch.Tensor, optional
-            Filled in place instead of fresh arrays. Memory that is contiguous and on the CPU is
-            written directly, other tensors through a copy. If the read was interrupted by an error
-            its contents are undefined.
+            Arrays to fill, instead of fresh ones. Contiguous memory on the CPU is written directly,
+            other tensors through a copy. If an error interrupts the read, their contents are
+            undefined.
         newer_than : int, optional
-            Do nothing unless there is a later version than this; asking costs one atomic load.
+            Do nothing unless there is a later version than this. The check is one atomic load.
         as_numpy : bool, optional
-            Return NumPy arrays also for what came as tensors, without PyTorch: dtypes that NumPy
-            does not have come as unsigned integers of their size.
+            Return NumPy arrays for tensors too, without PyTorch. Dtypes that NumPy does not have
+            become unsigned integers of their size.
 
         Returns
         -------
         WeightsVersion or None
-            A dict of arrays by name, tensors (on the CPU) for what was published as tensors, with
-            its ``version`` and ``age``; the values of `out`, if given. None if nothing is newer.
+            A dict of arrays by name, with its ``version`` and ``age``. Tensors (on the CPU) for
+            what was published as tensors; the values of `out`, if given. None if nothing is newer.
 
         Raises
         ------
         KeyError, ValueError, TypeError
-            If `out` has other names, shapes or dtypes, or cannot be written to.
+            If `out` has other names, shapes or dtypes, or is not writable.
         BufferClosed
             After close().
         """
@@ -347,7 +347,7 @@ class SharedWeights(NotCopied):
         Parameters
         ----------
         target : torch.nn.Module or mapping of str to array or tensor
-            A module stands for its ``state_dict()``.
+            For a module, its ``state_dict()`` is written.
         newer_than : int, optional
             As for read().
 
@@ -368,7 +368,7 @@ class SharedWeights(NotCopied):
         return None if got is None else got.version
 
     def release_publisher(self) -> None:
-        """Give up the publisher's role, if this handle has it; another process can take it then."""
+        """Give up the publisher's role, if this handle has it; another process can take it."""
         self._handle.release_publisher()
 
     def publisher_status(self) -> PublisherStatus:
@@ -381,8 +381,8 @@ class SharedWeights(NotCopied):
             raise TypeError(f"cannot {verb} {self.name!r}: expected a mapping, got {weights!r}")
         expected = {part.name for part in self._parts}
         for problem, names in (
-            ("misses", expected - weights.keys()),
-            ("was not in the first version, but came:", weights.keys() - expected),
+            ("missing arrays", expected - weights.keys()),
+            ("arrays that the first version did not have:", weights.keys() - expected),
         ):
             if names:
                 raise KeyError(f"cannot {verb} {self.name!r}: {problem} {sorted(names, key=str)}")

@@ -11,9 +11,10 @@
 #include <vector>
 
 #include "base/shared_copy.hpp"
+#include "base/tsan.hpp"
 #include "ring/slot_ring.hpp"
 
-#if defined(MPBUFFER_TSAN) || defined(__SANITIZE_ADDRESS__)
+#if MPBUFFER_TSAN || defined(__SANITIZE_ADDRESS__)
 constexpr int sanitizer_slowdown = 4;
 #else
 constexpr int sanitizer_slowdown = 1;

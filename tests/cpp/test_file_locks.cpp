@@ -25,7 +25,7 @@ struct LockedFile {
     }
 };
 
-constexpr std::uint64_t byte = lock_byte::learner;
+constexpr std::uint64_t byte = lock_byte::role;
 
 }  // namespace
 
@@ -61,7 +61,7 @@ TEST_CASE("the bytes of the map do not touch one another") {
     CHECK(try_lock(file.mine, lock_byte::last_process, LockKind::exclusive));
     CHECK(try_lock(file.other, lock_byte::guard, LockKind::exclusive));
     CHECK(try_lock(file.other, lock_byte::last_process - 1, LockKind::exclusive));
-    CHECK(lock_byte::last_further_learner < lock_byte::presence);
+    CHECK(lock_byte::last_further_role < lock_byte::presence);
 }
 
 TEST_CASE("the lock of a killed process is gone while it is still a zombie") {

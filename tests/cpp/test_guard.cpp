@@ -55,7 +55,7 @@ class ToyLock {
     static inline thread_local bool held = false;
 };
 
-// A program's lock that another thread has for a moment, whenever a call wants it back.
+// A program's lock that another thread gets whenever a call gives it up or wants it back.
 class WantedLock {
   public:
     explicit WantedLock(const std::function<void()>& by_another) {
@@ -65,7 +65,10 @@ class WantedLock {
     ~WantedLock() { set_program_lock({}); }
 
   private:
-    static void* release() { return &meanwhile; }
+    static void* release() {
+        (*meanwhile)();
+        return &meanwhile;
+    }
     static void acquire(void*) { (*meanwhile)(); }
     static inline const std::function<void()>* meanwhile = nullptr;
 };
@@ -217,7 +220,7 @@ TEST_CASE("threads that hold the program's lock call everything, and none waits 
     CHECK(ToyLock::taken_with_mutex == 0);
 }
 
-TEST_CASE("a child that is forked before a call returns a handle has nothing of it") {
+TEST_CASE("a child that is forked as a handle is made or destroyed has nothing of it") {
     const Watchdog watchdog;
     const ScratchDirectory scratch;
     BufferSettings settings{"buffer", {100, 64, 64, true, 0.6, 1e-4}, 1, "", {}};
@@ -234,7 +237,7 @@ TEST_CASE("a child that is forked before a call returns a handle has nothing of 
     int forks = 0;
     int at_most = 0;
     const std::function<void()> fork_one = [&] {
-        if (++forks > 1) return;  // the close of a handle
+        ++forks;
         CHECK(mapped_by_child() == at_most);
     };
     const WantedLock lock(fork_one);
@@ -242,16 +245,22 @@ TEST_CASE("a child that is forked before a call returns a handle has nothing of 
         forks = 0;
         at_most = mappings_below(scratch.path());
         auto handle = call();
-        CHECK(forks == 1);
+        CHECK(forks == 2);
         CHECK(mapped_by_child() == at_most + 1);
         return handle;
     };
+    const auto open_and_drop = [&](auto&& call) {
+        auto handle = open(call);
+        handle.reset();
+        CHECK(forks == 4);
+    };
     const auto buffer = open([&] { return ReplayBuffer::create(settings); });
     const auto weights = open([&] { return SharedWeights::create(of_weights, {&first, 1}); });
-    open([&] { return ReplayBuffer::attach("buffer", options); });
-    open([&] { return SharedWeights::attach("weights", options); });
+    open_and_drop([&] { return ReplayBuffer::attach("buffer", options); });
+    open_and_drop([&] { return SharedWeights::attach("weights", options); });
     const int rows = buffer->data_descriptor();
-    open([&] { return ReplayBuffer::attach_descriptor(rows, "buffer", options); });
+    open_and_drop([&] { return ReplayBuffer::attach_descriptor(rows, "buffer", options); });
     const int versions = weights->data_descriptor();
-    open([&] { return SharedWeights::attach_descriptor(versions, "weights", options); });
+    open_and_drop([&] { return SharedWeights::attach_descriptor(versions, "weights", options); });
+    set_program_lock({});
 }

@@ -12,6 +12,7 @@
 
 #include "base/error.hpp"
 #include "format/header.hpp"
+#include "format/role_line.hpp"
 #include "ring/slot_ring.hpp"
 #include "ring_on_heap.hpp"
 #include "segment/process_table.hpp"
@@ -97,7 +98,7 @@ TEST_CASE("the parts of a segment lie one after another, aligned, within the fil
                     end = offset + bytes;
                 };
                 next(header.process_table_offset, process_table_bytes, 64);
-                next(header.learner_line_offset, sizeof(LearnerLine), 64);
+                next(header.role_line_offset, sizeof(SharedRoleLine), 64);
                 next(ring.counters_offset, sizeof(RingCounters), 64);
                 next(ring.meta_offset, capacity * sizeof(SlotMeta), 64);
                 if (prioritized) {
@@ -252,14 +253,25 @@ TEST_CASE("a refusal says what is wrong") {
     header.magic[0] = 'M';
     CHECK(message(header, true).find("does not begin with 'mpbuffer'") != std::string::npos);
     header = original;
-    header.format = 2;
-    CHECK(message(header, true) == "cannot attach 'apex': layout format 2, this build expects 1");
+    header.format = {2, 0};
+    CHECK(message(header, true) ==
+          "cannot attach 'apex': it is a replay buffer of format 2.0, this mpbuffer reads 1.x; "
+          "use the version of mpbuffer that made it");
+    header = original;
+    header.format.minor = 7;  // what it adds may be left alone
+    CHECK(message(header, true).empty());
+    header = original;
+    header.kind = static_cast<SegmentKind>(3);
+    CHECK(message(header, true).find("of kind 3, which this mpbuffer does not know") !=
+          std::string::npos);
     header = original;
     header.signature ^= 1;
-    CHECK(message(header, true).find("layout signature") != std::string::npos);
+    CHECK(message(header, true) ==
+          "cannot attach 'apex': another build of mpbuffer has laid it out in another way; use "
+          "the same build in all processes");
     header = original;
-    header.ring_count = 2;
-    CHECK(message(header, true).find("number of rings 2") != std::string::npos);
+    header.ring[0].used = 2;
+    CHECK(message(header, true).find("shape in its header cannot be") != std::string::npos);
     header = original;
     header.seed ^= 1;
     CHECK(message(header, false).find("checksum") != std::string::npos);
@@ -267,10 +279,10 @@ TEST_CASE("a refusal says what is wrong") {
                              std::numeric_limits<double>::infinity()}) {
         header = original;
         header.ring[0].alpha = bad;
-        CHECK(message(header, true).find("table of rings") != std::string::npos);
+        CHECK(message(header, true).find("shape in its header cannot be") != std::string::npos);
         header = original;
         header.ring[0].eps = bad;
-        CHECK(message(header, true).find("table of rings") != std::string::npos);
+        CHECK(message(header, true).find("shape in its header cannot be") != std::string::npos);
     }
     header = original;
     header.ring[0].records_offset += 4096;
@@ -281,4 +293,14 @@ TEST_CASE("a refusal says what is wrong") {
     header = original;
     header.ring[1].capacity = 1;
     CHECK(message(header, true).find("offsets") != std::string::npos);
+    header = original;
+    header.weights.slots = 3;
+    CHECK(message(header, true).find("offsets") != std::string::npos);
+    header = plan_segment(WeightsShape{100, 3}, description);
+    CHECK(
+        message(header, false) ==
+        "cannot attach 'apex': it holds the weights of a SharedWeights, expected a replay buffer");
+    header.format.major = 2;
+    CHECK(message(header, true).find("it is the weights of a SharedWeights of format 2.0") !=
+          std::string::npos);
 }

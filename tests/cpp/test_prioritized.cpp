@@ -1,4 +1,5 @@
 #include <doctest/doctest.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <atomic>
@@ -36,7 +37,8 @@ struct HeapLearner {
     HeapRing heap;
     std::unique_ptr<std::atomic<std::uint64_t>[]> leaf_seq;
     std::unique_ptr<float, HeapRing::FreeDeleter> leaves;
-    std::unique_ptr<LearnerLine> line = std::make_unique<LearnerLine>();
+    std::unique_ptr<SharedRoleLine> line = std::make_unique<SharedRoleLine>();
+    Role role{RoleKind::learner, line.get(), {}, "heap", {}};
     std::unique_ptr<LearnerMemory> memory;
     std::optional<Learner> learner;
     PriorityRule rule;
@@ -54,13 +56,13 @@ struct HeapLearner {
     void take_over() {
         learner.reset();
         memory = std::make_unique<LearnerMemory>(capacity());
-        learner.emplace(heap.ring, leaf_seq.get(), leaves.get(), line.get(), rule,
-                        sizeof(std::uint64_t), *memory);
+        learner.emplace(heap.ring, leaf_seq.get(), leaves.get(), role, rule, sizeof(std::uint64_t),
+                        *memory);
     }
     // The same holder, who gave the role up in between.
     void take_over_again() {
-        learner.emplace(heap.ring, leaf_seq.get(), leaves.get(), line.get(), rule,
-                        sizeof(std::uint64_t), *memory);
+        learner.emplace(heap.ring, leaf_seq.get(), leaves.get(), role, rule, sizeof(std::uint64_t),
+                        *memory);
     }
     // A writer of the learner's own handle.
     RingWriter own(HeapWriter& writer) const {
@@ -69,6 +71,12 @@ struct HeapLearner {
         return mine;
     }
     std::uint64_t capacity() const { return heap.ring.capacity(); }
+    void name_holder(unsigned number) { role.name_holder(number, learner->figures()); }
+    LearnerFigures figures() const {
+        const auto published = line->load();
+        REQUIRE(published);
+        return published->figures;
+    }
 
     double sum_of_leaves() const {
         double sum = 0;
@@ -86,10 +94,10 @@ struct HeapLearner {
                 ++sampleable;
             }
         }
-        REQUIRE(line->sequence % 2 == 0);
-        REQUIRE(line->total == learner->total());
-        REQUIRE(line->least_leaf == double{least});
-        REQUIRE(line->sampleable == sampleable);
+        const LearnerFigures published = figures();
+        REQUIRE(published.total == learner->total());
+        REQUIRE(published.least_leaf == double{least});
+        REQUIRE(published.sampleable == sampleable);
     }
 };
 
@@ -187,8 +195,8 @@ TEST_CASE("fold takes over what was added, in steps shorter and longer than a la
             add_rows(all.heap, writer, 1 + random() % longest, id);
             all.learner->fold();
             require_rows_folded(all);
-            CHECK(all.line->folded == all.heap.ring.position());
-            CHECK(all.line->sampleable == std::min(capacity, id));
+            CHECK(all.figures().folded == all.heap.ring.position());
+            CHECK(all.figures().sampleable == std::min(capacity, id));
         }
     }
 }
@@ -205,7 +213,7 @@ TEST_CASE("a hole is never given up: its row is found whenever it is committed")
     all.learner->fold();
     require_rows_folded(all);
     CHECK(all.leaves.get()[0] == 0);
-    CHECK(all.line->sampleable == 7);
+    CHECK(all.figures().sampleable == 7);
     for (int i = 0; i < 5; ++i) all.learner->fold();
     add_rows(all.heap, writer, 50, id);  // several laps round the held slot
     all.learner->fold();
@@ -214,7 +222,7 @@ TEST_CASE("a hole is never given up: its row is found whenever it is committed")
     all.learner->fold();
     require_rows_folded(all);
     CHECK(all.leaves.get()[0] == leaf_of_row(777));
-    CHECK(all.line->sampleable == 8);
+    CHECK(all.figures().sampleable == 8);
 }
 
 TEST_CASE("a position that nobody claims leaves the old row to be drawn") {
@@ -226,7 +234,7 @@ TEST_CASE("a position that nobody claims leaves the old row to be drawn") {
     all.heap.counters->cursor.fetch_add(2);  // their owner dies before the claims
     all.learner->fold();
     require_rows_folded(all);
-    CHECK(all.line->sampleable == 4);
+    CHECK(all.figures().sampleable == 4);
     add_rows(all.heap, writer, 4, id);
     all.learner->fold();
     require_rows_folded(all);
@@ -240,7 +248,7 @@ TEST_CASE("a claim that is taken over is found under its later seq") {
     claim_next(all.heap, dead);
     add_rows(all.heap, writer, 2, id);
     all.learner->fold();
-    CHECK(all.line->sampleable == 2);
+    CHECK(all.figures().sampleable == 2);
     all.heap.ring.add(1, writer.writer(), everybody_is_dead, [&](std::uint64_t, std::byte* record) {
         const std::uint64_t row = ++id;
         store_to_record(record, reinterpret_cast<const std::byte*>(&row), sizeof row);
@@ -249,7 +257,7 @@ TEST_CASE("a claim that is taken over is found under its later seq") {
     CHECK(writer.steals == 1);
     all.learner->fold();
     require_rows_folded(all);
-    CHECK(all.line->sampleable == 3);
+    CHECK(all.figures().sampleable == 3);
 }
 
 TEST_CASE("a leaf that no writer can have meant becomes that of the largest priority") {
@@ -283,8 +291,8 @@ TEST_CASE("a row of leaf 0 is in the tree, and never drawn") {
         CHECK((batch.ids[i] == 2 || batch.ids[i] == 4));
         CHECK(batch.weights[i] == (batch.ids[i] == 2 ? 1.0F : 0.5F));
     }
-    CHECK(all.line->sampleable == 2);
-    CHECK(all.line->least_leaf == 2);
+    CHECK(all.figures().sampleable == 2);
+    CHECK(all.figures().least_leaf == 2);
     CHECK(all.learner->total() == 6);
     CHECK(all.learner->generation(0) == 6);
     CHECK(all.learner->generation(5) == 0);
@@ -297,7 +305,7 @@ TEST_CASE("a row of leaf 0 is in the tree, and never drawn") {
     all.require_tree_is_sum_of_leaves();
     // A successor finds the same.
     all.take_over();
-    all.learner->announce(1, 1, 1);
+    all.name_holder(1);
     CHECK(all.learner->total() == 8);
     all.require_tree_is_sum_of_leaves();
     CHECK(update_one(*all.learner, 1, 0, 5.0F) == 0);
@@ -414,7 +422,7 @@ TEST_CASE("an own row is updated before it is folded, another's is not") {
     CHECK(all.leaves.get()[1] == 2);
     CHECK(all.leaves.get()[3] == 4);
     CHECK(all.learner->total() == 6);
-    CHECK(all.line->sampleable == 2);
+    CHECK(all.figures().sampleable == 2);
     CHECK(all.heap.ring.max_priority() == 5);
     all.learner->fold();
     CHECK(all.leaves.get()[0] == leaf_of_row(1));
@@ -484,7 +492,7 @@ TEST_CASE("own rows of before a clear take nothing, those after it do") {
     CHECK(update_one(*all.learner, 1, 0, 6.0F) == 1);
     all.learner->fold();
     CHECK(all.leaves.get()[0] == 6);
-    CHECK(all.line->sampleable == 1);
+    CHECK(all.figures().sampleable == 1);
     CHECK(all.learner->total() == 6);
 }
 
@@ -499,7 +507,7 @@ TEST_CASE("an own row that a fold found open is known once its add has noted it"
     CHECK(update_one(*all.learner, 0, 0, 5.0F) == 0);
     all.learner->fold();
     CHECK(all.leaves.get()[0] == 5);
-    CHECK(all.line->sampleable == 1);
+    CHECK(all.figures().sampleable == 1);
     all.require_tree_is_sum_of_leaves();
 }
 
@@ -543,7 +551,7 @@ TEST_CASE("a learner that runs out of memory in any call goes on from there") {
         for (const std::uint64_t seq : held) commit_claim(all.heap, seq, ++id);
         all.learner->fold();
         require_rows_folded(all);
-        CHECK(all.line->sampleable == 40);
+        CHECK(all.figures().sampleable == 40);
     }
     CHECK(failures > 20);
 }
@@ -567,8 +575,8 @@ TEST_CASE("a sample: rows, slots, seqs and weights belong together") {
         const double ratio = double{leaf_of_row(batch.ids[i])} / double{least};
         REQUIRE(double{batch.weights[i]} == doctest::Approx(std::pow(ratio, -0.4)).epsilon(1e-5));
     }
-    CHECK(all.line->draws == 512);
-    CHECK(all.line->lines_visited > 0);
+    CHECK(all.figures().draws == 512);
+    CHECK(all.figures().nodes_visited > 0);
 }
 
 TEST_CASE("draws follow the leaves") {
@@ -626,7 +634,7 @@ TEST_CASE("an update means the row that was sampled") {
     CHECK(update_one(*all.learner, 1, 0, 5.0F) == 0);
     CHECK(all.leaves.get()[1] == 5.0F);
     CHECK(all.learner->total() == doctest::Approx(all.sum_of_leaves()));
-    CHECK(all.line->updates == 1);
+    CHECK(all.figures().updates == 1);
 
     add_rows(all.heap, writer, 4, id);
     // Not folded yet: the row may be gone or not, but the new one keeps the leaf it came with.
@@ -635,9 +643,9 @@ TEST_CASE("an update means the row that was sampled") {
     CHECK(all.leaves.get()[2] == leaf_of_row(7));
     require_rows_folded(all);
     // Folded: what was sampled in slot 1 is gone.
-    const std::uint64_t stale = all.line->stale;
+    const std::uint64_t stale = all.figures().stale;
     CHECK(update_one(*all.learner, 1, 0, 7.0F) == 1);
-    CHECK(all.line->stale == stale + 1);
+    CHECK(all.figures().stale == stale + 1);
     CHECK(all.leaves.get()[1] == leaf_of_row(6));
     require_rows_folded(all);
     all.learner->sample(64, 0.4, generator, batch.target());
@@ -727,12 +735,12 @@ TEST_CASE("a clear by another process: old rows are neither drawn nor updated") 
     all.learner->sample(32, 0.4, generator, batch.target());
     for (const std::uint64_t row : batch.ids) CHECK(row > 11);
     require_rows_folded(all);
-    CHECK(all.line->sampleable == 3);
+    CHECK(all.figures().sampleable == 3);
     all.heap.ring.clear();
     add_rows(all.heap, writer, 20, id);  // more than a lap between clear and fold
     all.learner->fold();
     require_rows_folded(all);
-    CHECK(all.line->sampleable == 8);
+    CHECK(all.figures().sampleable == 8);
 }
 
 TEST_CASE("a hole from before a clear does not come back") {
@@ -771,7 +779,7 @@ TEST_CASE("the successor keeps every priority") {
             }
         }
         all.take_over();
-        all.learner->announce(1, 2, 3);
+        all.name_holder(1);
         CHECK(std::equal(expected.begin(), expected.end(), all.leaves.get()));
         require_rows_folded(all);
         all.learner->fold();
@@ -811,13 +819,16 @@ TEST_CASE("the successor of a learner that died with a leaf set to 0, or not fin
     all.leaves.get()[1] = std::numeric_limits<float>::quiet_NaN();
     all.leaves.get()[2] = std::numeric_limits<float>::infinity();
     all.leaves.get()[3] = -1;
-    all.line->sequence = 77;  // odd: it died while it was publishing
+    auto& sequence = *reinterpret_cast<std::atomic<std::uint64_t>*>(all.line.get());
+    sequence = 77;  // odd: it died while it was publishing
+    CHECK_FALSE(all.line->load());
     all.take_over();
-    all.learner->announce(4, 5, 6);
+    all.name_holder(4);
     require_rows_folded(all);
-    CHECK(all.line->process == 4);
-    CHECK(all.line->pid == 5);
-    CHECK(all.line->since == 6);
+    const RoleHolder holder = all.line->load()->holder;
+    CHECK(holder.process == 4);
+    CHECK(holder.pid == static_cast<std::uint64_t>(getpid()));
+    CHECK(holder.since > 0);
 }
 
 TEST_CASE("a successor finds holes, and what becomes of them") {
@@ -830,17 +841,17 @@ TEST_CASE("a successor finds holes, and what becomes of them") {
     all.heap.counters->cursor.fetch_add(1);  // never claimed
     add_rows(all.heap, writer, 1, id);
     all.take_over();
-    all.learner->announce(1, 1, 1);
+    all.name_holder(1);
     require_rows_folded(all);
-    CHECK(all.line->sampleable == 3);
+    CHECK(all.figures().sampleable == 3);
     commit_claim(all.heap, held, 99);
     all.learner->fold();
     require_rows_folded(all);
-    CHECK(all.line->sampleable == 4);
+    CHECK(all.figures().sampleable == 4);
     add_rows(all.heap, writer, 6, id);
     all.learner->fold();
     require_rows_folded(all);
-    CHECK(all.line->sampleable == 6);
+    CHECK(all.figures().sampleable == 6);
 }
 
 TEST_CASE("a successor that takes over while rows come in counts none of them twice") {
@@ -855,8 +866,8 @@ TEST_CASE("a successor that takes over while rows come in counts none of them tw
     all.heap.counters->cursor = position;
     all.learner->fold();
     require_rows_folded(all);
-    CHECK(all.line->sampleable == 4);
-    CHECK(all.line->folded == position);
+    CHECK(all.figures().sampleable == 4);
+    CHECK(all.figures().folded == position);
 }
 
 TEST_CASE("random operations against a plain model") {
@@ -1029,7 +1040,7 @@ TEST_CASE("explorers and one learner at the same time: no leaf ever belongs to a
         CHECK(wrong_seq == 0);
         all.learner->fold();
         require_rows_folded(all);
-        CHECK(all.line->sampleable == all.heap.complete_rows());
+        CHECK(all.figures().sampleable == all.heap.complete_rows());
         all.take_over();
         all.learner->fold();
         require_rows_folded(all);
@@ -1106,5 +1117,5 @@ TEST_CASE("clears and deaths among explorers and one learner: the leaves settle"
         });
     all.learner->fold();
     require_rows_folded(all);
-    CHECK(all.line->sampleable == capacity);
+    CHECK(all.figures().sampleable == capacity);
 }

@@ -6,7 +6,9 @@
 #include <algorithm>
 #include <array>
 #include <atomic>
+#include <bit>
 #include <cmath>
+#include <cstddef>
 #include <cstdint>
 #include <cstring>
 #include <map>
@@ -22,6 +24,7 @@
 #include "forked_child.hpp"
 #include "os/file_locks.hpp"
 #include "ring_on_heap.hpp"
+#include "segment/sweep.hpp"
 
 using namespace mpbuffer;
 
@@ -148,7 +151,7 @@ class RawView {
         ring = SlotRing(counters, reinterpret_cast<SlotMeta*>(base + shape.meta_offset),
                         base + shape.records_offset, shape.capacity, shape.stride);
         table = ProcessTable(base + header.process_table_offset);
-        line = reinterpret_cast<LearnerLine*>(base + header.learner_line_offset);
+        line = reinterpret_cast<SharedRoleLine*>(base + header.role_line_offset);
     }
     RawView(const RawView&) = delete;
     RawView& operator=(const RawView&) = delete;
@@ -178,7 +181,7 @@ class RawView {
     RingCounters* counters = nullptr;
     SlotRing ring;
     ProcessTable table;
-    LearnerLine* line = nullptr;
+    SharedRoleLine* line = nullptr;
 
   private:
     std::size_t bytes_ = 0;
@@ -468,22 +471,25 @@ TEST_CASE("a status that is half published is never returned for a whole one") {
     });
     learner.hear();
     const RawView raw(*buffer);
-    CHECK(buffer->learner_status().sampleable == 8);
-    raw.line->sequence += 1;  // as if it had been stopped in the middle
-    raw.line->total = 12345;
+    CHECK(buffer->learner_status().figures.sampleable == 8);
+    auto* const words = reinterpret_cast<std::atomic<std::uint64_t>*>(raw.line);
+    auto& sequence = words[0];
+    sequence += 1;  // as if it had been stopped in the middle
+    words[1 + (offsetof(RoleLine, figures) + offsetof(LearnerFigures, total)) / 8] =
+        std::bit_cast<std::uint64_t>(12345.0);
     CHECK_THROWS_WITH_AS((void)buffer->learner_status(),
-                         doctest::Contains("stopped while publishing"), LearnerBusy);
-    raw.line->sequence += 1;
-    CHECK(buffer->learner_status().total == 12345);
-    raw.line->sequence += 1;
+                         doctest::Contains("stands still in the middle"), LearnerBusy);
+    sequence += 1;
+    CHECK(buffer->learner_status().figures.total == 12345);
+    sequence += 1;
     learner.signal(SIGKILL);
     learner.wait();
-    const LearnerStatus none = buffer->learner_status();
-    CHECK(none.process == 0);
-    CHECK(none.total == 0);
-    CHECK(none.folded == 0);
+    const RoleLine none = buffer->learner_status();
+    CHECK(none.holder.process == 0);
+    CHECK(none.figures.total == 0);
+    CHECK(none.figures.folded == 0);
     CHECK(becomes_learner(*buffer));
-    CHECK(buffer->learner_status().sampleable == 8);
+    CHECK(buffer->learner_status().figures.sampleable == 8);
 }
 
 TEST_CASE("a buffer whose first priority has no leaf is refused") {
@@ -499,7 +505,7 @@ TEST_CASE("the learner's role goes from hand to hand, and the priorities with it
     const auto buffer = create(scratch, 8);
     const auto other = attach(scratch);
     add(*buffer, 1, 8);
-    CHECK(buffer->learner_status().process == 0);
+    CHECK(buffer->learner_status().holder.process == 0);
     Batch batch(32);
     CHECK(sample(*buffer, batch));
     CHECK(buffer->is_learner());
@@ -507,12 +513,12 @@ TEST_CASE("the learner's role goes from hand to hand, and the priorities with it
     CHECK(busy.find("process 1 (pid " + std::to_string(getpid()) + ", ") != std::string::npos);
     CHECK(busy.find(" UTC") != std::string::npos);
     CHECK_FALSE(other->is_learner());
-    const LearnerStatus status = other->learner_status();
-    CHECK(status.process == 1);
-    CHECK(status.pid == static_cast<std::uint64_t>(getpid()));
-    CHECK(status.folded == 16);
-    CHECK(status.sampleable == 8);
-    CHECK(status.draws == 32);
+    const RoleLine status = other->learner_status();
+    CHECK(status.holder.process == 1);
+    CHECK(status.holder.pid == static_cast<std::uint64_t>(getpid()));
+    CHECK(status.figures.folded == 16);
+    CHECK(status.figures.sampleable == 8);
+    CHECK(status.figures.draws == 32);
     {
         const std::int64_t slot = batch.indexes[0];
         const double priority = 99;
@@ -522,7 +528,7 @@ TEST_CASE("the learner's role goes from hand to hand, and the priorities with it
     const std::vector<float> leaves = buffer->leaves();
     buffer->release_learner();
     CHECK_FALSE(buffer->is_learner());
-    CHECK(other->learner_status().process == 0);
+    CHECK(other->learner_status().holder.process == 0);
     CHECK(becomes_learner(*other));
     CHECK(other->leaves() == leaves);
     CHECK(other->max_priority() == 99);
@@ -544,10 +550,12 @@ TEST_CASE("who is just taking the role is not told by the name of a killed prede
     CHECK(busy_message(*buffer).find("pid " + std::to_string(learner.pid())) != std::string::npos);
     learner.kill_to_zombie();
     const int successor = open_lock_descriptor(buffer->data_descriptor());
-    CHECK(comes_true([&] { return try_lock(successor, lock_byte::learner, LockKind::exclusive); }));
-    CHECK(busy_message(*buffer).find("another process is just taking it") != std::string::npos);
+    CHECK(comes_true([&] { return try_lock(successor, lock_byte::role, LockKind::exclusive); }));
+    CHECK(busy_message(*buffer).find("another process is just becoming the learner") !=
+          std::string::npos);
     const auto number_again = attach(scratch);  // while the line still names that number
-    CHECK(busy_message(*buffer).find("another process is just taking it") != std::string::npos);
+    CHECK(busy_message(*buffer).find("another process is just becoming the learner") !=
+          std::string::npos);
     ::close(successor);
     CHECK(becomes_learner(*buffer));
 }
@@ -636,7 +644,7 @@ TEST_CASE("a child that never uses its copy keeps none of its dead parent's lock
     // The idle grandchild still has the mapping, so the name stays.
     CHECK_FALSE(scratch.is_empty());
     kill(idle, SIGKILL);
-    CHECK(comes_true([&] { return !SharedSegment::sweep(scratch.path()).empty(); }));
+    CHECK(comes_true([&] { return !sweep_segments(scratch.path()).empty(); }));
     CHECK(scratch.is_empty());
 }
 
@@ -954,8 +962,8 @@ TEST_CASE("one handle in several threads") {
             const std::uint64_t now = buffer->rows_added();
             if (now < rows || buffer->next_slot() >= 512) ++wrong;
             rows = now;
-            const LearnerStatus status = [&buffer] { return buffer->learner_status(); }();
-            if (status.sampleable > 512 || status.process > 1) ++wrong;
+            const RoleLine status = buffer->learner_status();
+            if (status.figures.sampleable > 512 || status.holder.process > 1) ++wrong;
             if (buffer->processes().size() != 1 || buffer->max_priority() != 1.0) ++wrong;
         }
     });
@@ -1089,7 +1097,7 @@ TEST_CASE("between a clear and the next add every call finds the buffer empty") 
         for (std::uint64_t id = 1; id <= rows; ++id) add(*buffer, id);
         CHECK(sample(*buffer, batch));
         const std::uint64_t cursor = raw.counters->cursor;
-        const std::uint64_t folded = buffer->learner_status().rows_folded;
+        const std::uint64_t folded = buffer->learner_status().figures.rows_folded;
         clear(*other);
         CHECK(raw.counters->cursor == cursor);
         CHECK(buffer->next_slot() == 0);
@@ -1103,7 +1111,7 @@ TEST_CASE("between a clear and the next add every call finds the buffer empty") 
         CHECK(sample_uniform(*other, batch));
         CHECK(sample(*buffer, batch));
         // The new row, and none of the positions that the clear passed over.
-        CHECK(buffer->learner_status().rows_folded == folded + 1);
+        CHECK(buffer->learner_status().figures.rows_folded == folded + 1);
     }
 }
 
@@ -1283,7 +1291,7 @@ TEST_CASE("a killed learner's successor finds every row") {
         REQUIRE(becomes_learner(*buffer));
         Batch batch(64);
         CHECK(sample(*buffer, batch));
-        CHECK(buffer->learner_status().sampleable == size(*buffer));
+        CHECK(buffer->learner_status().figures.sampleable == size(*buffer));
         const float fresh = buffer->priority_rule().leaf(1.0);
         const std::vector<float> leaves = buffer->leaves();
         double total = 0;

@@ -21,9 +21,13 @@
 #include <vector>
 
 #include "base/error.hpp"
+#include "base/tsan.hpp"
 #include "forked_child.hpp"
+#include "format/header.hpp"
 #include "os/file_locks.hpp"
+#include "segment/names.hpp"
 #include "segment/segment_file.hpp"
+#include "segment/sweep.hpp"
 
 using namespace mpbuffer;
 
@@ -153,13 +157,13 @@ TEST_CASE("create, publish, attach, last one out, without a name and with a temp
         CHECK(scratch.is_empty() == !named);
         CHECK_THROWS_AS(mine.publish(), InvalidArgument);  // no magic yet
         CHECK_THROWS_AS(SharedSegment::attach("apex", options), SegmentNotFound);
-        CHECK(SharedSegment::list(scratch.path()).empty());
-        CHECK(SharedSegment::sweep(scratch.path()).empty());
+        CHECK(list_segments(scratch.path()).empty());
+        CHECK(sweep_segments(scratch.path()).empty());
 
         std::memcpy(mine.data(), segment_magic, sizeof segment_magic);
         mine.publish();
         CHECK_THROWS_AS(mine.publish(), InvalidArgument);
-        CHECK(SharedSegment::list(scratch.path()) == std::vector<std::string>{"apex"});
+        CHECK(list_segments(scratch.path()) == std::vector<std::string>{"apex"});
         struct stat facts;
         REQUIRE(stat(scratch.file("apex").c_str(), &facts) == 0);
         CHECK((facts.st_mode & 07777) == 0600);
@@ -178,7 +182,7 @@ TEST_CASE("create, publish, attach, last one out, without a name and with a temp
         CHECK_THROWS_AS(mine.publish(), BufferClosed);
         CHECK_THROWS_AS((void)mine.open_lock_descriptor(), BufferClosed);
         const OwnedDescriptor locks = other.open_lock_descriptor();
-        REQUIRE(try_lock(locks.number(), lock_byte::learner, LockKind::exclusive));
+        REQUIRE(try_lock(locks.number(), lock_byte::role, LockKind::exclusive));
         other.close(locks.number());
         CHECK(scratch.is_empty());
     }
@@ -191,7 +195,7 @@ TEST_CASE("the default directory is left as it was") {
     {
         const SharedSegment segment = make(name, {});
         CHECK(exists(path));
-        const auto names = SharedSegment::list();
+        const auto names = list_segments();
         CHECK(std::find(names.begin(), names.end(), name) != names.end());
     }
     CHECK_FALSE(exists(path));
@@ -220,7 +224,7 @@ TEST_CASE("moving hands the segment over") {
     CHECK_FALSE(first.is_open());  // NOLINT(bugprone-use-after-move): what is tested
     CHECK(second.is_open());
     second = make("b", in(scratch));
-    CHECK(SharedSegment::list(scratch.path()) == std::vector<std::string>{"b"});
+    CHECK(list_segments(scratch.path()) == std::vector<std::string>{"b"});
 }
 
 TEST_CASE("a name in use is refused, early and at the last moment") {
@@ -262,7 +266,7 @@ TEST_CASE("what is not ours is neither replaced nor swept") {
     rmdir(path.c_str());
     REQUIRE(mkfifo(path.c_str(), 0600) == 0);
     CHECK_THROWS_AS(create(), SegmentExists);
-    CHECK(SharedSegment::sweep(scratch.path()).empty());
+    CHECK(sweep_segments(scratch.path()).empty());
     unlink(path.c_str());
 
     if (geteuid() == 0) {
@@ -351,7 +355,7 @@ TEST_CASE("presence: parent and forked child keep the segment, the last one remo
         if (child_is_last) {
             segment.close();
             CHECK(exists(scratch.file("apex")));
-            CHECK(SharedSegment::sweep(scratch.path()).empty());
+            CHECK(sweep_segments(scratch.path()).empty());
             child.tell();
             child.hear();
         } else {
@@ -377,7 +381,7 @@ TEST_CASE("presence: a forked child that only has the mapping left is still ther
     segment.close();
     CHECK(exists(scratch.file("apex")));
     child.kill_to_zombie();
-    CHECK(comes_true([&] { return !SharedSegment::sweep(scratch.path()).empty(); }));
+    CHECK(comes_true([&] { return !sweep_segments(scratch.path()).empty(); }));
 }
 
 TEST_CASE("a child that another thread forks keeps nothing of what is being created") {
@@ -460,13 +464,13 @@ TEST_CASE("a child that is forked at any moment keeps no file that is only passe
     stop = true;
     for (std::thread& thread : threads) thread.join();
     CHECK(holding == 0);
-    SharedSegment::sweep(scratch.path());
+    sweep_segments(scratch.path());
     CHECK(scratch.is_empty());
 }
 #endif
 
 // A sanitizer's allocator that a helping thread holds at the fork stays locked in the child.
-#if !defined(MPBUFFER_TSAN) && !defined(__SANITIZE_ADDRESS__)
+#if !MPBUFFER_TSAN && !defined(__SANITIZE_ADDRESS__)
 TEST_CASE("a child that goes on in the middle of its parent's creation gets an error") {
     const Watchdog watchdog;
     for (const bool named : {false, true}) {
@@ -520,7 +524,7 @@ TEST_CASE("presence: unrelated processes, by name and by descriptor") {
     ::close(passed);
     CHECK(second.data()[size - 1] == std::byte{5});
     CHECK(exists(scratch.file("apex")));
-    CHECK(SharedSegment::sweep(scratch.path()).empty());
+    CHECK(sweep_segments(scratch.path()).empty());
     CHECK(fcntl(second.data_descriptor(), F_GETFD) == FD_CLOEXEC);
     second.close();
     CHECK(scratch.is_empty());
@@ -562,18 +566,18 @@ TEST_CASE("the sweep removes what killed processes left, and nothing that lives"
             return stay_until_killed();
         });
         child.hear();
-        CHECK(SharedSegment::sweep(scratch.path()).empty());
+        CHECK(sweep_segments(scratch.path()).empty());
         child.kill_to_zombie();
         std::vector<std::string> removed;
         CHECK(comes_true([&] {
-            removed = SharedSegment::sweep(scratch.path());
+            removed = sweep_segments(scratch.path());
             return !removed.empty();
         }));
         REQUIRE(removed.size() == 1);
         CHECK(removed[0].rfind(published ? "dying" : ".tmp-", 0) == 0);
-        CHECK(SharedSegment::list(scratch.path()) == std::vector<std::string>{"living"});
+        CHECK(list_segments(scratch.path()) == std::vector<std::string>{"living"});
     }
-    CHECK(SharedSegment::sweep("/dev/shm/not-there").empty());
+    CHECK(sweep_segments("/dev/shm/not-there").empty());
 }
 
 TEST_CASE("each creation sweeps, and takes a dead segment's name over") {
@@ -585,12 +589,12 @@ TEST_CASE("each creation sweeps, and takes a dead segment's name over") {
         _exit(0);  // nobody closes them
     });
     REQUIRE(dying.wait() == 0);
-    CHECK(SharedSegment::list(scratch.path()).size() == 2);
+    CHECK(list_segments(scratch.path()).size() == 2);
     // still there for a successor as long as nobody creates
     CHECK(SharedSegment::attach("other", in(scratch)).is_open());
-    CHECK(SharedSegment::list(scratch.path()).size() == 1);
+    CHECK(list_segments(scratch.path()).size() == 1);
     SharedSegment waiting = SharedSegment::create("new", size, in(scratch));
-    CHECK(SharedSegment::list(scratch.path()).empty());
+    CHECK(list_segments(scratch.path()).empty());
     std::memcpy(waiting.data(), segment_magic, sizeof segment_magic);
     ForkedChild child([&](const Channel&) -> int {
         const SharedSegment segment = make("new", in(scratch), 1);
@@ -634,7 +638,7 @@ TEST_CASE("race: creators by temporary names against sweeps") {
     std::list<ForkedChild> sweepers;
     for (int n = 0; n < 2; ++n) {
         sweepers.emplace_back([&](const Channel&) -> int {
-            for (;;) SharedSegment::sweep(scratch.path());
+            for (;;) sweep_segments(scratch.path());
         });
     }
     ForkedChild creator([&](const Channel&) {
@@ -653,7 +657,7 @@ TEST_CASE("race: creators by temporary names against sweeps") {
     });
     CHECK(creator.wait() == 0);
     sweepers.clear();
-    SharedSegment::sweep(scratch.path());
+    sweep_segments(scratch.path());
     CHECK(scratch.is_empty());
 }
 
@@ -688,7 +692,7 @@ TEST_CASE("race: many create, attach and leave under one name, and nothing is le
         });
     }
     ForkedChild sweeper([&](const Channel&) -> int {
-        for (;;) SharedSegment::sweep(scratch.path());
+        for (;;) sweep_segments(scratch.path());
     });
     std::uint64_t attached = 0;
     for (ForkedChild& child : children) {
@@ -703,7 +707,7 @@ TEST_CASE("what is nameless is found by its generated name once it is published"
     const ScratchDirectory scratch;
     const std::string name = generate_name();
     const auto found = [&] {
-        const std::vector<std::string> names = SharedSegment::list(scratch.path());
+        const std::vector<std::string> names = list_segments(scratch.path());
         return std::count(names.begin(), names.end(), name);
     };
     SharedSegment made = SharedSegment::create(name, size, nameless_in(scratch));
@@ -781,7 +785,7 @@ TEST_CASE("killed at any moment, creators leave nothing that a sweep does not re
         child.signal(SIGKILL);
         child.wait();
     }
-    SharedSegment::sweep(scratch.path());
+    sweep_segments(scratch.path());
     CHECK(scratch.is_empty());
 }
 
@@ -797,7 +801,7 @@ TEST_CASE("a sandbox that refuses files without a name, or to name them, is no o
                     : refuse_system_call(SYS_openat, 2, O_TMPFILE, O_TMPFILE, EOPNOTSUPP);
             if (!refused) return 77;
             SharedSegment created = SharedSegment::create("apex", size, in(scratch));
-            if (SharedSegment::list(scratch.path()).size() != 0 || scratch.is_empty()) return 1;
+            if (list_segments(scratch.path()).size() != 0 || scratch.is_empty()) return 1;
             std::memcpy(created.data(), segment_magic, sizeof segment_magic);
             created.publish();
             if (!SharedSegment::attach("apex", in(scratch)).is_open()) return 2;

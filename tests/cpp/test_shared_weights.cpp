@@ -13,10 +13,14 @@
 #include <string>
 #include <vector>
 
+#include "base/clock.hpp"
 #include "base/error.hpp"
+#include "base/tsan.hpp"
 #include "buffer/replay_buffer.hpp"
 #include "forked_child.hpp"
 #include "ring_on_heap.hpp"
+#include "segment/names.hpp"
+#include "segment/sweep.hpp"
 #include "weights/shared_weights.hpp"
 
 using namespace mpbuffer;
@@ -106,15 +110,17 @@ TEST_CASE("one handle publishes at a time, and hands over") {
     try {
         publish_next(*other);
         CHECK(false);
-    } catch (const LearnerBusy& busy) {
+    } catch (const PublisherBusy& busy) {
         const std::string told = busy.what();
-        CHECK(told.find("pid " + std::to_string(getpid())) != std::string::npos);
+        CHECK(told.starts_with("cannot publish to '" + weights->name() + "': process 1 (pid " +
+                               std::to_string(getpid()) + ", running) is the publisher since 2"));
+        CHECK(told.ends_with(" UTC; close it or call release_publisher() there"));
     }
     CHECK(read_by(*other) == 1);
     weights->release_publisher();
     CHECK(other->publisher().process == 0);
     CHECK(publish_next(*other) == 2);
-    CHECK_THROWS_AS(publish_next(*weights), LearnerBusy);
+    CHECK_THROWS_AS(publish_next(*weights), PublisherBusy);
     other->close();
     CHECK(publish_next(*weights) == 3);
     CHECK(read_by(*weights) == 3);
@@ -140,7 +146,7 @@ TEST_CASE("a closed handle refuses, and the last one removes the name") {
 
 TEST_CASE("what cannot be is refused, and leaves nothing behind") {
     const auto of_this_process = [] {  // of others', some come and go
-        auto names = SharedSegment::list();
+        auto names = list_segments();
         std::erase_if(names, [](const std::string& name) {
             return name.rfind(std::to_string(getpid()) + "-", 0) != 0;
         });
@@ -179,10 +185,10 @@ TEST_CASE("damage after attach is told, and nothing outside is read or waited fo
         mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_SHARED, weights->data_descriptor(), 0);
     REQUIRE(memory != MAP_FAILED);
     auto* const base = static_cast<std::byte*>(memory);
-    const RingEntry& ring = header.ring[0];
-    auto* const board = reinterpret_cast<VersionBoard*>(base + ring.counters_offset);
-    auto* const slots = reinterpret_cast<VersionSlot*>(base + ring.meta_offset);
-    auto* const lines = reinterpret_cast<ReaderLine*>(base + ring.readers_offset);
+    const WeightsEntry& parts = header.weights;
+    auto* const board = reinterpret_cast<VersionBoard*>(base + parts.board_offset);
+    auto* const slots = reinterpret_cast<VersionSlot*>(base + parts.slots_offset);
+    auto* const lines = reinterpret_cast<ReaderLine*>(base + parts.readers_offset);
 
     board->offer = offer_word::make(1, 77, 0);
     Arrays got;
@@ -247,7 +253,7 @@ TEST_CASE("a forked child's copy reads, and has not its parent's role") {
         parent.tell(read_by(*weights));
         try {
             publish_next(*weights);
-        } catch (const LearnerBusy&) {
+        } catch (const PublisherBusy&) {
             parent.tell(77);
         }
         parent.hear();
@@ -262,7 +268,7 @@ TEST_CASE("a forked child's copy reads, and has not its parent's role") {
     weights->release_publisher();
     child.tell();
     CHECK(child.hear() == 3);
-    CHECK_THROWS_AS(publish_next(*weights), LearnerBusy);
+    CHECK_THROWS_AS(publish_next(*weights), PublisherBusy);
     child.tell();
     CHECK(child.wait() == 0);
     CHECK(publish_next(*weights) == 4);
@@ -346,7 +352,7 @@ TEST_CASE("readers that were stopped or killed in their copies hold up nobody") 
 }
 
 // Sanitizers make a hundred instructions of one; these two cases are for the other builds.
-#if !defined(MPBUFFER_TSAN) && !defined(__SANITIZE_ADDRESS__)
+#if !MPBUFFER_TSAN && !defined(__SANITIZE_ADDRESS__)
 
 namespace {
 

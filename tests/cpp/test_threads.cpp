@@ -9,7 +9,7 @@
 #include <thread>
 #include <vector>
 
-#include "base/shared_copy.hpp"
+#include "base/tsan.hpp"
 #include "failing_allocation.hpp"
 #include "forked_child.hpp"
 #include "os/threads.hpp"
@@ -102,7 +102,7 @@ TEST_CASE("several threads share their work at the same time, and a forked child
     }
 // TSan knows no threads in a child of threads; ASan's allocator (GCC 12) leaves such a child the
 // locks that other threads had at the fork, and it waits for them for ever.
-#if defined(MPBUFFER_TSAN) || defined(__SANITIZE_ADDRESS__)
+#if MPBUFFER_TSAN || defined(__SANITIZE_ADDRESS__)
     std::this_thread::sleep_for(std::chrono::milliseconds(200));
 #else
     for (int round = 0; round < 10; ++round) {

@@ -1,5 +1,5 @@
-// What an add takes: fields by name, and numbers beside them, one for each row. For the add of a
-// buffer and that of a staging.
+// The arguments of add(), of buffers and of step writers: fields by name, and numbers beside them,
+// one for each row.
 #pragma once
 
 #include <pybind11/pybind11.h>
@@ -57,7 +57,7 @@ struct ConvertedPriorities : RowNumbers {
 void convert_priorities(const BufferState& state, const char* what, PyObject* value, std::size_t n,
                         ConvertedPriorities& converted);
 
-// Refuses names that the buffer does not have, or warns of each once.
+// An unknown field's name: TypeError if the buffer is strict, else a warning, once per name.
 void handle_unknown_field(BufferState& state, PyObject* name);
 
 [[noreturn]] void throw_positional(Py_ssize_t nargs);
@@ -69,7 +69,7 @@ void handle_unknown_field(BufferState& state, PyObject* name);
 // All fields of a buffer but the `computed` one, converted, each with as many rows as the others.
 class FieldArguments {
   public:
-    // What is no field is offered to `take_other(name, value)`, which returns whether it took it.
+    // `take_other(name, value)` gets arguments that are no fields; returns whether it took them.
     template <class TakeOther>
     FieldArguments(BufferState& state, std::size_t computed, PyObject* const* args,
                    Py_ssize_t nargs, PyObject* kwnames, TakeOther&& take_other) {

@@ -120,7 +120,7 @@ Storing store_large_int(int type_number, PyObject* value, std::byte* to) {
                                                                  : Storing::needs_array;
 }
 
-// The scalars that environments give, without an array in between.
+// Scalars that environments return, without an array in between.
 Storing convert_scalar(const FieldRule& rule, PyObject* value, std::byte* to) {
     if (PyFloat_Check(value)) return store_as(rule.type_number, PyFloat_AS_DOUBLE(value), to);
     if (PyBool_Check(value)) return store_as(rule.type_number, value == Py_True ? 1LL : 0LL, to);
@@ -148,7 +148,7 @@ Storing convert_scalar(const FieldRule& rule, PyObject* value, std::byte* to) {
     return Storing::needs_array;
 }
 
-// Raises the Python error that is set again, as one that says which object it was about.
+// Raises the Python error that is set as one that names the object.
 [[noreturn]] void rethrow_about(const std::string& what) {
     PyObject* type = PyErr_ExceptionMatches(PyExc_OverflowError) ? PyExc_OverflowError
                      : PyErr_ExceptionMatches(PyExc_ValueError)  ? PyExc_ValueError
@@ -173,8 +173,8 @@ Storing convert_scalar(const FieldRule& rule, PyObject* value, std::byte* to) {
     throw_python_from(type, what + ": " + cause);
 }
 
-// What may be stored: any number as any other but complex as real; else what NumPy calls the same
-// kind. Whether the values fit is another question.
+// Any number may be stored as any other, except complex as real; other dtypes if NumPy calls the
+// cast one of the same kind. Whether the values fit is checked elsewhere.
 void require_castable(const std::string& what, PyArray_Descr* from, PyArray_Descr* to) {
     bool fits = false;
     const NumberKind given = number_kind(from);

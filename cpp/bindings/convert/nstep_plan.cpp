@@ -33,7 +33,7 @@ FloatField float_field(const FieldRule& rule) {
 std::optional<EpisodeFlag> find_flag(const std::vector<FieldRule>& rules, const char* name) {
     const FieldRule* rule = find_rule(rules, name);
     if (rule == nullptr || !rule->one_element || rule->item_bytes > 8) return std::nullopt;
-    // Of another package's integers none has the sign of a float alone.
+    // No integer of another package has only the bit set that is a float's sign.
     const bool floating =
         PyTypeNum_ISFLOAT(rule->type_number) || PyTypeNum_ISUSERDEF(rule->type_number);
     if (!floating && !PyTypeNum_ISINTEGER(rule->type_number) &&

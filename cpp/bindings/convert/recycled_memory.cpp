@@ -22,7 +22,7 @@ py::object fresh_array(PyArray_Descr* descr, int ndim, const npy_intp* dims, voi
                                       data == nullptr ? 0 : NPY_ARRAY_CARRAY, nullptr));
 }
 
-// What an array's base holds: one block, and where it goes if that is still there.
+// Held by an array's base: one block, and the memory that it returns to, if that still exists.
 struct RecycledMemory::Loan {
     Blocks block;
     std::weak_ptr<RecycledMemory> owner;
@@ -73,8 +73,7 @@ bool RecycledMemory::may_be_reused(const Block& block) const {
            running_python([&block] { return block.copied.attr("query")().cast<bool>(); });
 }
 
-// One block, or none. Of events the oldest tells enough: the later ones are most likely not over
-// before it.
+// One block, or none. Only the oldest block's event is queried: later ones hardly end before it.
 RecycledMemory::Blocks RecycledMemory::spare_block(std::size_t bytes) {
     mark_returned();
     Blocks found;

@@ -15,7 +15,7 @@ namespace mpbuffer::bindings {
 
 namespace {
 
-// A generation that cannot be the slot's is none: its index was changed after sampling.
+// 0 for a generation that cannot be the slot's: the index was changed after sampling.
 std::uint64_t of_slot(std::uint64_t generation, std::int64_t slot, std::uint64_t capacity) {
     return generation % capacity == static_cast<std::uint64_t>(slot) ? generation : 0;
 }
@@ -72,7 +72,7 @@ ConvertedIndexes convert_indexes(const BufferState& state, const char* verb, PyO
     const std::string what = std::string("cannot ") + verb + ": indexes";
     py::object source = as_array(what, value);
     PyArrayObject* raw = array_of(source);
-    // Of unsigned ones those beyond int64 come out negative, and out of range.
+    // Unsigned indexes beyond int64 come out negative, and so out of range.
     const bool shared = (PyArray_EquivTypenums(PyArray_TYPE(raw), NPY_INT64) != 0 ||
                          PyArray_EquivTypenums(PyArray_TYPE(raw), NPY_UINT64) != 0) &&
                         PyArray_ISNOTSWAPPED(raw) && PyArray_ISALIGNED(raw);

@@ -1,4 +1,4 @@
-// What sample() and update_priorities() take.
+// Arguments of sample(), update_priorities() and their like.
 #pragma once
 
 #include <pybind11/pybind11.h>
@@ -17,8 +17,8 @@ std::size_t convert_batch_size(const char* method, PyObject* value);
 // The exponent of importance weights: finite and at least 0. Raises TypeError, ValueError.
 double convert_beta(PyObject* value);
 
-// Slots in [0, size) out of any array of integers, and, where they lie in a live sample's memory,
-// the generations of the rows meant: of other slots never. Raises TypeError, IndexError.
+// Slots in [0, size) from any array of integers, and the generations of the rows meant, where the
+// array shares a live sample's memory. Raises TypeError, IndexError.
 struct ConvertedIndexes {
     std::vector<std::int64_t> slots;
     std::vector<std::uint64_t> generations;  // 0 where not known

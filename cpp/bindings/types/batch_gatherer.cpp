@@ -24,7 +24,7 @@ namespace mpbuffer::bindings {
 
 namespace {
 
-// How often a waiting thread looks whether a signal has come.
+// How often a waiting thread checks for signals.
 constexpr auto signal_check = std::chrono::milliseconds(50);
 
 }  // namespace
@@ -54,8 +54,8 @@ struct Job {
     std::exception_ptr error;
 };
 
-// A thread, and the jobs it was given, which come and go under the GIL. The core must live until
-// the thread was stopped.
+// A thread and its jobs, which are added and taken under the GIL. The core must live until the
+// thread is stopped.
 class Workshop {
   public:
     explicit Workshop(ReplayBuffer& core) : core_(core) {
@@ -73,8 +73,8 @@ class Workshop {
     Workshop(const Workshop&) = delete;
     Workshop& operator=(const Workshop&) = delete;
 
-    // In a forked child there is no thread, and what it was doing stands still for ever: there a
-    // workshop is dropped without being destroyed.
+    // A forked child has no such thread, and the thread's work never goes on there: a child drops a
+    // workshop without destroying it.
     static std::shared_ptr<Workshop> start(ReplayBuffer& core) {
         return {new Workshop(core), [here = fork_generation()](Workshop* shop) {
                     if (here == fork_generation()) delete shop;
@@ -164,7 +164,7 @@ BatchGatherer::BatchGatherer(py::object buffer, std::size_t rows, std::size_t pr
       memory_(torch.is_none() ? std::make_shared<RecycledMemory>()
                               : std::make_shared<RecycledMemory>(torch)) {
     set_beta(beta);
-    // As much as is handed out or under way at once.
+    // As much as is in use or being gathered at once.
     memory_->keep_at_most((prefetch + 1) * batch_bytes(state_of(buffer_), rows));
 }
 
@@ -180,8 +180,8 @@ std::unique_ptr<Job> BatchGatherer::make_job(py::handle buffer,
 std::shared_ptr<Workshop> BatchGatherer::workshop() {
     if (in_child()) {
         throw_python(PyExc_RuntimeError,
-                     "cannot take batches in a forked child: they are gathered by a thread of its "
-                     "parent; call batches() there");
+                     "cannot take a batch in a forked child: a thread of its parent gathers them; "
+                     "call batches() in the child");
     }
     if (workshop_ && workshop_->stopped()) discard();
     if (!buffer_) throw BufferClosed("cannot take a batch: these batches were closed");

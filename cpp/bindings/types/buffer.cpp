@@ -7,10 +7,11 @@
 #include "convert/field_arguments.hpp"
 #include "convert/output_batch.hpp"
 #include "convert/sample_arguments.hpp"
-#include "docstrings.hpp"
 #include "errors.hpp"
 #include "finished_rows.hpp"
 #include "state.hpp"
+#include "types/buffer_docstrings.hpp"
+#include "types/heap_type.hpp"
 
 namespace py = pybind11;
 
@@ -179,11 +180,6 @@ void deallocate(PyObject* self) {
     Py_DECREF(type);
 }
 
-PyMethodDef method(const char* name, _PyCFunctionFastWithKeywords call, const char* doc) {
-    return {name, reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(call)),
-            METH_FASTCALL | METH_KEYWORDS, doc};
-}
-
 py::object make_type(const char* name, const char* doc, PyMethodDef* methods, py::handle base) {
     PyType_Slot slots[] = {{Py_tp_doc, const_cast<char*>(doc)},
                            {Py_tp_new, reinterpret_cast<void*>(new_object)},
@@ -200,14 +196,14 @@ py::object make_type(const char* name, const char* doc, PyMethodDef* methods, py
 
 void add_buffer_types(py::module_& module) {
     static PyMethodDef uniform_methods[] = {
-        method("add", add, docstrings::uniform_add),
-        method("sample", sample_uniform<true>, docstrings::uniform_sample),
+        hot_call("add", add, docstrings::uniform_add),
+        hot_call("sample", sample_uniform<true>, docstrings::uniform_sample),
         {nullptr, nullptr, 0, nullptr}};
     static PyMethodDef prioritized_methods[] = {
-        method("add", add, docstrings::prioritized_add),
-        method("sample", sample, docstrings::prioritized_sample),
-        method("sample_uniform", sample_uniform<false>, docstrings::sample_uniform),
-        method("update_priorities", update_priorities, docstrings::update_priorities),
+        hot_call("add", add, docstrings::prioritized_add),
+        hot_call("sample", sample, docstrings::prioritized_sample),
+        hot_call("sample_uniform", sample_uniform<false>, docstrings::sample_uniform),
+        hot_call("update_priorities", update_priorities, docstrings::update_priorities),
         {nullptr, nullptr, 0, nullptr}};
     const py::object uniform = make_type("mpbuffer._core.ReplayBuffer", docstrings::uniform_type,
                                          uniform_methods, py::handle());

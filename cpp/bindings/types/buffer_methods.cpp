@@ -9,13 +9,15 @@
 #include "base/error.hpp"
 #include "base/guard.hpp"
 #include "convert/output_batch.hpp"
+#include "convert/role_line.hpp"
 #include "convert/sample_arguments.hpp"
-#include "docstrings.hpp"
 #include "errors.hpp"
 #include "finished_rows.hpp"
 #include "format/row_schema.hpp"
 #include "state.hpp"
 #include "types/buffer.hpp"
+#include "types/buffer_docstrings.hpp"
+#include "types/heap_type.hpp"
 
 namespace py = pybind11;
 
@@ -243,24 +245,6 @@ py::object leaves(const BufferState& state) {
     return result;
 }
 
-py::dict learner_status(const ReplayBuffer& core) {
-    const LearnerStatus status = core.learner_status();
-    py::dict all;
-    all["process"] = status.process;
-    all["pid"] = status.pid;
-    all["since"] = static_cast<double>(status.since) * 1e-9;
-    all["folded"] = status.folded;
-    all["total"] = status.total;
-    all["least_leaf"] = status.least_leaf;
-    all["sampleable"] = status.sampleable;
-    all["updates"] = status.updates;
-    all["stale"] = status.stale;
-    all["draws"] = status.draws;
-    all["nodes_visited"] = status.lines_visited;
-    all["rows_folded"] = status.rows_folded;
-    return all;
-}
-
 py::list processes(const ReplayBuffer& core) {
     py::list all;
     for (const ProcessStatus& each : core.processes()) {
@@ -270,38 +254,12 @@ py::list processes(const ReplayBuffer& core) {
     return all;
 }
 
-// A type that takes methods and properties.
-class Type {
-  public:
-    explicit Type(py::handle type) : type_(type) {}
-
-    template <class Call, class... Extra>
-    Type& def(const char* method, Call call, const Extra&... extra) {
-        py::setattr(type_, method,
-                    py::cpp_function(call, py::name(method), py::is_method(type_), extra...));
-        return *this;
-    }
-
-    template <class Get>
-    Type& property(const char* property, Get get, const char* doc) {
-        const py::handle builtin(reinterpret_cast<PyObject*>(&PyProperty_Type));
-        py::setattr(type_, property,
-                    builtin(py::cpp_function(get), py::none(), py::none(), py::str(doc)));
-        return *this;
-    }
-
-  private:
-    py::handle type_;
-};
-
 }  // namespace
 
 void add_buffer_methods(py::module_& module, py::handle uniform, py::handle prioritized) {
-    py::options options;
-    options.disable_function_signatures();  // the docstrings have them
     module.def("largest_size", largest_size, py::arg("fields"), py::arg("prioritized"),
                py::arg("description"), py::arg("share"), py::arg("nameless"));
-    Type(uniform)
+    HeapType(uniform)
         .def("_create", create, py::arg("name"), py::arg("size"), py::arg("fields"),
              py::arg("prioritized"), py::arg("alpha"), py::arg("eps"), py::arg("seed"),
              py::arg("strict"), py::arg("nstep"), py::arg("description"),
@@ -339,8 +297,9 @@ void add_buffer_methods(py::module_& module, py::handle uniform, py::handle prio
             "Bytes of one row.")
         .property("_prioritized", &ReplayBuffer::prioritized,
                   "Whether the segment has priorities.");
-    Type(prioritized)
-        .def("_learner_status", learner_status)
+    HeapType(prioritized)
+        .def("_learner_status",
+             [](const ReplayBuffer& core) { return dict_of_learner(core.learner_status()); })
         .def("_leaves", leaves, docstrings::leaves)
         .def("_tree_total", &ReplayBuffer::total, docstrings::tree_total)
         .def("get_max_priority", &ReplayBuffer::max_priority, docstrings::get_max_priority)

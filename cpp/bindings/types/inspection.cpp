@@ -4,9 +4,12 @@
 
 #include "base/guard.hpp"
 #include "base/words.hpp"
+#include "convert/role_line.hpp"
 #include "inspect/inspection.hpp"
 #include "numpy_api.hpp"
+#include "segment/names.hpp"
 #include "segment/segment_file.hpp"
+#include "segment/sweep.hpp"
 
 namespace py = pybind11;
 
@@ -14,13 +17,11 @@ namespace mpbuffer::bindings {
 
 namespace {
 
-double in_seconds(std::uint64_t nanoseconds) { return static_cast<double>(nanoseconds) * 1e-9; }
-
 // Bytes, because a damaged description need not be text.
 py::dict dict_of_header(const Inspection& report) {
     const RingEntry& ring = report.header.ring[0];
     py::dict all;
-    all["format"] = report.header.format;
+    all["format"] = format_in_words(report.header.format);
     all["created_at"] = in_seconds(report.header.created_at);
     all["description"] = py::bytes(report.description);
     all["prioritized"] = ring.prioritized != 0;
@@ -33,10 +34,9 @@ py::dict dict_of_header(const Inspection& report) {
 }
 
 py::dict dict_of_weights(const Inspection& report) {
-    const RingEntry& ring = report.header.ring[0];
     py::dict all;
-    all["slots"] = ring.capacity;
-    all["bytes"] = ring.row_bytes;
+    all["slots"] = report.header.weights.slots;
+    all["bytes"] = report.header.weights.bytes;
     all["version"] = report.weights.version;
     all["newest"] = report.weights.newest;
     all["age"] = in_seconds(report.weights.age);
@@ -53,6 +53,7 @@ py::list list_of_processes(const Inspection& report) {
         one["number"] = each.number;
         one["pid"] = each.pid;
         one["state"] = std::string(1, each.state);
+        one["state_in_words"] = state_in_words(each.state);
         one["rows"] = each.rows;
         one["skips"] = each.skips;
         one["steals"] = each.steals;
@@ -60,30 +61,6 @@ py::list list_of_processes(const Inspection& report) {
         one["busy"] = each.busy;
         all.append(one);
     }
-    return all;
-}
-
-// What learners and publishers have in common.
-py::dict dict_of_role(const InspectedLearner& holder) {
-    py::dict all;
-    all["role_held"] = holder.role_held;
-    all["process"] = holder.process;
-    all["pid"] = holder.pid;
-    all["since"] = in_seconds(holder.since);
-    return all;
-}
-
-py::dict dict_of_learner(const InspectedLearner& learner) {
-    py::dict all = dict_of_role(learner);
-    all["folded"] = learner.folded;
-    all["sampleable"] = learner.sampleable;
-    all["total"] = learner.total;
-    all["least_leaf"] = learner.least_leaf;
-    all["updates"] = learner.updates;
-    all["stale"] = learner.stale;
-    all["draws"] = learner.draws;
-    all["nodes_visited"] = learner.lines_visited;
-    all["published_at"] = in_seconds(learner.published_at);
     return all;
 }
 
@@ -104,14 +81,15 @@ py::dict inspect(const std::string& name, bool every_slot) {
     all["notes"] = report.notes;
     all["readable"] = report.refusal.empty();
     if (!report.refusal.empty()) return all;
-    all["kind"] = report.header.ring[0].kind == RingKind::weights ? "weights" : "transitions";
-    if (report.header.ring[0].kind == RingKind::weights) {
-        all["format"] = report.header.format;
+    all["kind"] = report.header.kind == SegmentKind::weights ? "weights" : "transitions";
+    if (report.header.kind == SegmentKind::weights) {
+        all["format"] = format_in_words(report.header.format);
         all["created_at"] = in_seconds(report.header.created_at);
         all["description"] = py::bytes(report.description);
         all["weights"] = dict_of_weights(report);
         all["processes"] = list_of_processes(report);
-        all["publisher"] = dict_of_role(report.learner);
+        all["publisher"] = dict_of_holder(report.role.line.holder);
+        all["publisher"]["role_held"] = report.role.held;
         return all;
     }
     all["header"] = dict_of_header(report);
@@ -121,7 +99,9 @@ py::dict inspect(const std::string& name, bool every_slot) {
     all["max_priority"] = report.max_priority;
     all["rows_added"] = report.rows_added;
     all["processes"] = list_of_processes(report);
-    all["learner"] = dict_of_learner(report.learner);
+    all["learner"] = dict_of_learner(report.role.line);
+    all["learner"]["role_held"] = report.role.held;
+    all["learner"]["published_at"] = in_seconds(report.role.line.figures.published_at);
     if (every_slot) {
         all["claims"] = report.claims;
         all["abandoned_claims"] = report.abandoned_claims;
@@ -139,10 +119,10 @@ py::list list_of_names(const std::vector<std::string>& names) {
     return all;
 }
 
-py::list segments() { return list_of_names(SharedSegment::list()); }
+py::list segments() { return list_of_names(list_segments()); }
 
 py::list sweep(bool look_only) {
-    return list_of_names(SharedSegment::sweep(SegmentOptions{}.directory, look_only));
+    return list_of_names(sweep_segments(SegmentOptions{}.directory, look_only));
 }
 
 }  // namespace
@@ -154,8 +134,6 @@ void add_segment_calls(py::module_& module) {
     module.def("sweep", sweep, py::arg("look_only") = false,
                "Removes this user's dead segments and returns their names.");
     module.def("generate_name", generate_name, "A name for a segment without one.");
-    module.def("state_in_words", state_in_words, py::arg("state"),
-               "What a letter of /proc/PID/stat means.");
 }
 
 }  // namespace mpbuffer::bindings

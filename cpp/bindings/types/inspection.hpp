@@ -5,7 +5,7 @@
 
 namespace mpbuffer::bindings {
 
-// Adds to the module: inspect, segments, sweep, generate_name, state_in_words.
+// Adds to the module: inspect, segments, sweep, generate_name.
 void add_segment_calls(pybind11::module_& module);
 
 }  // namespace mpbuffer::bindings

@@ -10,11 +10,12 @@
 #include "base/error.hpp"
 #include "base/words.hpp"
 #include "convert/field_arguments.hpp"
-#include "docstrings.hpp"
 #include "errors.hpp"
 #include "finished_rows.hpp"
 #include "numpy_api.hpp"
 #include "state.hpp"
+#include "types/heap_type.hpp"
+#include "types/step_writer_docstrings.hpp"
 
 namespace py = pybind11;
 
@@ -22,7 +23,7 @@ namespace mpbuffer::bindings {
 
 namespace {
 
-struct StagingState {
+struct WriterState {
     py::object buffer;
     py::object priorities_of;  // a function, or nothing
     std::unique_ptr<StagedRows> rows;
@@ -39,34 +40,33 @@ struct StagingState {
     }
 };
 
-struct StagingObject {
-    PyObject_HEAD StagingState* state;
+struct WriterObject {
+    PyObject_HEAD WriterState* state;
 };
 
-PyTypeObject* staging_type = nullptr;
+PyTypeObject* step_writer_type = nullptr;
 
-StagingObject& staging_object(py::handle object) {
-    if (PyObject_TypeCheck(object.ptr(), staging_type) == 0) {
-        throw_python(PyExc_TypeError, "expected a staging, got a " + type_in_words(object.ptr()));
+WriterObject& writer_object(py::handle object) {
+    if (PyObject_TypeCheck(object.ptr(), step_writer_type) == 0) {
+        throw_python(PyExc_TypeError,
+                     "expected a StepWriter, got a " + type_in_words(object.ptr()));
     }
-    return *reinterpret_cast<StagingObject*>(object.ptr());
+    return *reinterpret_cast<WriterObject*>(object.ptr());
 }
 
-StagingState& staging_of(StagingObject& object) {
-    StagingState* state = object.state;
+WriterState& writer_of(WriterObject& object) {
+    WriterState* state = object.state;
     if (state == nullptr) {
-        throw BufferClosed("cannot use this staging: make one by explorer() of a buffer");
+        throw BufferClosed("cannot use this writer: make one by writer() of a buffer");
     }
-    if (!state->open) throw BufferClosed("cannot use this staging: it was closed");
+    if (!state->open) throw BufferClosed("cannot use this writer: it was closed");
     return *state;
 }
 
-StagingState& staging_of(py::handle object) { return staging_of(staging_object(object)); }
-
 // Again, after values were converted: their code may have closed anything.
-void still_open(StagingObject& object) { (void)staging_of(object).buffer_state(); }
+void still_open(WriterObject& object) { (void)writer_of(object).buffer_state(); }
 
-// Environments' numbers for n rows; ascending from 0 if none are given.
+// The environment's number for each row.
 std::vector<std::int64_t> convert_environments(const std::string& what, PyObject* value,
                                                std::size_t environments) {
     const py::object source = as_array(what, value);
@@ -107,7 +107,7 @@ void convert_values(const char* name, PyObject* value, std::size_t n, bool may_b
     }
 }
 
-// What came beside the fields; null: not given.
+// Arguments beside the fields; null: not given.
 struct GivenBeside {
     PyObject* envs = nullptr;
     PyObject* priorities = nullptr;
@@ -139,15 +139,15 @@ struct GivenBeside {
     }
 };
 
-// The same, converted: what `steps` then points to.
+// The same, converted; `steps` points into it.
 class Beside {
   public:
-    Beside(const StagingState& staging, const BufferState& state, const GivenBeside& given,
+    Beside(const WriterState& writer, const BufferState& state, const GivenBeside& given,
            Steps& steps) {
         const std::size_t n = steps.count;
         if (is_given(given.envs)) {
             environments_ =
-                convert_environments("cannot add: envs", given.envs, staging.rows->environments());
+                convert_environments("cannot add: envs", given.envs, writer.rows->environments());
             if (environments_.size() != n) {
                 throw_python(PyExc_ValueError, "cannot add: envs has " +
                                                    std::to_string(environments_.size()) +
@@ -156,12 +156,12 @@ class Beside {
             }
             steps.environments = environments_.data();
         }
-        const bool from_values = staging.from_values();
+        const bool from_values = writer.from_values();
         if (is_given(given.priorities)) {
-            if (from_values || staging.priorities_of) {
+            if (from_values || writer.priorities_of) {
                 throw_python(PyExc_TypeError,
-                             "cannot add priorities: they are computed, as priorities= of "
-                             "explorer() says");
+                             "cannot add priorities: they are computed, because writer() was "
+                             "given priorities=");
             }
             convert_priorities(state, "cannot add priorities", given.priorities, n, priorities_);
             steps.priorities = priorities_.first();
@@ -182,7 +182,7 @@ class Beside {
             }
         } else if (given.q != nullptr || given.v != nullptr || given.next_v != nullptr) {
             throw_python(PyExc_TypeError,
-                         "cannot add q, v or next_v: they are for explorer(priorities=\"td\")");
+                         "cannot add q, v or next_v: they need writer(priorities=\"td\")");
         }
     }
     Beside(const Beside&) = delete;
@@ -196,104 +196,108 @@ class Beside {
     RowNumbers next_v_;
 };
 
-std::uint64_t push(const StagingState& staging, BufferState& state, const Steps& steps) {
+std::uint64_t push(const WriterState& writer, BufferState& state, const Steps& steps) {
     if (steps.count == 0) return 0;
-    const std::size_t environments = staging.rows->environments();
+    const std::size_t environments = writer.rows->environments();
     if (steps.environments == nullptr && environments != 1 && steps.count != environments) {
         throw_python(PyExc_ValueError, "cannot add: the fields have " +
                                            std::to_string(steps.count) + " rows, expected " +
                                            std::to_string(environments) +
                                            ", one for each environment, or envs=");
     }
-    const PushOutcome pushed = staging.rows->push(steps);
-    const bool to_write = pushed.ended || pushed.finished >= staging.flush_every;
-    return to_write ? staging.write(state).rows : 0;
+    const PushOutcome pushed = writer.rows->push(steps);
+    const bool to_write = pushed.ended || pushed.finished >= writer.flush_every;
+    return to_write ? writer.write(state).rows : 0;
 }
 
 PyObject* add(PyObject* self, PyObject* const* args, Py_ssize_t nargs, PyObject* kwnames) {
     return guarded([&]() -> PyObject* {
-        StagingObject& object = *reinterpret_cast<StagingObject*>(self);
-        const StagingState& staging = staging_of(object);
-        BufferState& state = staging.buffer_state();
+        WriterObject& object = *reinterpret_cast<WriterObject*>(self);
+        const WriterState& writer = writer_of(object);
+        BufferState& state = writer.buffer_state();
         GivenBeside beside;
         const FieldArguments given(
-            state, staging.computed, args, nargs, kwnames,
+            state, writer.computed, args, nargs, kwnames,
             [&](PyObject* name, PyObject* value) { return beside.take(*state.core, name, value); });
         Steps steps{given.rows(), given.sources()};
         std::optional<Beside> converted;
-        if (beside.any() || staging.from_values()) converted.emplace(staging, state, beside, steps);
+        if (beside.any() || writer.from_values()) converted.emplace(writer, state, beside, steps);
         still_open(object);
-        return PyLong_FromUnsignedLongLong(push(staging, state, steps));
+        return PyLong_FromUnsignedLongLong(push(writer, state, steps));
     });
 }
 
-std::uint64_t flush(const py::object& self) {
-    const StagingState& staging = staging_of(self);
-    return staging.write(staging.buffer_state()).rows;
+std::uint64_t flush(py::handle self) {
+    const WriterState& writer = writer_of(writer_object(self));
+    return writer.write(writer.buffer_state()).rows;
 }
 
-std::uint64_t end_episodes(const py::object& self, const py::object& envs) {
-    const StagingState& staging = staging_of(self);
-    BufferState& state = staging.buffer_state();
+std::uint64_t end_episodes(py::handle self, const py::object& envs) {
+    WriterObject& object = writer_object(self);
+    const WriterState& writer = writer_of(object);
+    BufferState& state = writer.buffer_state();
     if (envs.is_none()) {
-        staging.rows->cut_off_all();
+        writer.rows->cut_off_all();
     } else {
         const auto environments = convert_environments("cannot end episodes: envs", envs.ptr(),
-                                                       staging.rows->environments());
-        still_open(staging_object(self));
-        staging.rows->cut_off(environments);
+                                                       writer.rows->environments());
+        still_open(object);
+        writer.rows->cut_off(environments);
     }
-    return staging.write(state).rows;
+    return writer.write(state).rows;
 }
 
-void close(const py::object& self) {
-    StagingState* staging = staging_object(self).state;
-    if (staging == nullptr || !staging->open) return;
-    staging->open = false;
-    if (staging->rows->counts().staged == 0) return;
+bool is_closed(py::handle self) {
+    const WriterState* writer = writer_object(self).state;
+    return writer == nullptr || !writer->open;
+}
+
+void close(py::handle self) {
+    if (is_closed(self)) return;
+    WriterState& writer = *writer_object(self).state;
+    writer.open = false;
+    if (writer.rows->counts().staged == 0) return;
     try {
-        staging->rows->cut_off_all();
-        staging->write(staging->buffer_state());
+        writer.rows->cut_off_all();
+        writer.write(writer.buffer_state());
     } catch (...) {
-        staging->rows->drop();
+        writer.rows->drop();
         throw;
     }
 }
 
-void open(const py::object& self, const py::object& buffer, std::uint64_t flush_every,
+void open(py::handle self, const py::object& buffer, std::uint64_t flush_every,
           std::size_t environments, const std::optional<NstepNames>& names,
           const py::object& priorities_of, bool from_values) {
-    StagingObject& object = staging_object(self);
-    if (object.state != nullptr) throw py::value_error("this staging is open already");
+    WriterObject& object = writer_object(self);
+    if (object.state != nullptr) throw py::value_error("this writer is open already");
     const BufferState& state = state_of(buffer);
     NstepPlan plan = plan_nstep(state.rules, state.core->shape().stride, names ? &*names : nullptr);
     plan.rule.priority_from_values = from_values;
-    auto staging = std::make_unique<StagingState>();
-    staging->buffer = buffer;
-    if (!priorities_of.is_none()) staging->priorities_of = priorities_of;
-    staging->rows = std::make_unique<StagedRows>(std::move(plan.rule), environments);
-    staging->computed = plan.computed;
-    staging->flush_every = flush_every;
-    staging->open = true;
-    object.state = staging.release();
+    auto writer = std::make_unique<WriterState>();
+    writer->buffer = buffer;
+    if (!priorities_of.is_none()) writer->priorities_of = priorities_of;
+    writer->rows = std::make_unique<StagedRows>(std::move(plan.rule), environments);
+    writer->computed = plan.computed;
+    writer->flush_every = flush_every;
+    writer->open = true;
+    object.state = writer.release();
 }
 
-py::tuple counts(const py::object& self) {
-    const StagingState* staging = staging_object(self).state;
-    if (staging == nullptr) return py::make_tuple(0, 0, 0);
-    const StagingCounts now = staging->rows->counts();
-    return py::make_tuple(now.steps, now.staged, now.written);
+StagingCounts counts(py::handle self) {
+    const WriterState* writer = writer_object(self).state;
+    return writer == nullptr ? StagingCounts() : writer->rows->counts();
 }
 
 PyObject* new_object(PyTypeObject* type, PyObject*, PyObject*) {
     PyObject* self = type->tp_alloc(type, 0);
-    if (self != nullptr) reinterpret_cast<StagingObject*>(self)->state = nullptr;
+    if (self != nullptr) reinterpret_cast<WriterObject*>(self)->state = nullptr;
     return self;
 }
 
 int traverse(PyObject* self, visitproc visit, void* arg) {
     Py_VISIT(Py_TYPE(self));
-    const StagingState* state = reinterpret_cast<StagingObject*>(self)->state;
+    const WriterState* state = reinterpret_cast<WriterObject*>(self)->state;
     if (state != nullptr) {
         Py_VISIT(state->buffer.ptr());
         Py_VISIT(state->priorities_of.ptr());
@@ -302,7 +306,7 @@ int traverse(PyObject* self, visitproc visit, void* arg) {
 }
 
 int clear(PyObject* self) {
-    delete std::exchange(reinterpret_cast<StagingObject*>(self)->state, nullptr);
+    delete std::exchange(reinterpret_cast<WriterObject*>(self)->state, nullptr);
     return 0;
 }
 
@@ -316,38 +320,37 @@ void deallocate(PyObject* self) {
 
 }  // namespace
 
-void add_staging_type(py::module_& module) {
-    static PyMethodDef methods[] = {
-        {"add", reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(add)),
-         METH_FASTCALL | METH_KEYWORDS, docstrings::staging_add},
-        {nullptr, nullptr, 0, nullptr}};
-    PyType_Slot slots[] = {{Py_tp_doc, const_cast<char*>(docstrings::staging_type)},
+void add_step_writer_type(py::module_& module) {
+    static PyMethodDef methods[] = {hot_call("add", add, docstrings::step_writer_add),
+                                    {nullptr, nullptr, 0, nullptr}};
+    PyType_Slot slots[] = {{Py_tp_doc, const_cast<char*>(docstrings::step_writer_type)},
                            {Py_tp_new, reinterpret_cast<void*>(new_object)},
                            {Py_tp_dealloc, reinterpret_cast<void*>(deallocate)},
                            {Py_tp_traverse, reinterpret_cast<void*>(traverse)},
                            {Py_tp_clear, reinterpret_cast<void*>(clear)},
                            {Py_tp_methods, methods},
                            {0, nullptr}};
-    PyType_Spec spec{"mpbuffer._core.Staging", sizeof(StagingObject), 0,
+    PyType_Spec spec{"mpbuffer._core.StepWriter", sizeof(WriterObject), 0,
                      Py_TPFLAGS_DEFAULT | Py_TPFLAGS_BASETYPE | Py_TPFLAGS_HAVE_GC, slots};
-    PyObject* type = PyType_FromSpec(&spec);
-    if (type == nullptr) throw py::error_already_set();
-    staging_type = reinterpret_cast<PyTypeObject*>(type);
-    module.attr("Staging") = py::reinterpret_steal<py::object>(type);
-    module.def("open_staging", open, py::arg("staging"), py::arg("buffer"), py::arg("flush_every"),
-               py::arg("environments"), py::arg("nstep"), py::arg("priorities_of"),
-               py::arg("from_values"));
-    module.def("flush_staging", flush, py::arg("staging"));
-    module.def("end_staged_episodes", end_episodes, py::arg("staging"), py::arg("envs"));
-    module.def("close_staging", close, py::arg("staging"));
-    module.def(
-        "staging_is_open",
-        [](const py::object& self) {
-            const StagingState* staging = staging_object(self).state;
-            return staging != nullptr && staging->open;
-        },
-        py::arg("staging"));
-    module.def("staging_counts", counts, py::arg("staging"));
+    const py::object type = owned(PyType_FromSpec(&spec));
+    step_writer_type = reinterpret_cast<PyTypeObject*>(type.ptr());
+    module.attr("StepWriter") = type;
+    HeapType(type)
+        .def("_open", open, py::arg("buffer"), py::arg("flush_every"), py::arg("environments"),
+             py::arg("nstep"), py::arg("priorities_of"), py::arg("from_values"))
+        .def("flush", flush, docstrings::flush)
+        .def("on_episode_end", end_episodes, py::arg("envs") = py::none(), docstrings::end_episodes)
+        .def("close", close, docstrings::close_writer)
+        .property("closed", is_closed, "Whether it was closed.")
+        .property(
+            "steps", [](py::handle self) { return counts(self).steps; },
+            "How many steps add() has taken, in this process.")
+        .property(
+            "rows_staged", [](py::handle self) { return counts(self).staged; },
+            "How many steps and rows wait, in this process, to become rows of the buffer.")
+        .property(
+            "rows_written", [](py::handle self) { return counts(self).written; },
+            "How many rows this process has written through it.");
 }
 
 }  // namespace mpbuffer::bindings

@@ -7,7 +7,9 @@
 #include <utility>
 #include <vector>
 
+#include "base/clock.hpp"
 #include "base/error.hpp"
+#include "convert/role_line.hpp"
 #include "errors.hpp"
 #include "numpy_api.hpp"
 #include "weights/shared_weights.hpp"
@@ -80,9 +82,7 @@ std::uint64_t publish(SharedWeights& core, const py::list& arrays) {
 
 double age_of(const Publication& publication) {
     const std::uint64_t now = monotonic_ns();
-    return now < publication.published_at
-               ? 0.0
-               : static_cast<double>(now - publication.published_at) * 1e-9;
+    return now < publication.published_at ? 0.0 : in_seconds(now - publication.published_at);
 }
 
 py::object read(SharedWeights& core, const py::list& arrays, std::uint64_t newer_than) {
@@ -113,9 +113,8 @@ void add_weights_type(py::module_& module) {
         .def("newest", &SharedWeights::newest)
         .def("publisher",
              [](const SharedWeights& core) {
-                 const PublisherStatus status = core.publisher();
-                 return py::make_tuple(status.process, status.pid,
-                                       static_cast<double>(status.since) * 1e-9);
+                 const RoleHolder status = core.publisher();
+                 return py::make_tuple(status.process, status.pid, in_seconds(status.since));
              })
         .def("release_publisher", &SharedWeights::release_publisher)
         .def("close", &SharedWeights::close)

@@ -31,8 +31,14 @@ struct NotEnoughMemory : Error {
 struct ProcessTableFull : Error {
     using Error::Error;
 };
-struct LearnerBusy : Error {
+struct RoleBusy : Error {  // another handle has the role
     using Error::Error;
+};
+struct LearnerBusy : RoleBusy {
+    using RoleBusy::RoleBusy;
+};
+struct PublisherBusy : RoleBusy {
+    using RoleBusy::RoleBusy;
 };
 struct RoleReleased : Error {  // by this handle, while a thread of its own was sampling
     using Error::Error;

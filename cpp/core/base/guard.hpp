@@ -105,9 +105,10 @@ class GuardedMutex {
 
     // In a forked child: whichever of its parent's threads held it is not there.
     void renew_in_child() noexcept { new (&mutex_) Standard; }
-    // For the handlers of fork() alone, which run whatever the thread holds. Holders of such a
-    // mutex wait for nobody.
+    // For the handlers of fork() and what comes just before one alone, which run whatever the
+    // thread holds. Holders of such a mutex wait for nobody.
     void lock_around_fork() { mutex_.lock(); }
+    bool try_lock_around_fork() { return mutex_.try_lock(); }
     void unlock_around_fork() { mutex_.unlock(); }
 
   private:

@@ -9,17 +9,11 @@
 #include <cstdint>
 #include <cstring>
 
-#if defined(__SANITIZE_THREAD__)
-#define MPBUFFER_TSAN 1
-#elif defined(__has_feature)
-#if __has_feature(thread_sanitizer)
-#define MPBUFFER_TSAN 1
-#endif
-#endif
+#include "base/tsan.hpp"
 
 namespace mpbuffer {
 
-#ifdef MPBUFFER_TSAN
+#if MPBUFFER_TSAN
 
 inline void store_to_record(std::byte* record, const std::byte* from, std::size_t bytes) {
     for (std::size_t i = 0; i < bytes; ++i) {

@@ -1,5 +1,6 @@
 // What messages say of numbers, other processes and moments. States are the letters of
-// /proc/PID/stat; moments are CLOCK_REALTIME, in ns since the epoch.
+// /proc/PID/stat, and '?' of a process that lives and cannot be looked at; moments are ns since the
+// epoch.
 #pragma once
 
 #include <array>
@@ -23,8 +24,10 @@ inline const char* state_in_words(char state) {
         case 'D': return "waiting for a device";
         case 'T': return "stopped";
         case 't': return "stopped by a debugger";
+        case 'I': return "idle";
         case 'Z': return "a zombie";
         case 'X': return "gone";
+        case '?': return "alive";
         default: return "in an unknown state";
     }
 }

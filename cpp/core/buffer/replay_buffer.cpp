@@ -1,11 +1,8 @@
 #include "buffer/replay_buffer.hpp"
 
-#include <unistd.h>
-
 #include <algorithm>
 #include <chrono>
 #include <cmath>
-#include <ctime>
 #include <new>
 #include <set>
 #include <thread>
@@ -14,7 +11,6 @@
 #include "base/error.hpp"
 #include "base/stop_points.hpp"
 #include "base/words.hpp"
-#include "os/file_locks.hpp"
 #include "select/random.hpp"
 
 namespace mpbuffer {
@@ -82,7 +78,7 @@ std::unique_ptr<ReplayBuffer> ReplayBuffer::attach_descriptor(int fd, const std:
 
 ReplayBuffer::ReplayBuffer(SharedSegment segment, const SegmentHeader& header,
                            std::string description)
-    : SegmentHandle(std::move(segment), header, std::move(description)),
+    : SegmentHandle(std::move(segment), header, std::move(description), RoleKind::learner),
       local_(std::make_unique<Local>(capacity())) {
     const RingEntry& ring = shape();
     ring_ = SlotRing(at<RingCounters>(ring.counters_offset), at<SlotMeta>(ring.meta_offset),
@@ -90,6 +86,7 @@ ReplayBuffer::ReplayBuffer(SharedSegment segment, const SegmentHeader& header,
 }
 
 ReplayBuffer::~ReplayBuffer() {
+    leave_children();
     close();
     unwatch();
 }
@@ -526,26 +523,10 @@ std::vector<ProcessStatus> ReplayBuffer::processes() const {
     return all;
 }
 
-LearnerStatus ReplayBuffer::learner_status() const {
+RoleLine ReplayBuffer::learner_status() const {
     const Guard guard(learner_mutex_);
     ready();
-    LearnerStatus status{};
-    const bool whole = read_patiently(*line_, [&] {
-        status = {line_->process.load(),    line_->pid.load(),           line_->since.load(),
-                  line_->folded.load(),     line_->sampleable.load(),    line_->total.load(),
-                  line_->least_leaf.load(), line_->updates.load(),       line_->stale.load(),
-                  line_->draws.load(),      line_->lines_visited.load(), line_->rows_folded.load()};
-    });
-    if ((status.process != 0 || !whole) && !has_role() &&
-        !held_elsewhere(locks("ask for the learner of"), lock_byte::learner)) {
-        if (!whole) return {};
-        status.process = 0;
-    } else if (!whole) {
-        throw LearnerBusy("cannot read the learner's status of '" + name_ +
-                          "': " + holder_of_learner_role() +
-                          " and stopped while publishing; continue that process");
-    }
-    return status;
+    return role_.status();
 }
 
 std::vector<float> ReplayBuffer::leaves() const {
@@ -557,19 +538,6 @@ std::vector<float> ReplayBuffer::leaves() const {
     return std::vector<float>(first, first + capacity());
 }
 
-std::string ReplayBuffer::holder_of_learner_role() const {
-    const auto number = static_cast<unsigned>(line_->process.load());
-    const std::uint64_t pid = line_->pid.load();
-    // Until the holder has announced itself the line may still tell of a predecessor who was
-    // killed.
-    if (number == 0 || number > max_processes || processes_.record(number).pid.load() != pid ||
-        processes_.dead(number, locks("ask who is alive in"))) {
-        return "another process is just taking it";
-    }
-    return process_in_words(number, pid, processes_.state(number, locks("ask who is alive in"))) +
-           " has had it since " + time_in_words(line_->since.load());
-}
-
 Learner& ReplayBuffer::learner() {
     ready();
     if (local_->learner) [[likely]]
@@ -578,14 +546,8 @@ Learner& ReplayBuffer::learner() {
         throw InvalidArgument("cannot take the learner's role of '" + name_ +
                               "': the buffer is not prioritized");
     }
-    const int lock_fd = locks("take the learner's role of");
-    if (!try_lock(lock_fd, lock_byte::learner, LockKind::exclusive)) {
-        throw LearnerBusy("cannot take the learner's role of '" + name_ +
-                          "': " + holder_of_learner_role() +
-                          "; it is free after its close(), release_learner() or end");
-    }
+    role_.take();
     try {
-        stop_point(StopPoint::role_taken);
         const RingEntry& ring = shape();
         if (!local_->learner_memory) {
             local_->learner_memory = std::make_unique<LearnerMemory>(ring.capacity);
@@ -594,15 +556,14 @@ Learner& ReplayBuffer::learner() {
         local_->own_rows.store(&local_->learner_memory->own_rows, std::memory_order_release);
         local_->learner =
             std::make_unique<Learner>(ring_, at<std::atomic<std::uint64_t>>(ring.leaf_seq_offset),
-                                      at<float>(ring.leaf_offset), line_, priority_rule(),
+                                      at<float>(ring.leaf_offset), role_, priority_rule(),
                                       ring.row_bytes, *local_->learner_memory);
     } catch (...) {
         local_->own_rows.store(nullptr, std::memory_order_relaxed);
-        unlock(lock_fd, lock_byte::learner);
+        role_.release();
         throw;
     }
-    local_->learner->announce(identity_.number, static_cast<std::uint64_t>(getpid()),
-                              nanoseconds_of(CLOCK_REALTIME));
+    role_.name_holder(identity_.number, local_->learner->figures());
     return *local_->learner;
 }
 
@@ -664,10 +625,10 @@ void ReplayBuffer::release_learner() {
 void ReplayBuffer::release_role() {
     if (!local_ || !local_->learner) return;
     let_others_scan(capacity());
-    local_->learner->announce(0, 0, 0);
+    const LearnerFigures figures = local_->learner->figures();
     local_->own_rows.store(nullptr, std::memory_order_relaxed);
     local_->learner.reset();
-    unlock(locks("release the learner's role of"), lock_byte::learner);
+    role_.release(figures);
 }
 
 }  // namespace mpbuffer

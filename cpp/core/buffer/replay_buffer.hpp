@@ -45,21 +45,6 @@ struct ProcessStatus {
     std::uint64_t steals;
 };
 
-struct LearnerStatus {
-    std::uint64_t process;  // 0: nobody has the role
-    std::uint64_t pid;
-    std::uint64_t since;  // ns since the epoch
-    std::uint64_t folded;
-    std::uint64_t sampleable;
-    double total;
-    double least_leaf;
-    std::uint64_t updates;
-    std::uint64_t stale;
-    std::uint64_t draws;
-    std::uint64_t lines_visited;
-    std::uint64_t rows_folded;  // by this learner; `folded` is the position that it has reached
-};
-
 class ReplayBuffer final : public SegmentHandle {
   public:
     static std::unique_ptr<ReplayBuffer> create(const BufferSettings& settings);
@@ -118,8 +103,8 @@ class ReplayBuffer final : public SegmentHandle {
     using MakeRoom = std::function<std::span<const FieldTarget>(std::size_t)>;
     std::size_t read_all(bool shuffle, const MakeRoom& make_room,
                          const std::function<void()>& give_way = {});
-    // All 0 if the learner died while it published; LearnerBusy if it was stopped then.
-    LearnerStatus learner_status() const;
+    // As Role::status().
+    RoleLine learner_status() const;
     // Complete rows. Exact when nobody is adding; O(1) unless a process died inside a call.
     std::uint64_t stored_size();
 
@@ -192,7 +177,6 @@ class ReplayBuffer final : public SegmentHandle {
                            double largest_priority, const std::function<void()>& give_way);
     [[noreturn]] void throw_slots_held(std::uint64_t added, std::uint64_t n) const;
     [[noreturn]] void throw_empty(const char* why) const;
-    std::string holder_of_learner_role() const;
 
     SlotRing ring_;
     Mutex add_mutex_;

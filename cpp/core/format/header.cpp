@@ -3,12 +3,14 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
-#include <ctime>
+#include <initializer_list>
 #include <optional>
 
+#include "base/clock.hpp"
 #include "base/error.hpp"
 #include "format/process_records.hpp"
 #include "format/ring_records.hpp"
+#include "format/role_line.hpp"
 #include "format/slot_word.hpp"
 #include "format/version_records.hpp"
 
@@ -35,37 +37,32 @@ class Fnv {
     std::uint64_t hash_ = 0xcbf29ce484222325u;
 };
 
-std::uint64_t layout_signature() {
+std::uint64_t signature_of(std::initializer_list<std::uint64_t> values) {
     Fnv hash;
-    for (const std::uint64_t value : {std::uint64_t{0x0102030405060708},
-                                      std::uint64_t{sizeof(SegmentHeader)},
-                                      std::uint64_t{sizeof(RingEntry)},
-                                      std::uint64_t{sizeof(LearnerLine)},
-                                      std::uint64_t{sizeof(ProcessRecord)},
-                                      std::uint64_t{offsetof(ProcessRecord, mapped_at)},
-                                      std::uint64_t{offsetof(ProcessRecord, epochs_not_left)},
-                                      std::uint64_t{sizeof(RingState)},
-                                      std::uint64_t{offsetof(RingState, rows_before)},
-                                      std::uint64_t{process_table_bytes},
-                                      std::uint64_t{sizeof(RingCounters)},
-                                      std::uint64_t{offsetof(RingCounters, clear_before)},
-                                      std::uint64_t{offsetof(RingCounters, filled)},
-                                      std::uint64_t{offsetof(RingCounters, max_priority)},
-                                      std::uint64_t{sizeof(SlotMeta)},
-                                      std::uint64_t{offsetof(SlotMeta, leaf_in)},
-                                      std::uint64_t{record_alignment},
-                                      std::uint64_t{slot_word::seq_bits},
-                                      std::uint64_t{slot_word::owner_bits},
-                                      std::uint64_t{slot_word::epoch_bits},
-                                      std::uint64_t{sizeof(VersionBoard)},
-                                      std::uint64_t{sizeof(VersionSlot)},
-                                      std::uint64_t{sizeof(ReaderLine)},
-                                      std::uint64_t{reader_mark::epoch_bits},
-                                      std::uint64_t{header_bytes},
-                                      protocol_revision}) {
+    for (const std::uint64_t value :
+         {std::uint64_t{0x0102030405060708}, std::uint64_t{sizeof(SegmentHeader)},
+          std::uint64_t{sizeof(SharedRoleLine)}, std::uint64_t{sizeof(RoleHolder)},
+          std::uint64_t{sizeof(LearnerFigures)}, std::uint64_t{sizeof(ProcessRecord)},
+          std::uint64_t{offsetof(ProcessRecord, mapped_at)},
+          std::uint64_t{offsetof(ProcessRecord, epochs_not_left)}, std::uint64_t{sizeof(RingState)},
+          std::uint64_t{offsetof(RingState, rows_before)}, std::uint64_t{process_table_bytes},
+          std::uint64_t{header_bytes}, protocol_revision}) {
         hash.add(value);
     }
+    for (const std::uint64_t value : values) hash.add(value);
     return hash.value();
+}
+
+std::uint64_t signature_of(SegmentKind kind) {
+    if (kind == SegmentKind::weights) {
+        return signature_of({sizeof(WeightsEntry), sizeof(VersionBoard), sizeof(VersionSlot),
+                             sizeof(ReaderLine), reader_mark::epoch_bits});
+    }
+    return signature_of({sizeof(RingEntry), sizeof(RingCounters),
+                         offsetof(RingCounters, clear_before), offsetof(RingCounters, filled),
+                         offsetof(RingCounters, max_priority), sizeof(SlotMeta),
+                         offsetof(SlotMeta, leaf_in), record_alignment, slot_word::seq_bits,
+                         slot_word::owner_bits, slot_word::epoch_bits});
 }
 
 constexpr std::uint64_t align_up(std::uint64_t value, std::uint64_t unit) {
@@ -87,51 +84,50 @@ class Planner {
     std::uint64_t end_;
 };
 
-SegmentHeader begin_header(std::uint64_t description_bytes) {
+FormatVersion format_of(SegmentKind kind) {
+    return kind == SegmentKind::weights ? weights_format : buffer_format;
+}
+
+// All but the parts that each kind has of its own.
+SegmentHeader begin_header(SegmentKind kind, std::uint64_t description_bytes, Planner& planner) {
     SegmentHeader header{};
     std::memcpy(header.magic, segment_magic, sizeof header.magic);
-    header.format = segment_format;
-    header.ring_count = 1;
-    header.signature = layout_signature();
+    header.kind = kind;
+    header.format = format_of(kind);
+    header.signature = signature_of(kind);
     header.description_bytes = description_bytes;
+    planner.place(description_bytes, 1);
+    header.process_table_offset = planner.place(process_table_bytes, 64);
+    header.role_line_offset = planner.place(sizeof(SharedRoleLine), 64);
     return header;
 }
 
 SegmentHeader place_everything(const WeightsShape& shape, std::uint64_t description_bytes) {
-    SegmentHeader header = begin_header(description_bytes);
-    RingEntry& ring = header.ring[0];
-    ring.kind = RingKind::weights;
-    ring.capacity = shape.slots;
-    ring.row_bytes = shape.bytes;
-    ring.stride = align_up(std::max<std::uint64_t>(shape.bytes, 1), 4096);
-
     Planner planner(header_bytes);
-    planner.place(description_bytes, 1);
-    header.process_table_offset = planner.place(process_table_bytes, 64);
-    header.learner_line_offset = planner.place(sizeof(LearnerLine), 64);
-    ring.counters_offset = planner.place(sizeof(VersionBoard), 64);
-    ring.meta_offset = planner.place(shape.slots * sizeof(VersionSlot), 64);
-    ring.readers_offset = planner.place((max_processes + 1) * sizeof(ReaderLine), 64);
-    ring.records_offset = planner.place(shape.slots * ring.stride, 4096);
+    SegmentHeader header = begin_header(SegmentKind::weights, description_bytes, planner);
+    WeightsEntry& weights = header.weights;
+    weights.slots = shape.slots;
+    weights.bytes = shape.bytes;
+    weights.stride = align_up(std::max<std::uint64_t>(shape.bytes, 1), 4096);
+    weights.board_offset = planner.place(sizeof(VersionBoard), 64);
+    weights.slots_offset = planner.place(shape.slots * sizeof(VersionSlot), 64);
+    weights.readers_offset = planner.place((max_processes + 1) * sizeof(ReaderLine), 64);
+    weights.versions_offset = planner.place(shape.slots * weights.stride, 4096);
     header.total_bytes = align_up(planner.end(), 4096);
     return header;
 }
 
 SegmentHeader place_everything(const RingShape& shape, std::uint64_t description_bytes) {
-    SegmentHeader header = begin_header(description_bytes);
+    Planner planner(header_bytes);
+    SegmentHeader header = begin_header(SegmentKind::buffer, description_bytes, planner);
     RingEntry& ring = header.ring[0];
-    ring.kind = RingKind::transitions;
+    ring.used = 1;
     ring.prioritized = shape.prioritized ? 1 : 0;
     ring.capacity = shape.capacity;
     ring.row_bytes = shape.row_bytes;
     ring.stride = shape.stride;
     ring.alpha = shape.alpha;
     ring.eps = shape.eps;
-
-    Planner planner(header_bytes);
-    planner.place(description_bytes, 1);
-    header.process_table_offset = planner.place(process_table_bytes, 64);
-    header.learner_line_offset = planner.place(sizeof(LearnerLine), 64);
     ring.counters_offset = planner.place(sizeof(RingCounters), 64);
     ring.meta_offset = planner.place(shape.capacity * sizeof(SlotMeta), 64);
     if (shape.prioritized) {
@@ -156,37 +152,37 @@ bool plausible(const WeightsShape& shape, std::uint64_t description_bytes) {
            description_bytes <= max_description_bytes;
 }
 
-// The header that a segment of this entry's shape has; nothing if there can be none.
-std::optional<SegmentHeader> expected_header(const RingEntry& ring,
-                                             std::uint64_t description_bytes) {
-    if (ring.kind == RingKind::weights) {
-        const WeightsShape shape{ring.row_bytes, ring.capacity};
-        if (!plausible(shape, description_bytes)) return std::nullopt;
-        return place_everything(shape, description_bytes);
+// The header that a segment of this one's shape has; nothing if there can be none.
+std::optional<SegmentHeader> expected_header(const SegmentHeader& header) {
+    if (header.kind == SegmentKind::weights) {
+        const WeightsShape shape{header.weights.bytes, header.weights.slots};
+        if (!plausible(shape, header.description_bytes)) return std::nullopt;
+        return place_everything(shape, header.description_bytes);
     }
+    const RingEntry& ring = header.ring[0];
     const RingShape shape{ring.capacity,         ring.row_bytes, ring.stride,
                           ring.prioritized != 0, ring.alpha,     ring.eps};
-    if (!plausible(shape, description_bytes) || ring.kind != RingKind::transitions ||
-        ring.prioritized > 1 || !std::isfinite(ring.alpha) || !std::isfinite(ring.eps) ||
-        ring.alpha < 0 || ring.eps < 0) {
+    if (!plausible(shape, header.description_bytes) || ring.used != 1 || ring.prioritized > 1 ||
+        !std::isfinite(ring.alpha) || !std::isfinite(ring.eps) || ring.alpha < 0 || ring.eps < 0) {
         return std::nullopt;
     }
-    return place_everything(shape, description_bytes);
+    return place_everything(shape, header.description_bytes);
 }
 
-const char* kind_in_words(RingKind kind) {
-    return kind == RingKind::weights ? "the weights of a SharedWeights" : "a replay buffer";
+const char* kind_in_words(SegmentKind kind) {
+    return kind == SegmentKind::weights ? "the weights of a SharedWeights" : "a replay buffer";
 }
 
 void seal(SegmentHeader& header, const std::string& description) {
-    timespec now{};
-    clock_gettime(CLOCK_REALTIME, &now);
-    header.created_at = static_cast<std::uint64_t>(now.tv_sec) * 1'000'000'000u +
-                        static_cast<std::uint64_t>(now.tv_nsec);
+    header.created_at = wall_clock_ns();
     header.checksum = header_checksum(header, description);
 }
 
 }  // namespace
+
+std::string format_in_words(FormatVersion format) {
+    return std::to_string(format.major) + "." + std::to_string(format.minor);
+}
 
 std::uint64_t header_checksum(SegmentHeader header, const std::string& description) {
     header.checksum = 0;
@@ -226,15 +222,9 @@ void write_header(std::byte* segment, SegmentHeader header, const std::string& d
 }
 
 SegmentHeader read_header(const std::byte* segment, std::size_t bytes, const std::string& name,
-                          std::string& description, RingKind expected_kind) {
+                          std::string& description, SegmentKind expected_kind) {
     const auto refuse = [&name](const std::string& why) -> void {
         throw SegmentMismatch("cannot attach '" + name + "': " + why);
-    };
-    const auto differs = [&refuse](const char* what, std::uint64_t got, std::uint64_t expected) {
-        if (got != expected) {
-            refuse(std::string(what) + " " + std::to_string(got) + ", this build expects " +
-                   std::to_string(expected));
-        }
     };
     if (bytes < header_bytes) {
         refuse("the file has " + std::to_string(bytes) + " bytes, a segment at least " +
@@ -245,9 +235,21 @@ SegmentHeader read_header(const std::byte* segment, std::size_t bytes, const std
     if (std::memcmp(header.magic, segment_magic, sizeof header.magic) != 0) {
         refuse("the file does not begin with 'mpbuffer' (not a segment of this library)");
     }
-    differs("layout format", header.format, segment_format);
-    differs("layout signature", header.signature, layout_signature());
-    differs("number of rings", header.ring_count, 1);
+    if (header.kind != SegmentKind::buffer && header.kind != SegmentKind::weights) {
+        refuse("it is of kind " + std::to_string(static_cast<std::uint32_t>(header.kind)) +
+               ", which this mpbuffer does not know (of a later one, or damaged)");
+    }
+    const FormatVersion reads = format_of(header.kind);
+    if (header.format.major != reads.major) {
+        refuse(std::string("it is ") + kind_in_words(header.kind) + " of format " +
+               format_in_words(header.format) + ", this mpbuffer reads " +
+               std::to_string(reads.major) + ".x; use the version of mpbuffer that made it");
+    }
+    if (header.signature != signature_of(header.kind)) {
+        refuse(
+            "another build of mpbuffer has laid it out in another way; use the same build in "
+            "all processes");
+    }
     if (header.total_bytes != bytes) {
         refuse("the file has " + std::to_string(bytes) + " bytes, its header says " +
                std::to_string(header.total_bytes) + " (truncated, or damaged)");
@@ -258,21 +260,22 @@ SegmentHeader read_header(const std::byte* segment, std::size_t bytes, const std
     }
     description.assign(reinterpret_cast<const char*>(segment) + header_bytes,
                        header.description_bytes);
-    differs("header checksum", header.checksum, header_checksum(header, description));
-
-    const RingEntry& ring = header.ring[0];
-    const auto planned = expected_header(ring, header.description_bytes);
-    if (!planned) refuse("the table of rings is damaged");
+    if (header.checksum != header_checksum(header, description)) {
+        refuse("the checksum of its header is wrong (damaged)");
+    }
+    const auto planned = expected_header(header);
+    if (!planned) refuse("the shape in its header cannot be (damaged)");
     // Everything's place follows from the shape: whatever differs is damage.
     SegmentHeader expected = *planned;
+    expected.format.minor = header.format.minor;
     expected.seed = header.seed;
     expected.created_at = header.created_at;
     expected.checksum = header.checksum;
     if (std::memcmp(&expected, &header, sizeof header) != 0) {
         refuse("the header's offsets do not follow from its shape (damaged)");
     }
-    if (expected_kind != RingKind::none && ring.kind != expected_kind) {
-        refuse(std::string("it holds ") + kind_in_words(ring.kind) + ", expected " +
+    if (expected_kind != SegmentKind::none && header.kind != expected_kind) {
+        refuse(std::string("it holds ") + kind_in_words(header.kind) + ", expected " +
                kind_in_words(expected_kind));
     }
     return header;

@@ -1,9 +1,9 @@
 // The segment's header: an immutable record of what lies where, checked once at attach.
 //
-//   0            SegmentHeader          magic, format, signature, checksum, table of rings
+//   0            SegmentHeader          magic, kind, format, checksum, table of rings
 //   4096         description            JSON of declared length, opaque to the core
 //   (64-aligned) process table          1022 records
-//                learner line           what the learner last published
+//                role line              who is the learner, and what it last published
 //                ring counters          cursor, clear_before, filled, max_priority
 //                slot words             16 bytes a slot
 //                leaf seqs, leaves      8 + 4 bytes a slot, of a prioritized ring only
@@ -16,18 +16,14 @@
 //                reader lines           64 bytes for each process, and one for nobody
 //   (4096-al.)   versions               stride bytes a slot
 //
-// The signature is a hash of the sizes and offsets of everything shared: builds that disagree about
-// them refuse each other, while compiler, Python and package versions do not matter.
+// Builds that read different formats of a kind refuse each other's segments, with both versions
+// named. Inside one format the signature, a hash of the sizes and offsets of everything shared,
+// finds builds that disagree all the same. Compiler, Python and package versions do not matter.
 #pragma once
 
-#include <atomic>
-#include <chrono>
 #include <cstddef>
 #include <cstdint>
 #include <string>
-#include <thread>
-
-#include "base/guard.hpp"
 
 namespace mpbuffer {
 
@@ -35,99 +31,71 @@ namespace mpbuffer {
 // without it is not ours to sweep.
 constexpr char segment_magic[8] = {'m', 'p', 'b', 'u', 'f', 'f', 'e', 'r'};
 
-constexpr std::uint32_t segment_format = 1;
-// Raised by a build that uses the same layout in a way that earlier ones do not understand.
-constexpr std::uint64_t protocol_revision = 2;
+enum class SegmentKind : std::uint32_t { none = 0, buffer = 1, weights = 2 };
+
+// Each kind has a format of its own. A segment of another major is refused; a minor adds what
+// earlier builds of that major may leave alone.
+struct FormatVersion {
+    std::uint16_t major;
+    std::uint16_t minor;
+};
+std::string format_in_words(FormatVersion format);  // "1.0"
+constexpr FormatVersion buffer_format = {1, 0};
+constexpr FormatVersion weights_format = {1, 0};
+
+// Raised by a build that uses the same layout in a way that earlier ones do not understand, while
+// its format is not released.
+constexpr std::uint64_t protocol_revision = 4;
 constexpr std::size_t header_bytes = 4096;
 constexpr unsigned max_ring_entries = 8;
 
-enum class RingKind : std::uint32_t { none = 0, transitions = 1, weights = 2 };
-
 struct RingEntry {
-    RingKind kind;
+    std::uint32_t used;  // 1, or 0 behind the last ring
     std::uint32_t prioritized;
-    std::uint64_t capacity;   // slots
-    std::uint64_t row_bytes;  // of a row, or of one version of the weights
+    std::uint64_t capacity;  // slots
+    std::uint64_t row_bytes;
     std::uint64_t stride;
     double alpha;
     double eps;
-    std::uint64_t counters_offset;  // ring counters, or the version board
-    std::uint64_t meta_offset;      // slot words, or version slots
+    std::uint64_t counters_offset;
+    std::uint64_t meta_offset;  // slot words
     std::uint64_t leaf_seq_offset;
     std::uint64_t leaf_offset;
     std::uint64_t records_offset;
-    std::uint64_t readers_offset;  // reader lines, of weights only
-    std::uint64_t reserved[4];
+    std::uint64_t reserved[5];
 };
 static_assert(sizeof(RingEntry) == 128);
 
+struct WeightsEntry {
+    std::uint64_t slots;
+    std::uint64_t bytes;   // of one version
+    std::uint64_t stride;  // from one version to the next
+    std::uint64_t board_offset;
+    std::uint64_t slots_offset;
+    std::uint64_t readers_offset;
+    std::uint64_t versions_offset;
+    std::uint64_t reserved[9];
+};
+static_assert(sizeof(WeightsEntry) == 128);
+
 struct SegmentHeader {
     char magic[8];
-    std::uint32_t format;
-    std::uint32_t ring_count;
+    SegmentKind kind;
+    FormatVersion format;
     std::uint64_t signature;
     std::uint64_t checksum;  // of the header with this field 0, and the description
     std::uint64_t total_bytes;
     std::uint64_t description_bytes;
     std::uint64_t process_table_offset;
-    std::uint64_t learner_line_offset;
+    std::uint64_t role_line_offset;
     std::uint64_t seed;
     std::uint64_t created_at;  // ns since the epoch
     std::uint64_t reserved[6];
-    RingEntry ring[max_ring_entries];
+    RingEntry ring[max_ring_entries];  // of a buffer, which uses the first; all 0 of weights
+    WeightsEntry weights;              // of weights; all 0 of a buffer
 };
-static_assert(sizeof(SegmentHeader) == 128 + max_ring_entries * sizeof(RingEntry));
+static_assert(sizeof(SegmentHeader) == 128 + (max_ring_entries + 1) * 128);
 static_assert(sizeof(SegmentHeader) <= header_bytes);
-
-// What the learner last published, under a sequence word of its own: odd while it is being written.
-struct alignas(64) LearnerLine {
-    std::atomic<std::uint64_t> sequence;
-    std::atomic<std::uint64_t>
-        process;  // number of the holder of the role, its pid, since when (ns)
-    std::atomic<std::uint64_t> pid;
-    std::atomic<std::uint64_t> since;
-    std::atomic<std::uint64_t> folded;
-    std::atomic<std::uint64_t> sampleable;
-    std::atomic<double> total;
-    std::atomic<double> least_leaf;
-    std::atomic<std::uint64_t> updates;
-    std::atomic<std::uint64_t> stale;
-    std::atomic<std::uint64_t> draws;
-    std::atomic<std::uint64_t> lines_visited;
-    std::atomic<std::uint64_t> published_at;
-    std::atomic<std::uint64_t> rows_folded;
-    std::uint64_t reserved[2];
-};
-static_assert(sizeof(LearnerLine) == 128);
-
-// Reads the line by `read`, whose loads are acquire or stronger, until nobody has written
-// meanwhile; false after so many looks.
-template <class Read>
-bool read_whole(const LearnerLine& line, int looks, Read&& read) {
-    for (int look = 0; look < looks; ++look) {
-        // Acquire: pairs with the release of the sequence that the writer stores last. Relaxed at
-        // the end: the loads before it are acquire.
-        const std::uint64_t sequence = line.sequence.load(std::memory_order_acquire);
-        read();
-        if (sequence % 2 == 0 && line.sequence.load(std::memory_order_relaxed) == sequence) {
-            return true;
-        }
-    }
-    return false;
-}
-
-// The same for some 20 ms: false if its writer died or was stopped in the middle. Within a
-// CoreCall.
-template <class Read>
-bool read_patiently(const LearnerLine& line, Read&& read) {
-    constexpr int looks_at_once = 64;
-    for (int pause = 0; pause < 20; ++pause) {
-        if (read_whole(line, looks_at_once, read)) return true;
-        let_others_run();
-        std::this_thread::sleep_for(std::chrono::milliseconds(1));
-    }
-    return read_whole(line, looks_at_once, read);
-}
 
 struct RingShape {
     std::uint64_t capacity;
@@ -156,10 +124,11 @@ std::uint64_t header_checksum(SegmentHeader header, const std::string& descripti
 // Writes header and description into the segment's first bytes.
 void write_header(std::byte* segment, SegmentHeader header, const std::string& description);
 
-// Copies header and description out of a segment and checks the copies: magic, format, signature,
-// checksum, sizes against `bytes`, every offset, and that it is of the kind expected (none: of
-// any). SegmentMismatch names what is wrong.
+// Copies header and description out of a segment and checks the copies: magic, kind, format,
+// signature, checksum, sizes against `bytes`, every offset, and that it is of the kind expected
+// (none: of any). SegmentMismatch names what is wrong.
 SegmentHeader read_header(const std::byte* segment, std::size_t bytes, const std::string& name,
-                          std::string& description, RingKind expected_kind = RingKind::transitions);
+                          std::string& description,
+                          SegmentKind expected_kind = SegmentKind::buffer);
 
 }  // namespace mpbuffer

@@ -11,20 +11,23 @@
 #include <cerrno>
 #include <cmath>
 #include <cstdio>
-#include <ctime>
 #include <limits>
 #include <optional>
 #include <thread>
 #include <utility>
 
+#include "base/clock.hpp"
 #include "base/error.hpp"
+#include "base/tsan.hpp"
 #include "base/words.hpp"
+#include "os/descriptor.hpp"
 #include "os/file_locks.hpp"
 #include "os/fork_watch.hpp"
-#include "os/passing_descriptor.hpp"
 #include "ring/slot_ring.hpp"
+#include "segment/names.hpp"
 #include "segment/process_table.hpp"
 #include "segment/segment_file.hpp"
+#include "segment/sweep.hpp"
 #include "select/random.hpp"
 #include "select/sum_tree.hpp"
 #include "weights/version_slots.hpp"
@@ -36,7 +39,7 @@ namespace {
 // Keeps a second look behind what was read before it. ThreadSanitizer knows no fences; nothing is
 // decided by a torn look but another one.
 void acquire_fence() {
-#ifndef MPBUFFER_TSAN
+#if !MPBUFFER_TSAN
     std::atomic_thread_fence(std::memory_order_acquire);
 #endif
 }
@@ -49,12 +52,7 @@ class ReadOnlyFile final : private ForkWatched {
   public:
     ReadOnlyFile(const std::string& path, bool follow, const std::string& verb)
         : file_([&path, follow] {
-              const int flags = O_RDONLY | O_NONBLOCK | O_CLOEXEC | (follow ? 0 : O_NOFOLLOW);
-              int fd;
-              do {
-                  fd = open(path.c_str(), flags);
-              } while (fd == -1 && errno == EINTR);
-              return fd;
+              return open_retrying(path.c_str(), O_RDONLY | O_NONBLOCK | (follow ? 0 : O_NOFOLLOW));
           }) {
         if (file_.number() == -1) {
             switch (errno) {
@@ -127,6 +125,19 @@ struct Suspicion {
     std::string details;
 };
 
+InspectedRole look_at_role(const SharedRoleLine& line, const ReadOnlyFile& file) {
+    const auto whole = line.load();
+    return {held_elsewhere(file.descriptor(), lock_byte::role), whole.has_value(),
+            whole.value_or(line.load_torn())};
+}
+
+void note_ended_holder(const std::string& title, Inspection& report) {
+    const RoleHolder& holder = report.role.line.holder;
+    if (holder.process == 0 || report.role.held) return;
+    report.notes.push_back("the " + title + " (process " + text_of(holder.process) + ", pid " +
+                           text_of(holder.pid) + ") ended without giving up its role; it is free");
+}
+
 class Inspector {
   public:
     Inspector(const ReadOnlyFile& file, Inspection& report, std::chrono::microseconds pause)
@@ -138,7 +149,7 @@ class Inspector {
           processes_(file.data() + report.header.process_table_offset),
           counters_(*at<RingCounters>(ring_.counters_offset)),
           meta_(at<SlotMeta>(ring_.meta_offset)),
-          line_(*at<LearnerLine>(report.header.learner_line_offset)) {
+          line_(*at<SharedRoleLine>(report.header.role_line_offset)) {
         if (ring_.prioritized != 0) {
             leaf_seq_ = at<std::atomic<std::uint64_t>>(ring_.leaf_seq_offset);
             leaf_ = at<float>(ring_.leaf_offset);
@@ -154,7 +165,7 @@ class Inspector {
         for (unsigned number = 1; number <= processes_.high_water(); ++number) {
             take_process(number);
         }
-        report_.learner = read_learner_line();
+        report_.role = look_at_role(line_, file_);
         take_notes_of_learner();
         report_.rows = report_.counted_rows;
         if (doubtful()) count_slots();
@@ -236,33 +247,9 @@ class Inspector {
              counts.busy.load(std::memory_order_acquire) != 0});
     }
 
-    InspectedLearner read_learner_line() const {
-        InspectedLearner read{};
-        read.whole = read_whole(line_, 64, [&] {
-            read.process = line_.process.load();
-            read.pid = line_.pid.load();
-            read.since = line_.since.load();
-            read.folded = line_.folded.load();
-            read.sampleable = line_.sampleable.load();
-            read.total = line_.total.load();
-            read.least_leaf = line_.least_leaf.load();
-            read.updates = line_.updates.load();
-            read.stale = line_.stale.load();
-            read.draws = line_.draws.load();
-            read.lines_visited = line_.lines_visited.load();
-            read.published_at = line_.published_at.load();
-        });
-        read.role_held = held_elsewhere(file_.descriptor(), lock_byte::learner);
-        return read;
-    }
-
     void take_notes_of_learner() {
-        const InspectedLearner& learner = report_.learner;
-        if (learner.process != 0 && !learner.role_held) {
-            note("the learner (process " + std::to_string(learner.process) + ", pid " +
-                 std::to_string(learner.pid) + ") ended without giving up its role; it is free");
-        }
-        if (!learner.whole && !learner.role_held) {
+        note_ended_holder("learner", report_);
+        if (!report_.role.whole && !report_.role.held) {
             note("the learner died while it published its figures; its successor writes new ones");
         }
     }
@@ -318,13 +305,14 @@ class Inspector {
     }
 
     void add_suspicions_of_learner(std::vector<Suspicion>& all) const {
-        const InspectedLearner learner = read_learner_line();
-        if (!learner.whole || line_.sequence.load() == 0) return;
+        const auto line = line_.load();
+        if (!line || !line_.ever_stored()) return;
+        const LearnerFigures& learner = line->figures;
         const auto expect = [&all](bool right, const char* about, const std::string& details) {
             if (!right) all.push_back({about, details});
         };
-        expect(learner.process <= max_processes, "the learner's process number",
-               " is " + text_of(learner.process));
+        expect(line->holder.process <= max_processes, "the learner's process number",
+               " is " + text_of(line->holder.process));
         const std::uint64_t position = counters_.bounds().position;
         expect(learner.folded <= position, "the learner",
                " has taken rows up to position " + text_of(learner.folded) + " of " +
@@ -485,7 +473,7 @@ class Inspector {
     ProcessTable processes_;
     const RingCounters& counters_;
     const SlotMeta* meta_;
-    const LearnerLine& line_;
+    const SharedRoleLine& line_;
     const std::atomic<std::uint64_t>* leaf_seq_ = nullptr;
     float* leaf_ = nullptr;
     std::array<std::array<std::optional<bool>, 1u << slot_word::epoch_bits>,
@@ -500,12 +488,12 @@ class WeightsInspector {
         : file_(file),
           report_(report),
           pause_(pause),
-          ring_(report.header.ring[0]),
+          entry_(report.header.weights),
           processes_(file.data() + report.header.process_table_offset),
-          board_(*at<VersionBoard>(ring_.counters_offset)),
-          slots_(at<VersionSlot>(ring_.meta_offset)),
-          lines_(at<ReaderLine>(ring_.readers_offset)),
-          role_(*at<LearnerLine>(report.header.learner_line_offset)) {}
+          board_(*at<VersionBoard>(entry_.board_offset)),
+          slots_(at<VersionSlot>(entry_.slots_offset)),
+          lines_(at<ReaderLine>(entry_.readers_offset)),
+          role_(*at<SharedRoleLine>(report.header.role_line_offset)) {}
 
     void take_figures() {
         std::vector<Suspicion> suspicions = look();
@@ -543,9 +531,9 @@ class WeightsInspector {
         const std::uint64_t word = board_.offer.load(std::memory_order_acquire);
         weights.newest = offer_word::newest(word);
         const std::uint64_t offered = offer_word::offered(word);
-        if (offered >= ring_.capacity) {
+        if (offered >= entry_.slots) {
             all.push_back(
-                {"the offer", " is slot " + text_of(offered) + " of " + text_of(ring_.capacity)});
+                {"the offer", " is slot " + text_of(offered) + " of " + text_of(entry_.slots)});
             return all;
         }
         const VersionSlot& slot = slots_[offered];
@@ -553,20 +541,17 @@ class WeightsInspector {
         const std::uint64_t published_at = relaxed(slot.published_at);
         acquire_fence();
         if (relaxed(slot.version) != weights.version) return all;
-        timespec now{};
-        clock_gettime(CLOCK_MONOTONIC, &now);
-        const std::uint64_t ns = static_cast<std::uint64_t>(now.tv_sec) * 1'000'000'000u +
-                                 static_cast<std::uint64_t>(now.tv_nsec);
-        weights.age = ns - std::min(ns, published_at);
+        const std::uint64_t now = monotonic_ns();
+        weights.age = now - std::min(now, published_at);
         if (weights.version == 0 || weights.version > weights.newest) {
             all.push_back(
                 {"the version on offer",
                  " is " + text_of(weights.version) + ", expected 1 to " + text_of(weights.newest)});
         }
-        if (offer_word::has_pending(word) && offer_word::pending(word) >= ring_.capacity) {
+        if (offer_word::has_pending(word) && offer_word::pending(word) >= entry_.slots) {
             all.push_back({"the version that waits", " is in slot " +
                                                          std::to_string(offer_word::pending(word)) +
-                                                         " of " + text_of(ring_.capacity)});
+                                                         " of " + text_of(entry_.slots)});
         }
         const std::uint64_t used = relaxed(board_.lines_used);
         if (used > max_processes) {
@@ -574,7 +559,7 @@ class WeightsInspector {
         }
         for (unsigned number = 0; number <= max_processes; ++number) {
             const unsigned slot_plus_one = reader_mark::slot_plus_one(relaxed(lines_[number].mark));
-            if (slot_plus_one > ring_.capacity) {
+            if (slot_plus_one > entry_.slots) {
                 all.push_back({"reader " + std::to_string(number),
                                " is reading slot " + std::to_string(slot_plus_one - 1)});
             }
@@ -598,29 +583,19 @@ class WeightsInspector {
     }
 
     void take_publisher() {
-        InspectedLearner& publisher = report_.learner;
-        publisher.whole = read_whole(role_, 64, [&] {
-            publisher.process = role_.process.load();
-            publisher.pid = role_.pid.load();
-            publisher.since = role_.since.load();
-        });
-        publisher.role_held = held_elsewhere(file_.descriptor(), lock_byte::learner);
-        if (publisher.process != 0 && !publisher.role_held) {
-            report_.notes.push_back("the publisher (process " + text_of(publisher.process) +
-                                    ", pid " + text_of(publisher.pid) +
-                                    ") ended without giving up its role; it is free");
-        }
+        report_.role = look_at_role(role_, file_);
+        note_ended_holder("publisher", report_);
     }
 
     const ReadOnlyFile& file_;
     Inspection& report_;
     std::chrono::microseconds pause_;
-    const RingEntry& ring_;
+    const WeightsEntry& entry_;
     ProcessTable processes_;
     const VersionBoard& board_;
     const VersionSlot* slots_;
     const ReaderLine* lines_;
-    const LearnerLine& role_;
+    const SharedRoleLine& role_;
 };
 
 }  // namespace
@@ -650,14 +625,14 @@ Inspection inspect_segment(const std::string& name, Scrutiny scrutiny, const std
     }
     try {
         report.header =
-            read_header(file.data(), file.size(), name, report.description, RingKind::none);
+            read_header(file.data(), file.size(), name, report.description, SegmentKind::none);
     } catch (const SegmentMismatch& mismatch) {
         report.refusal = mismatch.what();
         ++report.damages;
         report.damage.push_back(report.refusal);
         return report;
     }
-    if (report.header.ring[0].kind == RingKind::weights) {
+    if (report.header.kind == SegmentKind::weights) {
         WeightsInspector(file, report, pause).take_figures();
         return report;
     }

@@ -14,6 +14,7 @@
 #include <vector>
 
 #include "format/header.hpp"
+#include "format/role_line.hpp"
 
 namespace mpbuffer {
 
@@ -33,21 +34,10 @@ struct InspectedProcess {
     bool busy;                    // inside a call that claims, or died in one
 };
 
-struct InspectedLearner {
-    bool role_held;         // now, by whoever
-    bool whole;             // the line was not being written, or left half written
-    std::uint64_t process;  // 0: gave the role up, or never was there
-    std::uint64_t pid;
-    std::uint64_t since;
-    std::uint64_t folded;
-    std::uint64_t sampleable;
-    double total;
-    double least_leaf;
-    std::uint64_t updates;
-    std::uint64_t stale;
-    std::uint64_t draws;
-    std::uint64_t lines_visited;
-    std::uint64_t published_at;
+struct InspectedRole {
+    bool held;      // now, by whoever
+    bool whole;     // the line was not being written, or left half written
+    RoleLine line;  // process 0: gave the role up, or never was there
 };
 
 struct InspectedWeights {
@@ -81,7 +71,7 @@ struct Inspection {
     double max_priority = 0;
     std::uint64_t rows_added = 0;
     std::vector<InspectedProcess> processes;
-    InspectedLearner learner{};  // of weights: the publisher; only who it is
+    InspectedRole role{};        // of the learner, or of the publisher of weights
     InspectedWeights weights{};  // of weights only; then `rows` of a process are its reads
 
     // Of every slot only.

@@ -10,7 +10,7 @@
 #include <string>
 
 #include "base/error.hpp"
-#include "os/passing_descriptor.hpp"
+#include "os/descriptor.hpp"
 
 namespace mpbuffer {
 
@@ -72,15 +72,6 @@ std::string file_system_of(int fd) {
 
 }  // namespace
 
-std::string descriptor_path(int fd) {
-    char link[64];
-    char path[512];
-    std::snprintf(link, sizeof link, "/proc/self/fd/%d", fd);
-    const ssize_t length = readlink(link, path, sizeof path);
-    return length > 0 ? std::string(path, static_cast<std::size_t>(length))
-                      : "descriptor " + std::to_string(fd);
-}
-
 bool try_lock(int lock_fd, std::uint64_t byte, LockKind kind) {
     struct flock range = byte_range(byte, kind == LockKind::shared ? F_RDLCK : F_WRLCK);
     if (retrying_fcntl(lock_fd, F_OFD_SETLK, &range) == 0) return true;
@@ -106,10 +97,7 @@ bool held_shared_elsewhere(int lock_fd, std::uint64_t byte) {
 int open_lock_descriptor(int data_fd) {
     char link[64];
     std::snprintf(link, sizeof link, "/proc/self/fd/%d", data_fd);
-    int fd;
-    do {
-        fd = open(link, O_RDWR | O_CLOEXEC);
-    } while (fd == -1 && errno == EINTR);
+    const int fd = open_to_keep(link, O_RDWR);
     if (fd == -1) {
         const int code = errno;
         std::string why = "cannot open a descriptor for locks through " + std::string(link);
@@ -121,16 +109,7 @@ int open_lock_descriptor(int data_fd) {
         }
         throw_system_failure(why, code);
     }
-    return move_above_standard_streams(fd);
-}
-
-int move_above_standard_streams(int fd) {
-    if (fd > STDERR_FILENO) return fd;
-    const int moved = fcntl(fd, F_DUPFD_CLOEXEC, STDERR_FILENO + 1);
-    const int code = errno;
-    ::close(fd);
-    if (moved == -1) throw_system_failure("cannot duplicate a descriptor", code);
-    return moved;
+    return fd;
 }
 
 void require_ofd_locks(int data_fd) {

@@ -19,12 +19,12 @@
 namespace mpbuffer {
 
 namespace lock_byte {
-constexpr std::uint64_t learner = 0;
+constexpr std::uint64_t role = 0;  // a buffer's learner, the publisher of weights
 constexpr std::uint64_t first_process = 1;
 constexpr std::uint64_t last_process = 1022;
 constexpr std::uint64_t guard = 1023;
-constexpr std::uint64_t first_further_learner = 1024;
-constexpr std::uint64_t last_further_learner = 1087;
+constexpr std::uint64_t first_further_role = 1024;
+constexpr std::uint64_t last_further_role = 1087;
 constexpr std::uint64_t presence = 1088;
 constexpr std::uint64_t origin = std::uint64_t{1} << 40;  // file offset of byte 0
 }  // namespace lock_byte
@@ -51,12 +51,5 @@ int open_lock_descriptor(int data_fd);
 // Throws SystemFailure, naming the file and its file system, if OFD locks are refused or do not
 // exclude one another there. Takes the guard byte for a moment.
 void require_ofd_locks(int data_fd);
-
-// What the descriptor is open on, as /proc tells it; "descriptor 7" if it does not.
-std::string descriptor_path(int fd);
-
-// Moves a descriptor off 0, 1 and 2, where a program that closed them would print into it.
-// Takes fd over, also when it throws.
-int move_above_standard_streams(int fd);
 
 }  // namespace mpbuffer

@@ -47,6 +47,11 @@ void after_fork_in_child_process() {
 
 ForkPause::ForkPause() : guard_(list_mutex) {}
 
+ForkPauseNow::ForkPauseNow() : held_(list_mutex.try_lock_around_fork()) {}
+ForkPauseNow::~ForkPauseNow() {
+    if (held_) list_mutex.unlock_around_fork();
+}
+
 void ForkWatched::watch() {
     const RecursiveGuard guard(list_mutex);
     if (watched_) return;

@@ -52,6 +52,33 @@ class ForkPause {
     const RecursiveGuard guard_;
 };
 
+// A pause that may be had at once.
+class ForkPauseNow {
+  public:
+    ForkPauseNow();
+    ~ForkPauseNow();
+    ForkPauseNow(const ForkPauseNow&) = delete;
+    ForkPauseNow& operator=(const ForkPauseNow&) = delete;
+    bool held() const { return held_; }
+
+  private:
+    bool held_;
+};
+
+// Calls `change` in a pause and with the program's lock, if the thread has it: so no thread of the
+// program forks between the change and what the caller does next with that lock. Outside of any
+// other call into the core.
+template <class Change>
+void change_before_any_fork(Change&& change) {
+    for (;;) {
+        {
+            const ForkPauseNow pause;
+            if (pause.held()) return change();
+        }
+        const ForkPause wait;  // without the program's lock, which is back afterwards
+    }
+}
+
 extern std::atomic<std::uint64_t> fork_generation_counter;
 inline std::uint64_t fork_generation() {
     return fork_generation_counter.load(std::memory_order_relaxed);

@@ -14,7 +14,7 @@
 #include <utility>
 #include <vector>
 
-#include "os/file_locks.hpp"
+#include "os/descriptor.hpp"
 
 namespace mpbuffer {
 
@@ -28,7 +28,7 @@ struct CloseFolder {
 using Folder = std::unique_ptr<DIR, CloseFolder>;
 
 Folder open_folder(const std::string& path) {
-    const int fd = open(path.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    const int fd = open_retrying(path.c_str(), O_RDONLY | O_DIRECTORY);
     if (fd < 0) return nullptr;
     DIR* const folder = fdopendir(fd);
     if (folder == nullptr) ::close(fd);

@@ -7,20 +7,15 @@
 #include <algorithm>
 #include <atomic>
 #include <cerrno>
-#include <chrono>
-#include <condition_variable>
 #include <cstdlib>
 #include <cstring>
 #include <fstream>
 #include <limits>
-#include <mutex>
 #include <new>
-#include <thread>
 #include <vector>
 
 #include "base/error.hpp"
 #include "base/guard.hpp"
-#include "os/fork_watch.hpp"
 #include "os/threads.hpp"
 
 namespace mpbuffer {
@@ -35,7 +30,6 @@ constexpr std::size_t huge_page = std::size_t{2} << 20;
 // More threads than this find the memory busy.
 constexpr std::size_t most_threads = 16;
 constexpr std::size_t pieces_worth_a_thread = 4;
-constexpr auto progress_interval = std::chrono::milliseconds(50);
 
 int populate(std::byte* memory, std::size_t bytes) {
     for (;;) {
@@ -43,93 +37,6 @@ int populate(std::byte* memory, std::size_t bytes) {
         if (errno != EINTR && errno != EAGAIN) return errno;
     }
 }
-
-// A mapping cut into pieces, which several threads fetch one after another.
-class Pieces {
-  public:
-    Pieces(std::byte* memory, std::size_t bytes, const RoomLeft& room_left)
-        : memory_(memory), bytes_(bytes), room_left_(room_left) {}
-
-    // False when nothing is left, or a piece has failed.
-    bool supply_next() {
-        const std::size_t at = next_.fetch_add(piece_bytes);
-        if (at >= bytes_ || failure_ != 0) return false;
-        const std::size_t size = std::min(piece_bytes, bytes_ - at);
-        if (at >= ask_at_) {
-            const std::size_t in_work = at - std::min(at, done_.load());
-            const std::size_t allowed = room_left_(bytes_ - at + in_work);
-            if (allowed == 0) {
-                failure_ = ENOMEM;
-                return false;
-            }
-            ask_at_ = at + std::min(allowed, bytes_);
-        }
-        if (const int code = populate(memory_ + at, size); code != 0) {
-            failure_ = code;
-            return false;
-        }
-        done_ += size;
-        return true;
-    }
-    void give_up() { next_ = bytes_; }
-    std::size_t done() const { return done_; }
-    int failure() const { return failure_; }
-
-  private:
-    std::byte* memory_;
-    std::size_t bytes_;
-    const RoomLeft& room_left_;
-    std::atomic<std::size_t> next_{0};
-    std::atomic<std::size_t> ask_at_{piece_bytes};  // for the first piece the caller has asked
-    std::atomic<std::size_t> done_{0};
-    std::atomic<int> failure_{0};
-};
-
-// Threads that supply pieces, without signals, until all are supplied or the object ends.
-class Suppliers {
-  public:
-    Suppliers(Pieces& pieces, std::size_t count) : pieces_(pieces), busy_(count) {
-        const SignalsBlocked in_new_threads;
-        try {
-            for (std::size_t i = 0; i < count; ++i) threads_.emplace_back([this] { work(); });
-        } catch (const std::system_error&) {  // fewer do as well, if there is one
-            const std::scoped_lock lock(mutex_);
-            busy_ -= count - threads_.size();
-        }
-    }
-    ~Suppliers() {
-        // In a child that progress has forked these threads are not there to be joined.
-        if (fork_generation() != made_in_) {
-            pieces_.give_up();
-            (void)new std::vector<std::thread>(std::move(threads_));
-            return;
-        }
-        if (!wait({})) pieces_.give_up();
-        for (std::thread& thread : threads_) thread.join();
-    }
-    Suppliers(const Suppliers&) = delete;
-    Suppliers& operator=(const Suppliers&) = delete;
-
-    bool wait(std::chrono::milliseconds time) {
-        std::unique_lock lock(mutex_);
-        return ended_.wait_for(lock, time, [this] { return busy_ == 0; });
-    }
-
-  private:
-    void work() {
-        while (pieces_.supply_next()) {
-        }
-        const std::scoped_lock lock(mutex_);
-        if (--busy_ == 0) ended_.notify_all();
-    }
-
-    Pieces& pieces_;
-    const std::uint64_t made_in_ = fork_generation();
-    std::mutex mutex_;
-    std::condition_variable ended_;
-    std::size_t busy_;
-    std::vector<std::thread> threads_;
-};
 
 // Of a list such as "0-3,8": a bit for each.
 std::vector<unsigned long> node_mask(const std::string& list) {
@@ -154,26 +61,41 @@ std::vector<unsigned long> node_mask(const std::string& list) {
 
 Supply supply_pages(std::byte* memory, std::size_t bytes, const Progress& progress,
                     const RoomLeft& room_left, std::size_t& supplied) {
-    Pieces pieces(memory, bytes, room_left);
-    supplied = 0;
-    const auto report = [&progress](std::size_t done) {
+    std::atomic<std::size_t> done{0};
+    std::atomic<std::size_t> ask_at{piece_bytes};  // for the first piece the caller has asked
+    std::atomic<int> failure{0};
+    const SharedWork::Work supply = [&](std::size_t first, std::size_t last) {
+        if (failure != 0) return;
+        if (first >= ask_at) {
+            const std::size_t in_work = first - std::min(first, done.load());
+            const std::size_t allowed = room_left(bytes - first + in_work);
+            if (allowed == 0) {
+                failure = ENOMEM;
+                return;
+            }
+            ask_at = first + std::min(allowed, bytes);
+        }
+        if (const int code = populate(memory + first, last - first); code != 0) {
+            failure = code;
+        } else {
+            done += last - first;
+        }
+    };
+    const auto report = [&] {
         if (progress) call_back([&] { progress(done); });
     };
-    report(0);
-    if (!pieces.supply_next() && pieces.failure() == EINVAL) return Supply::unsupported;
+    supplied = 0;
+    report();
+    SharedWork work(bytes, piece_bytes, supply);
+    if (work.do_next() && failure == EINVAL) return Supply::unsupported;
     const std::size_t worth = bytes / piece_bytes / pieces_worth_a_thread;
     const std::size_t threads = std::min({worth, usable_processors(), most_threads});
-    if (threads > 1) {
-        Suppliers suppliers(pieces, threads);
-        while (!suppliers.wait(progress_interval)) {
-            report(pieces.done());
-        }
-    }
-    while (pieces.supply_next()) {
-        report(pieces.done());
-    }
-    supplied = pieces.done();
-    report(supplied);
+    if (threads > 1) work.start(threads - 1);
+    report();
+    while (failure == 0 && work.do_next()) report();
+    work.finish();
+    supplied = done;
+    report();
     return supplied == bytes ? Supply::done : Supply::no_room;
 }
 

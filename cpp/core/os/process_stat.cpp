@@ -11,43 +11,25 @@
 #include <cstdlib>
 #include <cstring>
 
+#include "os/descriptor.hpp"
+
 namespace mpbuffer {
 
 namespace {
 
-class ProcFile {
-  public:
-    explicit ProcFile(const char* path, int flags = 0) {
-        do {
-            fd_ = open(path, O_RDONLY | O_CLOEXEC | flags);
-        } while (fd_ == -1 && errno == EINTR);
-    }
-    ProcFile(const ProcFile&) = delete;
-    ProcFile& operator=(const ProcFile&) = delete;
-    ~ProcFile() {
-        if (fd_ != -1) ::close(fd_);
-    }
-
-    bool is_open() const { return fd_ != -1; }
-    int descriptor() const { return fd_; }
-
-    // As read(2), but for EINTR.
-    ssize_t read(char* to, std::size_t bytes) const {
-        ssize_t got;
-        do {
-            got = ::read(fd_, to, bytes);
-        } while (got == -1 && errno == EINTR);
-        return got;
-    }
-
-  private:
-    int fd_;
-};
+// As read(2), but for EINTR.
+ssize_t read_retrying(const Descriptor& file, char* to, std::size_t bytes) {
+    ssize_t got;
+    do {
+        got = ::read(file.number(), to, bytes);
+    } while (got == -1 && errno == EINTR);
+    return got;
+}
 
 // The beginnings of a file's lines, however long the lines are.
 class Lines {
   public:
-    explicit Lines(const char* path) : file_(path) {}
+    explicit Lines(const char* path) : file_(open_retrying(path, O_RDONLY)) {}
 
     // The next line's first characters; nullptr at the end.
     const char* next() {
@@ -66,14 +48,14 @@ class Lines {
 
   private:
     bool fill() {
-        const ssize_t got = file_.is_open() ? file_.read(text_, sizeof text_) : -1;
+        const ssize_t got = read_retrying(file_, text_, sizeof text_);
         whole_ = got == 0;
         at_ = 0;
         got_ = got > 0 ? static_cast<std::size_t>(got) : 0;
         return got > 0;
     }
 
-    ProcFile file_;
+    const Descriptor file_;
     char text_[4096];
     std::size_t at_ = 0;
     std::size_t got_ = 0;
@@ -84,12 +66,12 @@ class Lines {
 bool is_zombie(char state) { return state == 'Z' || state == 'X' || state == 'x'; }
 
 std::optional<ProcessStat> read_stat(const char* path) {
-    const ProcFile file(path);
-    if (!file.is_open()) return std::nullopt;
+    const Descriptor file(open_retrying(path, O_RDONLY));
+    if (file.number() < 0) return std::nullopt;
     char text[1024];
     std::size_t length = 0;
     while (length < sizeof text - 1) {
-        const ssize_t got = file.read(text + length, sizeof text - 1 - length);
+        const ssize_t got = read_retrying(file, text + length, sizeof text - 1 - length);
         if (got <= 0) break;
         length += static_cast<std::size_t>(got);
     }
@@ -120,11 +102,10 @@ std::uint64_t inode_of(const char* path) {
 long living_thread(pid_t pid) {
     char path[64];
     std::snprintf(path, sizeof path, "/proc/%ld/task", static_cast<long>(pid));
-    const ProcFile folder(path, O_DIRECTORY);
+    const Descriptor folder(open_retrying(path, O_RDONLY | O_DIRECTORY));
     alignas(dirent64) char entries[2048];
     ssize_t bytes;
-    while (folder.is_open() &&
-           (bytes = getdents64(folder.descriptor(), entries, sizeof entries)) > 0) {
+    while ((bytes = getdents64(folder.number(), entries, sizeof entries)) > 0) {
         for (ssize_t at = 0; at < bytes;) {
             const auto* entry = reinterpret_cast<const dirent64*>(entries + at);
             at += entry->d_reclen;

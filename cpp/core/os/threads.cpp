@@ -15,43 +15,6 @@ namespace mpbuffer {
 
 namespace {
 
-using Work = std::function<void(std::size_t, std::size_t)>;
-
-class Pieces {
-  public:
-    Pieces(std::size_t count, std::size_t piece, const Work& work)
-        : count_(count), piece_(piece), work_(work) {}
-
-    // `work_` is not looked at once nothing is left: its owner may be gone.
-    void take_all() {
-        for (;;) {
-            const std::size_t first = next_.fetch_add(piece_, std::memory_order_relaxed);
-            if (first >= count_) return;
-            const std::size_t last = std::min(first + piece_, count_);
-            work_(first, last);
-            // Release: pairs with wait(); what the work wrote is there for who waited.
-            if (done_.fetch_add(last - first, std::memory_order_release) + last - first == count_) {
-                done_.notify_one();
-            }
-        }
-    }
-
-    void wait() {
-        for (;;) {
-            const std::size_t done = done_.load(std::memory_order_acquire);
-            if (done == count_) return;
-            done_.wait(done, std::memory_order_acquire);
-        }
-    }
-
-  private:
-    std::size_t count_;
-    std::size_t piece_;
-    const Work& work_;
-    std::atomic<std::size_t> next_{0};
-    std::atomic<std::size_t> done_{0};
-};
-
 // `fork generation:48 | threads:16`: those of this process that have been started here and have not
 // ended. One word, so that a child which finds its parent's count cannot lose one of its own.
 std::atomic<std::uint64_t> running{0};
@@ -83,25 +46,79 @@ std::size_t usable_processors() {
     return static_cast<std::size_t>(std::max(1, CPU_COUNT(&allowed)));
 }
 
-void share_work(std::size_t count, std::size_t piece, std::size_t more_threads, const Work& work) {
-    const auto pieces = std::make_shared<Pieces>(count, piece, work);
-    const std::size_t already = threads_running();
-    if (more_threads > already) {
-        const SignalsBlocked in_new_threads;
-        try {
-            for (std::size_t i = already; i < more_threads; ++i) {
-                count_thread();
-                std::thread([pieces] {
-                    pieces->take_all();
-                    uncount_thread();
-                }).detach();
-            }
-        } catch (const std::exception&) {  // no thread, or no memory for it: then with fewer
-            uncount_thread();
+// Shared with the helpers, which may come when the SharedWork is gone.
+class SharedWork::Pieces {
+  public:
+    Pieces(std::size_t count, std::size_t piece, const Work& work)
+        : count_(count), piece_(piece), work_(work) {}
+
+    // `work_` is not looked at once nothing is left: its owner may be gone.
+    bool do_next() {
+        const std::size_t first = next_.fetch_add(piece_, std::memory_order_relaxed);
+        if (first >= count_) return false;
+        const std::size_t last = std::min(first + piece_, count_);
+        work_(first, last);
+        // Release: pairs with finish(); what the work wrote is there for who waited.
+        done_.fetch_add(last - first, std::memory_order_release);
+        done_.notify_one();
+        return true;
+    }
+
+    // Once.
+    void finish() {
+        const std::size_t begun =
+            std::min(next_.exchange(count_, std::memory_order_relaxed), count_);
+        for (;;) {
+            const std::size_t done = done_.load(std::memory_order_acquire);
+            if (done == begun) return;
+            done_.wait(done, std::memory_order_acquire);
         }
     }
-    pieces->take_all();
-    pieces->wait();
+
+  private:
+    std::size_t count_;
+    std::size_t piece_;
+    const Work& work_;
+    std::atomic<std::size_t> next_{0};
+    std::atomic<std::size_t> done_{0};
+};
+
+SharedWork::SharedWork(std::size_t count, std::size_t piece, const Work& work)
+    : pieces_(std::make_shared<Pieces>(count, piece, work)), made_in_(fork_generation()) {}
+
+SharedWork::~SharedWork() { finish(); }
+
+void SharedWork::start(std::size_t helpers) {
+    const std::size_t already = threads_running();
+    if (helpers <= already) return;
+    const SignalsBlocked in_new_threads;
+    try {
+        for (std::size_t i = already; i < helpers; ++i) {
+            count_thread();
+            std::thread([pieces = pieces_] {
+                while (pieces->do_next()) {
+                }
+                uncount_thread();
+            }).detach();
+        }
+    } catch (const std::exception&) {  // no thread, or no memory for it: then with fewer
+        uncount_thread();
+    }
+}
+
+bool SharedWork::do_next() { return pieces_->do_next(); }
+
+void SharedWork::finish() {
+    if (pieces_ && fork_generation() == made_in_) pieces_->finish();
+    pieces_.reset();
+}
+
+void share_work(std::size_t count, std::size_t piece, std::size_t helpers,
+                const SharedWork::Work& work) {
+    SharedWork shared(count, piece, work);
+    shared.start(helpers);
+    while (shared.do_next()) {
+    }
 }
 
 }  // namespace mpbuffer

@@ -5,7 +5,9 @@
 #include <signal.h>
 
 #include <cstddef>
+#include <cstdint>
 #include <functional>
+#include <memory>
 
 namespace mpbuffer {
 
@@ -28,11 +30,35 @@ class SignalsBlocked {
 // How many processors this thread may use, at least 1.
 std::size_t usable_processors();
 
-// Calls work(first, last) for pieces that make up [0, count), in this thread and in up to
-// `more_threads` others, each piece once. Waits only for pieces that have been begun: a thread that
-// does not get a processor in time finds nothing left, and none is started while one like that is
-// still to come. `work` must not throw.
-void share_work(std::size_t count, std::size_t piece, std::size_t more_threads,
-                const std::function<void(std::size_t, std::size_t)>& work);
+// Work on [0, count), in pieces that this thread and helpers take one after another, each piece
+// once. Waits only for pieces that have been begun: a helper that does not get a processor in time
+// finds nothing left. The work must not throw, and must outlive this object.
+class SharedWork {
+  public:
+    using Work = std::function<void(std::size_t first, std::size_t last)>;
+
+    SharedWork(std::size_t count, std::size_t piece, const Work& work);
+    // As finish(). In a child that was forked meanwhile, where the helpers are not, waits for none.
+    ~SharedWork();
+    SharedWork(const SharedWork&) = delete;
+    SharedWork& operator=(const SharedWork&) = delete;
+
+    // Lets up to `helpers` other threads take pieces, fewer where there are no more; none is
+    // started while one of an earlier call is still to come.
+    void start(std::size_t helpers);
+    // Does the next piece in this thread; false if none is left.
+    bool do_next();
+    // Leaves what has not been begun undone, and waits for the rest. The last call.
+    void finish();
+
+  private:
+    class Pieces;
+    std::shared_ptr<Pieces> pieces_;
+    std::uint64_t made_in_;  // fork generation
+};
+
+// All of it.
+void share_work(std::size_t count, std::size_t piece, std::size_t helpers,
+                const SharedWork::Work& work);
 
 }  // namespace mpbuffer

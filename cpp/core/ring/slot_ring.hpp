@@ -31,6 +31,7 @@
 
 #include "base/shared_copy.hpp"
 #include "base/stop_points.hpp"
+#include "base/tsan.hpp"
 #include "format/ring_records.hpp"
 #include "format/slot_word.hpp"
 #include "ring/own_rows.hpp"
@@ -183,7 +184,7 @@ class SlotRing {
         if (word(slot).load(std::memory_order_acquire) != expected) return false;  // R1
         copy(static_cast<const std::byte*>(record(slot)));
         stop_point(StopPoint::row_copied);
-        return unchanged(slot, expected);
+        return unchanged(word(slot), expected);  // R2
     }
 
     // As above for whatever row is there, if it is not older than `cleared`; returns its seq, or 0.
@@ -193,7 +194,7 @@ class SlotRing {
         if (!slot_word::is_committed(seen) || slot_word::seq(seen) < cleared) return 0;
         copy(static_cast<const std::byte*>(record(slot)));
         stop_point(StopPoint::row_copied);
-        return unchanged(slot, seen) ? slot_word::seq(seen) : 0;
+        return unchanged(word(slot), seen) ? slot_word::seq(seen) : 0;  // R2
     }
 
     // The leaf that came with the row of seq `want`. False as for `read`.
@@ -202,7 +203,7 @@ class SlotRing {
         if (word(slot).load(std::memory_order_acquire) != expected) return false;  // R1
         leaf = meta_[slot].leaf_in.load(std::memory_order_relaxed);
         stop_point(StopPoint::row_copied);
-        return unchanged(slot, expected);
+        return unchanged(word(slot), expected);  // R2
     }
 
     // Empties the ring: what was claimed before is gone, the next row goes to slot 0. `filled` is
@@ -264,9 +265,7 @@ class SlotRing {
             // W1. On failure acquire: the loop decides anew on what it sees.
             if (word(slot).compare_exchange_strong(seen, mine, std::memory_order_acq_rel,
                                                    std::memory_order_acquire)) {
-#ifndef MPBUFFER_TSAN
-                std::atomic_thread_fence(std::memory_order_release);  // W1
-#endif
+                keep_stores_behind_guard();  // W1
                 stop_point(StopPoint::claim_taken);
                 if (steal) add_to(*writer.steals, 1);
                 return true;
@@ -295,16 +294,6 @@ class SlotRing {
     }
 
   private:
-    // R2, or its stand-in under ThreadSanitizer, which knows no fences.
-    bool unchanged(std::uint64_t slot, std::uint64_t expected) const {
-#ifdef MPBUFFER_TSAN
-        return word(slot).fetch_add(0, std::memory_order_acq_rel) == expected;
-#else
-        std::atomic_thread_fence(std::memory_order_acquire);
-        return word(slot).load(std::memory_order_relaxed) == expected;
-#endif
-    }
-
     static void add_to(std::atomic<std::uint64_t>& own_counter, std::uint64_t amount) {
         own_counter.store(own_counter.load(std::memory_order_relaxed) + amount,
                           std::memory_order_relaxed);

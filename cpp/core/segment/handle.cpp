@@ -1,6 +1,5 @@
 #include "segment/handle.hpp"
 
-#include <ctime>
 #include <exception>
 #include <new>
 #include <utility>
@@ -11,12 +10,13 @@
 namespace mpbuffer {
 
 SegmentHandle::SegmentHandle(SharedSegment segment, const SegmentHeader& header,
-                             std::string description)
+                             std::string description, RoleKind role)
     : segment_(std::move(segment)),
       header_(header),
       name_(segment_.name()),
       processes_(segment_.data() + header.process_table_offset),
-      line_(at<LearnerLine>(header.learner_line_offset)),
+      role_(role, at<SharedRoleLine>(header.role_line_offset), processes_, name_,
+            [this](const char* verb) { return locks(verb); }),
       description_(std::move(description)),
       here_(fork_generation()) {}
 
@@ -31,6 +31,10 @@ void SegmentHandle::start() {
 void SegmentHandle::open_locks() const {
     const ForkPause pause;
     if (!lock_fd_.present()) lock_fd_ = segment_.open_lock_descriptor();
+}
+
+void SegmentHandle::leave_children() noexcept {
+    change_before_any_fork([this] { segment_.leave_children(); });
 }
 
 void SegmentHandle::leave() noexcept {
@@ -67,6 +71,7 @@ void SegmentHandle::after_fork_in_child() noexcept {
     // Not unlocked: the description is still the parent's. Closing the copy keeps it so.
     lock_fd_.close();
     identity_ = {};
+    role_.forget();
     identity_mutex_.renew_in_child();
     forget_parent();
 }
@@ -101,13 +106,6 @@ int SegmentHandle::locks(const char* verb) const {
 int SegmentHandle::data_descriptor() const {
     ready();
     return segment_.data_descriptor();
-}
-
-std::uint64_t nanoseconds_of(int clock) {
-    timespec now{};
-    clock_gettime(clock, &now);
-    return static_cast<std::uint64_t>(now.tv_sec) * 1'000'000'000u +
-           static_cast<std::uint64_t>(now.tv_nsec);
 }
 
 }  // namespace mpbuffer

@@ -13,9 +13,10 @@
 
 #include "base/guard.hpp"
 #include "format/header.hpp"
+#include "os/descriptor.hpp"
 #include "os/fork_watch.hpp"
-#include "os/owned_descriptor.hpp"
 #include "segment/process_table.hpp"
+#include "segment/role.hpp"
 #include "segment/segment_file.hpp"
 
 namespace mpbuffer {
@@ -28,7 +29,8 @@ class SegmentHandle : private ForkWatched {
     int data_descriptor() const;
 
   protected:
-    SegmentHandle(SharedSegment segment, const SegmentHeader& header, std::string description);
+    SegmentHandle(SharedSegment segment, const SegmentHeader& header, std::string description,
+                  RoleKind role);
     // close() and unwatch() are the derived destructor's, while the object is whole.
     ~SegmentHandle() override = default;
 
@@ -42,9 +44,12 @@ class SegmentHandle : private ForkWatched {
             let_others_run();
             return make();
         }();
-        handle->segment_.keep_in_children();
+        change_before_any_fork([&handle] { handle->segment_.keep_in_children(); });
         return handle;
     }
+    // The first step of destruction: a child that is forked from here on has nothing of it, for
+    // nobody there could destroy it.
+    void leave_children() noexcept;
     // The second half of construction: what needs the object to be whole.
     void start();
     // Gives up the role, leaves the process table, unmaps; removes the segment's name if nobody
@@ -68,7 +73,7 @@ class SegmentHandle : private ForkWatched {
     SegmentHeader header_;
     std::string name_;
     mutable ProcessTable processes_;  // a view: enrolling changes the segment, not the view
-    LearnerLine* line_;               // who has the role
+    Role role_;
     mutable Identity identity_;
 
   private:
@@ -90,8 +95,5 @@ class SegmentHandle : private ForkWatched {
     mutable std::atomic<std::uint64_t> here_;  // the fork generation this handle is set up for
     mutable OwnedDescriptor lock_fd_;
 };
-
-// A clock's time in ns.
-std::uint64_t nanoseconds_of(int clock);
 
 }  // namespace mpbuffer

@@ -3,10 +3,10 @@
 #include <unistd.h>
 
 #include <cerrno>
-#include <ctime>
 #include <limits>
 #include <string>
 
+#include "base/clock.hpp"
 #include "base/error.hpp"
 #include "base/stop_points.hpp"
 #include "format/slot_word.hpp"
@@ -50,13 +50,6 @@ constexpr unsigned low_epochs = 1u << slot_word::epoch_bits;
 constexpr std::uint64_t all_low_epochs = (std::uint64_t{1} << low_epochs) - 1;
 constexpr std::uint64_t low_epoch_bit(std::uint64_t epoch) {
     return std::uint64_t{1} << epoch % low_epochs;
-}
-
-std::uint64_t now_in_nanoseconds() {
-    timespec now = {};
-    clock_gettime(CLOCK_REALTIME, &now);
-    return static_cast<std::uint64_t>(now.tv_sec) * 1'000'000'000u +
-           static_cast<std::uint64_t>(now.tv_nsec);
 }
 
 }  // namespace
@@ -149,7 +142,7 @@ Identity ProcessTable::enroll(int lock_fd, std::uint64_t* left_busy) {
         mine.start_time.store(self.start_time, std::memory_order_relaxed);
         mine.pid_namespace.store(self.pid_namespace, std::memory_order_relaxed);
         mine.time_namespace.store(self.time_namespace, std::memory_order_relaxed);
-        mine.registered_at.store(now_in_nanoseconds(), std::memory_order_relaxed);
+        mine.registered_at.store(wall_clock_ns(), std::memory_order_relaxed);
         for (RingState& ring : mine.ring) {
             const auto copy = [](std::atomic<std::uint64_t>& to, std::atomic<std::uint64_t>& from) {
                 to.store(from.load(std::memory_order_relaxed), std::memory_order_relaxed);

@@ -6,7 +6,7 @@
 // as long as it has the mapping. Whoever takes the presence lock exclusively has shown that nobody
 // is left, and only then removes the name, if it still resolves to that inode:
 //   - close(): the last one out;
-//   - sweep(): each creation, for all of this user's segments whose users were killed;
+//   - each creation, for all of this user's segments whose users were killed (sweep.hpp);
 //   - publish(): for the name that it wants.
 // So a name can outlive its users only until this user's next creation.
 //
@@ -15,10 +15,8 @@
 // the caller may look at; it has the label mpbuffer-<uid>-<name>, and the name's number for its id.
 //
 // The creator of a named one works on a file without a name (O_TMPFILE), or where that is refused
-// on a temporary name `.tmp-...`, and shows it under its name when it is complete. Every page is
-// allocated before the first is touched, where the kernel can straight into the creator's page
-// table: too little room is NotEnoughMemory, never a bus error. Since no file system bounds what is
-// nameless, and a cgroup's limit kills, there has to be room for the rest all the while.
+// on a temporary name `.tmp-...`, and shows it under its name when it is complete, every page of it
+// allocated (allocation.hpp).
 //
 // A SharedSegment is for one thread at a time. A child that is forked before keep_in_children() has
 // no copy: its descriptor is closed and its mapping gone before the child runs, for the thread that
@@ -28,28 +26,13 @@
 #pragma once
 
 #include <cstddef>
-#include <functional>
 #include <string>
-#include <vector>
 
-#include "format/header.hpp"
+#include "os/descriptor.hpp"
 #include "os/fork_watch.hpp"
-#include "os/memory_room.hpp"
-#include "os/owned_descriptor.hpp"
-#include "os/pages.hpp"
-#include "os/passing_descriptor.hpp"
+#include "segment/allocation.hpp"
 
 namespace mpbuffer {
-
-struct SegmentOptions {
-    std::string directory = "/dev/shm";
-    Progress progress;  // called often in create(), with the bytes allocated; may throw to give up
-    bool interleave_nodes = false;  // spread the pages over NUMA nodes, in create()
-    bool nameless = false;          // created by a name of generate_name(); at least 4096 bytes
-    bool overwrite = false;  // take the name from a segment of this user, whose users keep it
-    bool force_named_creation = false;  // as where O_TMPFILE is refused
-    MemoryRoots memory_roots;
-};
 
 class SharedSegment : private ForkWatched {
   public:
@@ -82,6 +65,10 @@ class SharedSegment : private ForkWatched {
 
     // From here on a forked child has the segment open as its parent has.
     void keep_in_children() { unwatch(); }
+    // From here on it has not, as before keep_in_children().
+    void leave_children() {
+        if (is_open()) watch();
+    }
 
     std::byte* data() const { return data_; }
     std::size_t size() const { return size_; }
@@ -100,14 +87,6 @@ class SharedSegment : private ForkWatched {
     // name that could not be removed is left to the next sweep. A descriptor that the program
     // closed is not closed again, whatever has its number now. Twice is once.
     void close(int lock_fd = -1) noexcept;
-
-    // Removes this user's provably dead segments; returns their names (temporary ones as .tmp-...).
-    // look_only: removes nothing, returns the names all the same.
-    static std::vector<std::string> sweep(const std::string& directory = "/dev/shm",
-                                          bool look_only = false);
-
-    // The names of this user's segments that are published, dead ones included.
-    static std::vector<std::string> list(const std::string& directory = "/dev/shm");
 
   private:
     void after_fork_in_child() noexcept override;
@@ -130,17 +109,5 @@ class SharedSegment : private ForkWatched {
     std::string directory_;  // absolute
     std::string path_;       // where the file is visible now; empty: nowhere
 };
-
-// Where this user's segment of that name is visible.
-std::string segment_path(const std::string& name, const std::string& directory = "/dev/shm");
-
-// Unique: "<pid>-<12 hex digits>", which are the id of a nameless segment.
-std::string generate_name();
-
-// Where a process of this user has the nameless segment of that name open; empty: nowhere.
-std::string nameless_path(const std::string& name);
-
-// 1 to 128 of [A-Za-z0-9._-], not beginning with ".tmp-". Throws InvalidArgument.
-void require_valid_name(const std::string& name);
 
 }  // namespace mpbuffer

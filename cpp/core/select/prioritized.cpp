@@ -2,9 +2,9 @@
 
 #include <algorithm>
 #include <chrono>
-#include <ctime>
 #include <thread>
 
+#include "base/clock.hpp"
 #include "base/error.hpp"
 #include "base/guard.hpp"
 #include "base/stop_points.hpp"
@@ -21,20 +21,13 @@ constexpr auto patience = std::chrono::milliseconds(500);
 // can cause who does not overwrite the whole buffer while a row is being copied.
 constexpr std::uint64_t redraws_beside_count = 10'000;
 
-std::uint64_t coarse_now() {
-    timespec now{};
-    clock_gettime(CLOCK_REALTIME_COARSE, &now);
-    return static_cast<std::uint64_t>(now.tv_sec) * 1'000'000'000u +
-           static_cast<std::uint64_t>(now.tv_nsec);
-}
-
 }  // namespace
 
-Learner::Learner(SlotRing ring, std::atomic<std::uint64_t>* leaf_seq, float* leaves,
-                 LearnerLine* line, PriorityRule rule, std::size_t row_bytes, LearnerMemory& memory)
+Learner::Learner(SlotRing ring, std::atomic<std::uint64_t>* leaf_seq, float* leaves, Role& role,
+                 PriorityRule rule, std::size_t row_bytes, LearnerMemory& memory)
     : ring_(ring),
       leaf_seq_(leaf_seq),
-      line_(line),
+      role_(role),
       rule_(rule),
       row_bytes_(row_bytes),
       nodes_(SumTree::bytes_required(ring.capacity())),
@@ -122,7 +115,7 @@ void Learner::fold() {
     folded_ = std::max(position, folded_);
     own_rows_.forget_before(folded_);
     if (!pending_.empty()) recheck_pending();
-    publish();
+    role_.publish(figures());
 }
 
 // If it throws, the next fold does the same range again.
@@ -282,7 +275,7 @@ void Learner::finish(double beta, Generator& generator, Draws& draws, const Samp
     }
     for (std::size_t i = 0; i < count; ++i) last_sampled_[draws.slots[i]] = draws.seqs[i];
     importance_weights(draws.leaves.data(), count, draws.least, beta, target.weights);
-    publish();
+    role_.publish(figures());
 }
 
 // Where a row is gone again that was drawn just after a fold, rows are overwritten faster than the
@@ -378,7 +371,7 @@ std::uint64_t Learner::update(std::span<const std::int64_t> slots,
         tree_.refresh_slots(touched_);
         ring_.raise_max_priority(largest);
     }
-    publish();
+    role_.publish(figures());
     return stale;
 }
 
@@ -391,36 +384,9 @@ std::uint64_t Learner::generation(std::uint64_t slot) const {
     return meant >= ring_.clear_before() ? meant : 0;
 }
 
-void Learner::announce(unsigned process, std::uint64_t pid, std::uint64_t since) {
-    process_ = process;
-    pid_ = pid;
-    since_ = since;
-    publish();
-}
-
-// One writer. The sequence is made odd first, should a dead learner have left it odd or even.
-void Learner::publish() {
-    const std::uint64_t sequence = line_->sequence.load(std::memory_order_relaxed) | 1;
-    line_->sequence.store(sequence, std::memory_order_relaxed);
-#ifndef MPBUFFER_TSAN
-    // Pairs with the reader's acquire load of the sequence: what follows is not seen before "odd".
-    std::atomic_thread_fence(std::memory_order_release);
-#endif
-    stop_point(StopPoint::line_odd);
-    line_->process.store(process_, std::memory_order_relaxed);
-    line_->pid.store(pid_, std::memory_order_relaxed);
-    line_->since.store(since_, std::memory_order_relaxed);
-    line_->folded.store(folded_, std::memory_order_relaxed);
-    line_->sampleable.store(sampleable_, std::memory_order_relaxed);
-    line_->total.store(tree_.total(), std::memory_order_relaxed);
-    line_->least_leaf.store(double{tree_.least()}, std::memory_order_relaxed);
-    line_->updates.store(updates_, std::memory_order_relaxed);
-    line_->stale.store(stale_, std::memory_order_relaxed);
-    line_->draws.store(draws_, std::memory_order_relaxed);
-    line_->lines_visited.store(tree_.lines_visited(), std::memory_order_relaxed);
-    line_->rows_folded.store(rows_folded_, std::memory_order_relaxed);
-    line_->published_at.store(coarse_now(), std::memory_order_relaxed);
-    line_->sequence.store(sequence + 1, std::memory_order_release);
+LearnerFigures Learner::figures() const {
+    return {folded_, sampleable_, tree_.total(),         double{tree_.least()},  updates_,
+            stale_,  draws_,      tree_.lines_visited(), coarse_wall_clock_ns(), rows_folded_};
 }
 
 }  // namespace mpbuffer

@@ -25,11 +25,11 @@
 #include <unordered_map>
 #include <vector>
 
-#include "format/header.hpp"
 #include "os/pages.hpp"
 #include "ring/gather.hpp"
 #include "ring/own_rows.hpp"
 #include "ring/slot_ring.hpp"
+#include "segment/role.hpp"
 #include "select/random.hpp"
 #include "select/sum_tree.hpp"
 
@@ -57,8 +57,8 @@ struct LearnerMemory {
 class Learner {
   public:
     // Takes over from whoever was the learner before: reads every slot word once, O(capacity).
-    // `memory` must outlive it.
-    Learner(SlotRing ring, std::atomic<std::uint64_t>* leaf_seq, float* leaves, LearnerLine* line,
+    // `role` and `memory` must outlive it.
+    Learner(SlotRing ring, std::atomic<std::uint64_t>* leaf_seq, float* leaves, Role& role,
             PriorityRule rule, std::size_t row_bytes, LearnerMemory& memory);
 
     // Takes over what was added since the last fold: O(rows added, pending slots).
@@ -88,8 +88,8 @@ class Learner {
     std::uint64_t generation(std::uint64_t slot) const;
 
     double total() const { return tree_.total(); }
-    // Says who is the learner, on the line that others read; process 0: nobody any more.
-    void announce(unsigned process, std::uint64_t pid, std::uint64_t since);
+    // What each fold, sample and update publishes through the role.
+    LearnerFigures figures() const;
 
   private:
     void take_over();
@@ -111,11 +111,10 @@ class Learner {
     void look_up(std::size_t i, Draws& draws) const;
     bool draw_newer(std::size_t place, Draws& draws);
     void draw_again(std::span<const std::size_t> places, Generator& generator, Draws& draws);
-    void publish();
 
     SlotRing ring_;
     std::atomic<std::uint64_t>* leaf_seq_;
-    LearnerLine* line_;
+    Role& role_;
     PriorityRule rule_;
     std::size_t row_bytes_;
     PrivateMemory nodes_;
@@ -124,9 +123,6 @@ class Learner {
     OwnRows& own_rows_;
     std::unordered_map<std::uint64_t, std::uint64_t>
         pending_;  // slot -> the position expected there
-    unsigned process_ = 0;
-    std::uint64_t pid_ = 0;
-    std::uint64_t since_ = 0;
     std::uint64_t folded_ = 0;
     std::uint64_t cleared_ = 0;
     std::uint64_t sampleable_ = 0;

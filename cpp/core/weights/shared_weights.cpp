@@ -1,15 +1,11 @@
 #include "weights/shared_weights.hpp"
 
-#include <unistd.h>
-
-#include <ctime>
 #include <new>
 #include <utility>
 
+#include "base/clock.hpp"
 #include "base/error.hpp"
 #include "base/shared_copy.hpp"
-#include "base/words.hpp"
-#include "os/file_locks.hpp"
 
 namespace mpbuffer {
 
@@ -44,8 +40,6 @@ auto naming(const char* verb, const std::string& name, Call&& call) {
 
 }  // namespace
 
-std::uint64_t monotonic_ns() { return nanoseconds_of(CLOCK_MONOTONIC); }
-
 std::unique_ptr<SharedWeights> SharedWeights::create(const WeightsSettings& settings,
                                                      std::span<const std::byte* const> first) {
     return made_by([&] {
@@ -69,8 +63,8 @@ std::unique_ptr<SharedWeights> SharedWeights::create(const WeightsSettings& sett
 
 std::unique_ptr<SharedWeights> SharedWeights::open(SharedSegment segment) {
     std::string description;
-    const SegmentHeader header =
-        read_header(segment.data(), segment.size(), segment.name(), description, RingKind::weights);
+    const SegmentHeader header = read_header(segment.data(), segment.size(), segment.name(),
+                                             description, SegmentKind::weights);
     std::unique_ptr<SharedWeights> weights(
         new SharedWeights(std::move(segment), header, std::move(description)));
     weights->start();
@@ -89,15 +83,17 @@ std::unique_ptr<SharedWeights> SharedWeights::attach_descriptor(int fd, const st
 
 SharedWeights::SharedWeights(SharedSegment segment, const SegmentHeader& header,
                              std::string description)
-    : SegmentHandle(std::move(segment), header, std::move(description)) {
-    const RingEntry& ring = header_.ring[0];
-    slots_ = VersionSlots(at<VersionBoard>(ring.counters_offset), at<VersionSlot>(ring.meta_offset),
-                          slot_count(), at<ReaderLine>(ring.readers_offset), max_processes + 1,
-                          at<std::byte>(ring.records_offset), ring.stride);
+    : SegmentHandle(std::move(segment), header, std::move(description), RoleKind::publisher) {
+    const WeightsEntry& weights = header_.weights;
+    slots_ =
+        VersionSlots(at<VersionBoard>(weights.board_offset), at<VersionSlot>(weights.slots_offset),
+                     slot_count(), at<ReaderLine>(weights.readers_offset), max_processes + 1,
+                     at<std::byte>(weights.versions_offset), weights.stride);
     naming("attach", name_, [this] { return slots_.offer_now(); });
 }
 
 SharedWeights::~SharedWeights() {
+    leave_children();
     close();
     unwatch();
 }
@@ -113,7 +109,6 @@ void SharedWeights::close() noexcept {
 }
 
 void SharedWeights::forget_parent() noexcept {
-    publisher_ = false;
     accepting_ = true;
     publish_mutex_.renew_in_child();
     read_mutex_.renew_in_child();
@@ -160,7 +155,10 @@ std::uint64_t SharedWeights::publish(std::span<const std::byte* const> parts) {
                               std::to_string(parts.size()) + " arrays, expected " +
                               std::to_string(part_bytes_.size()));
     }
-    if (!publisher_) take_role();
+    if (!role_.held()) {
+        role_.take();
+        role_.name_holder(identity_.number);
+    }
     const auto copy = [&](std::byte* record) {
         for (std::size_t i = 0; i < parts.size(); ++i) {
             if (part_bytes_[i] == 0) continue;  // then the pointer may be null
@@ -218,58 +216,10 @@ std::uint64_t SharedWeights::repeated_reads() const {
     return slots_.line(identity_.number).repeats.load(std::memory_order_relaxed);
 }
 
-void SharedWeights::announce(std::uint64_t process, std::uint64_t pid, std::uint64_t since) {
-    const std::uint64_t odd = line_->sequence.load(std::memory_order_relaxed) | 1;
-    line_->sequence.store(odd, std::memory_order_relaxed);
-    // Each store below is a release: who sees it with an acquire load sees the odd sequence.
-    line_->process.store(process);
-    line_->pid.store(pid);
-    line_->since.store(since);
-    line_->sequence.store(odd + 1, std::memory_order_release);  // pairs with the acquire in readers
-}
-
-PublisherStatus SharedWeights::publisher() const {
+RoleHolder SharedWeights::publisher() const {
     const GuardOfMany stays_open(asking_);
     ready();
-    return published_line();
-}
-
-PublisherStatus SharedWeights::published_line() const {
-    PublisherStatus status{};
-    const bool whole = read_patiently(
-        *line_, [&] { status = {line_->process.load(), line_->pid.load(), line_->since.load()}; });
-    if (!publisher_ && !held_elsewhere(locks("ask for the publisher of"), lock_byte::learner)) {
-        return {};
-    }
-    if (!whole) {
-        throw LearnerBusy(
-            "cannot ask for the publisher of '" + name_ +
-            "': a process that took the role or gave it up stands still in the middle "
-            "of saying so; continue it");
-    }
-    return status;
-}
-
-std::string SharedWeights::holder_of_role() const {
-    const PublisherStatus holder = published_line();
-    if (holder.process == 0 || holder.process > max_processes) {
-        return "another process is just taking it";
-    }
-    const auto number = static_cast<unsigned>(holder.process);
-    return process_in_words(number, holder.pid,
-                            processes_.state(number, locks("ask who is alive in"))) +
-           " has had it since " + time_in_words(holder.since);
-}
-
-void SharedWeights::take_role() {
-    if (!try_lock(locks("publish to"), lock_byte::learner, LockKind::exclusive)) {
-        throw LearnerBusy("cannot publish to '" + name_ +
-                          "', for one handle at a time does: " + holder_of_role() +
-                          "; the role is free after its close(), release_publisher() or end");
-    }
-    publisher_ = true;
-    announce(identity_.number, static_cast<std::uint64_t>(getpid()),
-             nanoseconds_of(CLOCK_REALTIME));
+    return role_.status().holder;
 }
 
 void SharedWeights::release_publisher() {
@@ -278,10 +228,7 @@ void SharedWeights::release_publisher() {
 }
 
 void SharedWeights::release_role() {
-    if (!publisher_ || !here()) return;
-    publisher_ = false;
-    announce(0, 0, 0);
-    unlock(locks("release the publisher's role of"), lock_byte::learner);
+    if (role_.held() && here()) role_.release();
 }
 
 }  // namespace mpbuffer

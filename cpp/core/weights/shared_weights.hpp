@@ -2,10 +2,9 @@
 // sees them. What readers and the publisher promise one another is in version_slots.hpp; here are
 // the processes behind them.
 //
-// One handle at a time has the publisher's role: the exclusive lock on the learner's byte, which
-// the kernel drops with its process. The first publish() takes it. A reader is a handle's number in
-// the process table: a slot that a dead or stopped process was reading may be written again, where
-// no other is left.
+// One handle at a time has the publisher's role (role.hpp); the first publish() takes it. A reader
+// is a handle's number in the process table: a slot that a dead or stopped process was reading may
+// be written again, where no other is left.
 //
 // A handle may be used by several threads: calls lock by themselves, publish by one mutex and read
 // by another. No call waits for another process.
@@ -35,12 +34,6 @@ struct WeightsSettings {
     SegmentOptions segment;
 };
 
-struct PublisherStatus {
-    std::uint64_t process;  // 0: nobody has the role
-    std::uint64_t pid;
-    std::uint64_t since;  // ns since the epoch
-};
-
 class SharedWeights final : public SegmentHandle {
   public:
     // Publishes `first` as version 1 before anybody can see the name. Has the role then.
@@ -56,19 +49,19 @@ class SharedWeights final : public SegmentHandle {
     // else is left. Waits for calls of other threads. Twice is once.
     void close() noexcept;
 
-    std::uint64_t bytes() const { return header_.ring[0].row_bytes; }
-    unsigned slot_count() const { return static_cast<unsigned>(header_.ring[0].capacity); }
+    std::uint64_t bytes() const { return header_.weights.bytes; }
+    unsigned slot_count() const { return static_cast<unsigned>(header_.weights.slots); }
 
     // After attach: how long each array is, by the description. SegmentMismatch if the segment's
     // versions are of another length.
     void set_parts(const std::vector<std::uint64_t>& part_bytes);
     const std::vector<std::uint64_t>& part_bytes() const { return part_bytes_; }
 
-    // One pointer for each part, part_bytes() long. Takes the role, or throws LearnerBusy at once.
-    // Returns the version.
+    // One pointer for each part, part_bytes() long. Takes the role, or throws PublisherBusy at
+    // once. Returns the version.
     std::uint64_t publish(std::span<const std::byte* const> parts);
     void release_publisher();
-    bool is_publisher() const { return publisher_; }
+    bool is_publisher() const { return role_.held(); }
 
     // Copies the latest version into the parts, if it is newer. As publish() and latest():
     // SegmentMismatch if somebody wrote over the segment.
@@ -78,7 +71,7 @@ class SharedWeights final : public SegmentHandle {
     // One load: no read can give a later one. Beside another thread's close() only where the
     // program's lock is held from before either call until newest() returns.
     std::uint64_t newest() const;
-    PublisherStatus publisher() const;     // LearnerBusy while it is just being announced
+    RoleHolder publisher() const;          // as Role::status()
     std::uint64_t repeated_reads() const;  // of this handle: copies that were overwritten
 
   private:
@@ -88,23 +81,15 @@ class SharedWeights final : public SegmentHandle {
     void release_role() override;
     void forget_parent() noexcept override;
     bool gone(unsigned number, std::uint64_t mark) const;
-    void take_role();
-    void announce(std::uint64_t process, std::uint64_t pid, std::uint64_t since);
-    PublisherStatus published_line() const;
-    std::string holder_of_role() const;
 
     std::vector<std::uint64_t> part_bytes_;
     std::vector<std::uint64_t> part_offsets_;
     VersionSlots slots_;
-    std::atomic<bool> publisher_ = false;
 
     std::atomic<bool> accepting_ = true;  // false: close() has begun
     Mutex publish_mutex_;
     Mutex read_mutex_;
     mutable SharedMutex asking_;  // by many: threads that read under no other mutex
 };
-
-// CLOCK_MONOTONIC in ns, as Publication::published_at.
-std::uint64_t monotonic_ns();
 
 }  // namespace mpbuffer

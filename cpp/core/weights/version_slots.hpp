@@ -46,14 +46,14 @@
 #include <string>
 
 #include "base/error.hpp"
-#include "base/shared_copy.hpp"
+#include "base/tsan.hpp"
 #include "format/version_records.hpp"
 
 namespace mpbuffer {
 
 struct Publication {
-    std::uint64_t version = 0;  // 0: none
-    std::uint64_t published_at = 0;
+    std::uint64_t version = 0;       // 0: none
+    std::uint64_t published_at = 0;  // as monotonic_ns() tells
 };
 
 class VersionSlots {
@@ -123,7 +123,7 @@ class VersionSlots {
             const std::uint64_t version = from.version.load(std::memory_order_acquire);
             const std::uint64_t at = from.published_at.load(std::memory_order_relaxed);
             if (version > newer_than) copy(record(slot));
-            const bool whole = version != 0 && unchanged(from, version);
+            const bool whole = version != 0 && unchanged(from.version, version);  // V1
             put_mark(line, 0);
             if (version == 0) require_offer_moved(word);
             look(gone);
@@ -146,7 +146,7 @@ class VersionSlots {
             VersionSlot& from = slots_[offer_word::offered(word)];
             const std::uint64_t version = from.version.load(std::memory_order_acquire);  // V2
             const std::uint64_t at = from.published_at.load(std::memory_order_relaxed);
-            if (version != 0 && unchanged(from, version)) return {version, at};
+            if (version != 0 && unchanged(from.version, version)) return {version, at};  // V1
             if (version == 0) require_offer_moved(word);
         }
     }
@@ -178,12 +178,10 @@ class VersionSlots {
 
     // V1. An exchange, though nobody asks for the old number: on x86 a release fence is no
     // instruction and does not order the non-temporal stores of a large memcpy; a locked
-    // instruction does. ThreadSanitizer knows no fences: the exchange stands in for it.
+    // instruction does.
     static void take_number_away(VersionSlot& slot) {
         slot.version.exchange(0, std::memory_order_acq_rel);
-#ifndef MPBUFFER_TSAN
-        std::atomic_thread_fence(std::memory_order_release);
-#endif
+        keep_stores_behind_guard();
     }
 
     // An offered slot has a number: where one is found without, the offer has moved on. The
@@ -195,18 +193,9 @@ class VersionSlots {
                               " is offered and has no version (damaged)");
     }
 
-    static bool unchanged(VersionSlot& slot, std::uint64_t version) {
-#ifdef MPBUFFER_TSAN
-        return slot.version.fetch_add(0, std::memory_order_acq_rel) == version;
-#else
-        std::atomic_thread_fence(std::memory_order_acquire);  // pairs with V1
-        return slot.version.load(std::memory_order_relaxed) == version;
-#endif
-    }
-
     // M1. Release: pairs with the acquire load of the mark.
     static void put_mark(ReaderLine& line, std::uint64_t mark) {
-#ifdef MPBUFFER_TSAN
+#if MPBUFFER_TSAN
         line.mark.exchange(mark, std::memory_order_seq_cst);
 #else
         line.mark.store(mark, std::memory_order_release);
@@ -216,7 +205,7 @@ class VersionSlots {
 
     // M2: behind a load or change of the offer, before a look at the marks.
     void fence_before_marks() const {
-#ifdef MPBUFFER_TSAN
+#if MPBUFFER_TSAN
         board_->offer.fetch_add(0, std::memory_order_seq_cst);
 #else
         std::atomic_thread_fence(std::memory_order_seq_cst);

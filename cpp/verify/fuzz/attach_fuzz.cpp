@@ -27,6 +27,7 @@
 #include "os/file_locks.hpp"
 #include "os/process_stat.hpp"
 #include "ring/slot_ring.hpp"
+#include "segment/names.hpp"
 #include "segment/process_table.hpp"
 #include "segment/segment_file.hpp"
 #include "select/sum_tree.hpp"
@@ -254,7 +255,7 @@ class Mutation {
                 put(subject_.header.process_table_offset + 8 * recipe_.below(8), number());
                 break;
             case 8:
-                put(subject_.header.learner_line_offset + 8 * recipe_.below(16),
+                put(subject_.header.role_line_offset + 8 * recipe_.below(16),
                     recipe_.take<std::uint8_t>() % 2 == 0 ? number() : bits(real()));
                 break;
             case 9: fill_with_noise(); break;
@@ -477,8 +478,8 @@ bool ends_well(const char* what, Call&& call) {
         count("SegmentMismatch");
     } catch (const ProcessTableFull&) {
         count("ProcessTableFull");
-    } catch (const LearnerBusy&) {
-        count("LearnerBusy");
+    } catch (const RoleBusy&) {
+        count("RoleBusy");
     } catch (const SlotsHeld&) {
         count("SlotsHeld");
     } catch (const EmptyBuffer&) {

@@ -15,6 +15,8 @@
 
 #include "base/error.hpp"
 #include "format/header.hpp"
+#include "segment/names.hpp"
+#include "segment/sweep.hpp"
 
 namespace stops {
 
@@ -304,7 +306,7 @@ void Arena::verify_tree() {
     // Leaves of 24 bits between 1 and 2^21: their sum is exact in any order.
     const double total = live_->total();
     if (total != sum) findings_.add("the tree's total is %.17g, the leaves' %.17g", total, sum);
-    const LearnerStatus status = live_->learner_status();
+    const LearnerFigures status = live_->learner_status().figures;
     if (status.sampleable != sampleable) {
         findings_.add("the learner counts %llu sampleable rows, there are %llu",
                       ull(status.sampleable), ull(sampleable));

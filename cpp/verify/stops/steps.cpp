@@ -6,6 +6,7 @@
 
 #include "base/error.hpp"
 #include "children.hpp"
+#include "segment/sweep.hpp"
 
 namespace stops {
 
@@ -311,11 +312,11 @@ class RingCell {
         arena.close_live();
         const bool there = arena.is_there();
         if (stopped != 0 && !there) findings_.add("the segment of a stopped process was removed");
-        if (stopped != 0 && !SharedSegment::sweep(folder_.path()).empty()) {
+        if (stopped != 0 && !sweep_segments(folder_.path()).empty()) {
             findings_.add("the segment of a stopped process was swept");
         }
         for (Child& child : children.all()) child.kill_to_zombie();
-        SharedSegment::sweep(folder_.path());
+        sweep_segments(folder_.path());
     }
 
     StopPoint point_;
@@ -348,7 +349,7 @@ class SegmentCell {
             play();
             if (!folder_.files().empty()) {
                 findings_.add("%s was left behind", folder_.files()[0].c_str());
-                SharedSegment::sweep(folder_.path());
+                sweep_segments(folder_.path());
             }
         }
         return result_;

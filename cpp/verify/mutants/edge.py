@@ -1,0 +1,196 @@
+"""Faults at the interpreter's edge put back: each makes edge_campaign.py fail.
+
+    python cpp/verify/mutants/edge.py [--only TEXT] [--list] [--keep DIRECTORY] [--jobs N]
+
+Copies the tree, builds the extension, and runs the programs of each kind, which must pass. Then
+applies one mutant after the other, builds what it touches, and runs the programs of the kind that
+is named beside it, which must fail. Ends with status 0 if every mutant was caught. Needs cmake,
+ninja and pybind11 beside what the tests need.
+"""
+
+import argparse
+import contextlib
+import dataclasses
+import os
+import shutil
+import sys
+import sysconfig
+import tempfile
+import time
+from pathlib import Path
+
+from protocol import BUILD_SECONDS, ROOT, run
+
+CAMPAIGN = ROOT / "tests/support/edge_campaign.py"
+CAMPAIGN_SECONDS = 900
+# Enough to pass for right, and at most what a mutant gets to be caught.
+ENOUGH = {"calls": "60_000", "signals": "1_000", "forks": "250", "kept": "1_500", "exits": "40"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Mutant:
+    name: str
+    file: str
+    old: str
+    new: str
+    caught_by: str  # a kind of programs
+
+
+MUTANTS = [
+    Mutant(
+        "a thread waits for a mutex of the core with the GIL",
+        "cpp/core/base/guard.hpp",
+        "            let_others_run();\n            (mutex_.*lock)();\n",
+        "            (mutex_.*lock)();\n",
+        "threads",
+    ),
+    Mutant(
+        "closing batches destroys the workshop that a call waits for",
+        "cpp/bindings/types/batch_gatherer.cpp",
+        "        const std::shared_ptr<Workshop> shop = workshop();\n",
+        "        Workshop* const shop = workshop().get();\n",
+        "handlers",
+    ),
+    Mutant(
+        "a thread that asks for the GIL at the end is unwound",
+        "cpp/bindings/gil.cpp",
+        "running_python([token] { PyEval_RestoreThread(static_cast<PyThreadState*>(token)); });",
+        "PyEval_RestoreThread(static_cast<PyThreadState*>(token));",
+        "exits",
+    ),
+    Mutant(
+        "pinned memory is reused while it is looked at",
+        "cpp/bindings/convert/recycled_memory.cpp",
+        "    (void)loan.release();\n",
+        "    if (torch_) {\n"
+        "        Block& again = returned_.emplace_back();\n"
+        "        again.bytes = bytes;\n"
+        "        again.pinned = loan->block.front().pinned;\n"
+        "        again.data = loan->block.front().data;\n"
+        "    }\n"
+        "    (void)loan.release();\n",
+        "kept",
+    ),
+    Mutant(
+        "a forked child keeps a segment that is being made",
+        "cpp/core/segment/segment_file.cpp",
+        "    data_fd_ = OwnedDescriptor(file.release(pause));\n    watch();\n",
+        "    data_fd_ = OwnedDescriptor(file.release(pause));\n",
+        "forks",
+    ),
+]
+
+
+class Workshop:
+    """A copy of the tree, its extension, and an interpreter that finds both and no other."""
+
+    def __init__(self, folder, jobs):
+        self.folder, self.jobs = Path(folder), jobs
+        for part in ("cpp", "mpbuffer"):
+            shutil.copytree(ROOT / part, self.folder / part, dirs_exist_ok=True)
+        for mutant in MUTANTS:  # a run that was cut short left objects of a mutant
+            (self.folder / mutant.file).touch()
+        self.build_folder = self.folder / "build"
+        import pybind11
+
+        options = ["-G", "Ninja", "-DCMAKE_BUILD_TYPE=Release"]
+        options += [f"-Dpybind11_DIR={pybind11.get_cmake_dir()}"]
+        options += [f"-DPython_EXECUTABLE={sys.executable}"]
+        configured = run(
+            ["cmake", "-S", str(self.folder / "cpp"), "-B", str(self.build_folder), *options], 300
+        )
+        if configured.returncode != 0:
+            raise SystemExit(configured.stdout)
+        # The base interpreter: an editable install of the environment's would win over a path.
+        found = os.pathsep.join([str(self.folder), sysconfig.get_path("purelib"), *self.paths()])
+        self.python = self.folder / "python"
+        self.python.write_text(
+            f'#!/bin/sh\nPYTHONPATH="{found}" exec "{sys._base_executable}" "$@"\n'
+        )
+        self.python.chmod(0o755)
+
+    def paths(self):
+        return [path for path in sys.path if path.endswith("site-packages")]
+
+    def build(self):
+        built = run(
+            ["cmake", "--build", str(self.build_folder), "-j", str(self.jobs), "--target", "_core"],
+            BUILD_SECONDS,
+        )
+        if built.returncode == 0:
+            (extension,) = self.build_folder.glob("_core.*.so")
+            shutil.copy(extension, self.folder / "mpbuffer")
+        return built.returncode == 0, built.stdout
+
+    def campaign(self, kind):
+        more = [word for name, count in ENOUGH.items() for word in (f"--{name}", count)]
+        command = [sys.executable, str(CAMPAIGN), "--python", str(self.python), "--only", kind]
+        return run([*command, *more, "--patience", "20"], CAMPAIGN_SECONDS)
+
+    @contextlib.contextmanager
+    def applied(self, mutant):
+        path = self.folder / mutant.file
+        text = path.read_text()
+        if text.count(mutant.old) != 1:
+            raise SystemExit(
+                f"{mutant.name}: {mutant.file} has the text {text.count(mutant.old)} times"
+            )
+        path.write_text(text.replace(mutant.old, mutant.new))
+        try:
+            yield
+        finally:
+            path.write_text(text)
+
+    def try_mutant(self, mutant):
+        with self.applied(mutant):
+            built, log = self.build()
+            if not built:
+                return "NOT BUILT\n" + log[-2000:]
+            outcome = self.campaign(mutant.caught_by)
+            if outcome.returncode == 0:
+                return "MISSED"
+            faults = [line for line in outcome.stdout.splitlines() if line.startswith("FAULT: ")]
+            return (
+                f"caught: {faults[0]}" if faults else "FAILED OTHERWISE\n" + outcome.stdout[-2000:]
+            )
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--only", action="append", help="mutants whose name or file has this in it")
+    parser.add_argument("--list", action="store_true", help="print the table, run nothing")
+    parser.add_argument("--keep", help="work in this directory and leave it")
+    parser.add_argument("--jobs", type=int, default=2)
+    parser.add_argument("--unchecked", action="store_true", help="skip the runs without a mutant")
+    arguments = parser.parse_args()
+    chosen = [
+        mutant
+        for mutant in MUTANTS
+        if any(text in mutant.name or text in mutant.file for text in arguments.only or [""])
+    ]
+    if arguments.list:
+        for mutant in chosen:
+            print(f"{mutant.file:34} {mutant.name}: {mutant.caught_by}")
+        return 0
+    with tempfile.TemporaryDirectory() as scratch:
+        workshop = Workshop(arguments.keep or scratch, arguments.jobs)
+        if not arguments.unchecked:
+            built, log = workshop.build()
+            if not built:
+                raise SystemExit(log[-3000:])
+            for kind in sorted({mutant.caught_by for mutant in chosen}):
+                if (outcome := workshop.campaign(kind)).returncode != 0:
+                    raise SystemExit(f"without a mutant, {kind}: {outcome.stdout[-3000:]}")
+        failures = 0
+        for mutant in chosen:
+            start = time.monotonic()
+            outcome = workshop.try_mutant(mutant)
+            failures += not outcome.startswith("caught")
+            seconds = time.monotonic() - start
+            print(f"{mutant.name} ({mutant.caught_by}): {outcome} [{seconds:.0f} s]", flush=True)
+    print(f"{len(chosen) - failures} of {len(chosen)} mutants caught")
+    return 1 if failures or not chosen else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
