@@ -239,6 +239,7 @@ def test_gc_leaves_what_only_a_stopped_process_has_open(context):
 
 def test_inspect_a_sound_buffer():
     with PrioritizedReplayBuffer(50, FIELDS, name="cli.sound") as buffer:
+        buffer.acquire_learner()
         for _ in range(120):
             buffer.add(**ROW)
         sample = buffer.sample(20)

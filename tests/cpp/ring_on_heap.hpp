@@ -41,7 +41,7 @@ struct HeapRing {
     }
 
     std::uint64_t filled() const { return mpbuffer::filled_word::count(counters->filled.load()); }
-    std::uint64_t doubts() const { return counters->doubts.load(); }
+    std::uint64_t recount_requests() const { return counters->recount_requests.load(); }
     std::uint64_t seq_in(std::uint64_t slot) const {
         return mpbuffer::slot_word::seq(meta[slot].word.load());
     }

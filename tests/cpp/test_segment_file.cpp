@@ -11,6 +11,7 @@
 #include <chrono>
 #include <cstdio>
 #include <cstring>
+#include <filesystem>
 #include <fstream>
 #include <list>
 #include <set>
@@ -50,7 +51,7 @@ SharedSegment make(const std::string& name, const SegmentOptions& options, int m
     SharedSegment segment = SharedSegment::create(name, size, options);
     std::memcpy(segment.data(), segment_magic, sizeof segment_magic);
     segment.data()[size - 1] = static_cast<std::byte>(mark);
-    segment.publish();
+    segment.make_visible();
     segment.keep_in_children();
     return segment;
 }
@@ -59,6 +60,15 @@ SegmentOptions nameless_in(const ScratchDirectory& scratch) {
     SegmentOptions options = in(scratch);
     options.nameless = true;
     return options;
+}
+
+// Without what is nameless, which other programs of this user may have meanwhile.
+std::vector<std::string> named_in(const ScratchDirectory& scratch) {
+    std::vector<std::string> names = list_segments(scratch.path());
+    std::erase_if(names, [&](const std::string& name) {
+        return !std::filesystem::exists(segment_path(name, scratch.path()));
+    });
+    return names;
 }
 
 // Whether this process has a file of the directory, or a nameless segment, open or mapped.
@@ -155,15 +165,15 @@ TEST_CASE("create, publish, attach, last one out, without a name and with a temp
                           [](std::byte b) { return b == std::byte{0}; }));
         CHECK_FALSE(exists(scratch.file("apex")));
         CHECK(scratch.is_empty() == !named);
-        CHECK_THROWS_AS(mine.publish(), InvalidArgument);  // no magic yet
+        CHECK_THROWS_AS(mine.make_visible(), InvalidArgument);  // no magic yet
         CHECK_THROWS_AS(SharedSegment::attach("apex", options), SegmentNotFound);
-        CHECK(list_segments(scratch.path()).empty());
+        CHECK(named_in(scratch).empty());
         CHECK(sweep_segments(scratch.path()).empty());
 
         std::memcpy(mine.data(), segment_magic, sizeof segment_magic);
-        mine.publish();
-        CHECK_THROWS_AS(mine.publish(), InvalidArgument);
-        CHECK(list_segments(scratch.path()) == std::vector<std::string>{"apex"});
+        mine.make_visible();
+        CHECK_THROWS_AS(mine.make_visible(), InvalidArgument);
+        CHECK(named_in(scratch) == std::vector<std::string>{"apex"});
         struct stat facts;
         REQUIRE(stat(scratch.file("apex").c_str(), &facts) == 0);
         CHECK((facts.st_mode & 07777) == 0600);
@@ -179,7 +189,7 @@ TEST_CASE("create, publish, attach, last one out, without a name and with a temp
         CHECK(mine.data() == nullptr);
         mine.close();
         CHECK(exists(scratch.file("apex")));
-        CHECK_THROWS_AS(mine.publish(), BufferClosed);
+        CHECK_THROWS_AS(mine.make_visible(), BufferClosed);
         CHECK_THROWS_AS((void)mine.open_lock_descriptor(), BufferClosed);
         const OwnedDescriptor locks = other.open_lock_descriptor();
         REQUIRE(try_lock(locks.number(), lock_byte::role, LockKind::exclusive));
@@ -224,7 +234,7 @@ TEST_CASE("moving hands the segment over") {
     CHECK_FALSE(first.is_open());  // NOLINT(bugprone-use-after-move): what is tested
     CHECK(second.is_open());
     second = make("b", in(scratch));
-    CHECK(list_segments(scratch.path()) == std::vector<std::string>{"b"});
+    CHECK(named_in(scratch) == std::vector<std::string>{"b"});
 }
 
 TEST_CASE("a name in use is refused, early and at the last moment") {
@@ -240,7 +250,7 @@ TEST_CASE("a name in use is refused, early and at the last moment") {
             refusal<SegmentExists>([&] { SharedSegment::create("apex", size, options); });
         CHECK(contains(early, "cannot create 'apex'"));
         CHECK(contains(early, "is in use by a living process"));
-        CHECK_THROWS_AS(slower.publish(), SegmentExists);
+        CHECK_THROWS_AS(slower.make_visible(), SegmentExists);
         slower.close();
         CHECK(SharedSegment::attach("apex", options).is_open());
     }
@@ -436,7 +446,7 @@ TEST_CASE("a child that is forked at any moment keeps no file that is only passe
                 SharedSegment made = SharedSegment::create(
                     name, size, named ? in(scratch, round % 4 < 2) : nameless_in(scratch));
                 std::memcpy(made.data(), segment_magic, sizeof segment_magic);
-                made.publish();
+                made.make_visible();
                 SharedSegment same = SharedSegment::attach(name, in(scratch));
                 SharedSegment moved = std::move(same);
                 {
@@ -503,7 +513,7 @@ TEST_CASE("a child that goes on in the middle of its parent's creation gets an e
         CHECK(message.empty());
         CHECK(segment.size() == pages);
         std::memcpy(segment.data(), segment_magic, sizeof segment_magic);
-        segment.publish();
+        segment.make_visible();
         segment.close();
         CHECK(scratch.is_empty());
     }
@@ -560,7 +570,7 @@ TEST_CASE("the sweep removes what killed processes left, and nothing that lives"
             SharedSegment dying = SharedSegment::create("dying", size, in(scratch, true));
             if (published) {
                 std::memcpy(dying.data(), segment_magic, sizeof segment_magic);
-                dying.publish();
+                dying.make_visible();
             }
             parent.tell();
             return stay_until_killed();
@@ -575,7 +585,7 @@ TEST_CASE("the sweep removes what killed processes left, and nothing that lives"
         }));
         REQUIRE(removed.size() == 1);
         CHECK(removed[0].rfind(published ? "dying" : ".tmp-", 0) == 0);
-        CHECK(list_segments(scratch.path()) == std::vector<std::string>{"living"});
+        CHECK(named_in(scratch) == std::vector<std::string>{"living"});
     }
     CHECK(sweep_segments("/dev/shm/not-there").empty());
 }
@@ -589,19 +599,19 @@ TEST_CASE("each creation sweeps, and takes a dead segment's name over") {
         _exit(0);  // nobody closes them
     });
     REQUIRE(dying.wait() == 0);
-    CHECK(list_segments(scratch.path()).size() == 2);
+    CHECK(named_in(scratch).size() == 2);
     // still there for a successor as long as nobody creates
     CHECK(SharedSegment::attach("other", in(scratch)).is_open());
-    CHECK(list_segments(scratch.path()).size() == 1);
+    CHECK(named_in(scratch).size() == 1);
     SharedSegment waiting = SharedSegment::create("new", size, in(scratch));
-    CHECK(list_segments(scratch.path()).empty());
+    CHECK(named_in(scratch).empty());
     std::memcpy(waiting.data(), segment_magic, sizeof segment_magic);
     ForkedChild child([&](const Channel&) -> int {
         const SharedSegment segment = make("new", in(scratch), 1);
         _exit(0);
     });
     REQUIRE(child.wait() == 0);
-    waiting.publish();  // over one that died after this one was created
+    waiting.make_visible();  // over one that died after this one was created
     CHECK(SharedSegment::attach("new", in(scratch)).data()[size - 1] == std::byte{0});
 }
 
@@ -715,8 +725,8 @@ TEST_CASE("what is nameless is found by its generated name once it is published"
     CHECK_THROWS_AS(SharedSegment::attach(name, in(scratch)), SegmentNotFound);
     CHECK(nameless_path(name).empty());
     CHECK(found() == 0);
-    made.publish();
-    CHECK_THROWS_AS(made.publish(), InvalidArgument);
+    made.make_visible();
+    CHECK_THROWS_AS(made.make_visible(), InvalidArgument);
     CHECK(scratch.is_empty());
     CHECK(found() == 1);
     CHECK(contains(nameless_path(name), "/proc/" + std::to_string(getpid()) + "/fd/"));
@@ -801,9 +811,9 @@ TEST_CASE("a sandbox that refuses files without a name, or to name them, is no o
                     : refuse_system_call(SYS_openat, 2, O_TMPFILE, O_TMPFILE, EOPNOTSUPP);
             if (!refused) return 77;
             SharedSegment created = SharedSegment::create("apex", size, in(scratch));
-            if (list_segments(scratch.path()).size() != 0 || scratch.is_empty()) return 1;
+            if (named_in(scratch).size() != 0 || scratch.is_empty()) return 1;
             std::memcpy(created.data(), segment_magic, sizeof segment_magic);
-            created.publish();
+            created.make_visible();
             if (!SharedSegment::attach("apex", in(scratch)).is_open()) return 2;
             created.close();
             return scratch.is_empty() ? 0 : 3;

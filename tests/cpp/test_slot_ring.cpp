@@ -57,7 +57,7 @@ TEST_CASE("rows go one after another and are counted") {
     CHECK(writer.steals == 0);
     CHECK(heap.ring.position() == 8);
     CHECK(heap.filled() == 3);
-    CHECK(heap.doubts() == 0);
+    CHECK(heap.recount_requests() == 0);
     CHECK(heap.seq_in(2) == 7);
     CHECK(heap.committed(2));
     CHECK(heap.seq_in(3) == 0);
@@ -195,7 +195,7 @@ TEST_CASE("a dead owner's claim is taken over, and the count comes out right") {
         CHECK(heap.committed(0));
         CHECK(heap.filled() == 3);
         CHECK(heap.complete_rows() == 3);
-        CHECK(heap.doubts() == 0);
+        CHECK(heap.recount_requests() == 0);
     }
 }
 
@@ -473,18 +473,18 @@ TEST_CASE("after a clear, slots of old rows and of old dead claims count anew") 
     CHECK(heap.complete_rows() == 4);
 }
 
-TEST_CASE("a clear in the middle of an add puts the count in doubt") {
+TEST_CASE("a clear in the middle of an add requests a recount") {
     HeapRing heap(8);
     HeapWriter writer(1);
     heap.ring.add(4, writer.writer(), nobody_is_dead, [&](std::uint64_t i, std::byte*) {
         if (i == 2) heap.ring.clear();
         return 1.0F;
     });
-    CHECK(heap.doubts() > 0);
+    CHECK(heap.recount_requests() > 0);
     CHECK(heap.complete_rows() == 0);
 }
 
-TEST_CASE("a row that takes an old row's place across a clear puts the count in doubt") {
+TEST_CASE("a row that takes an old row's place across a clear requests a recount") {
     HeapRing heap(4);
     HeapWriter writer(1);
     for (std::uint64_t id = 1; id <= 6; ++id) add_row(heap, writer, id);
@@ -500,19 +500,19 @@ TEST_CASE("a row that takes an old row's place across a clear puts the count in 
         return 1.0F;
     });
     CHECK(heap.complete_rows() == 2);
-    CHECK((heap.filled() == 2 || heap.doubts() > 0));
+    CHECK((heap.filled() == 2 || heap.recount_requests() > 0));
 }
 
-TEST_CASE("a raise that straddles a recount doubts instead of counting twice") {
+TEST_CASE("a raise that straddles a recount requests another instead of counting twice") {
     HeapRing heap(8);
     const std::uint64_t before = heap.counters->filled;
     heap.counters->filled = filled_word::next(before, 5);
     heap.ring.raise_filled(before, 3);
     CHECK(heap.filled() == 5);
-    CHECK(heap.doubts() == 1);
+    CHECK(heap.recount_requests() == 1);
     heap.ring.raise_filled(heap.counters->filled, 2);
     CHECK(heap.filled() == 7);
-    CHECK(heap.doubts() == 1);
+    CHECK(heap.recount_requests() == 1);
 }
 
 TEST_CASE("the recount number wraps without touching the count") {
@@ -530,7 +530,7 @@ TEST_CASE("the largest priority only rises") {
     CHECK(heap.ring.max_priority() == 2.5);
 }
 
-TEST_CASE("an add that an error ends leaves the count in doubt") {
+TEST_CASE("an add that an error ends requests a recount") {
     HeapRing heap(8);
     HeapWriter writer(1);
     heap.meta[3].word = slot_word::claimed(3, 2, 1, true);
@@ -541,7 +541,7 @@ TEST_CASE("an add that an error ends leaves the count in doubt") {
     CHECK(heap.complete_rows() == 3);
     CHECK(writer.rows == 3);
     CHECK(writer.busy == 0);
-    CHECK((heap.filled() == 3 || heap.doubts() > 0));
+    CHECK((heap.filled() == 3 || heap.recount_requests() > 0));
 }
 
 namespace {
@@ -726,7 +726,7 @@ TEST_CASE("writers and readers on one ring: no torn row, no seq twice, no row lo
                 CHECK(each.wrong_row == 0);
             }
             CHECK(heap.filled() == heap.complete_rows());
-            CHECK(heap.doubts() == 0);
+            CHECK(heap.recount_requests() == 0);
             CheckedRow row(words);
             for (std::uint64_t slot = 0; slot < capacity; ++slot) {
                 if (heap.seq_in(slot) == 0) continue;

@@ -1,4 +1,4 @@
-// The clocks, in nanoseconds.
+// The clocks that the core reads, each in one place, all of them in nanoseconds.
 #pragma once
 
 #include <cstdint>

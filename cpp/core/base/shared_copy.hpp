@@ -1,7 +1,8 @@
-// Copies between a row record, which other processes may be writing or reading, and private memory.
+// Copies between a row record, which other processes may be writing or reading, and private memory;
+// and the fences of the word that guards it.
 //
-// A record is guarded by its slot word and two fences, which ThreadSanitizer does not model; in its
-// builds the record's side is therefore accessed by relaxed atomics.
+// ThreadSanitizer does not model fences: in its builds a stronger access of the guarding word
+// stands in for each, and the record's side of a copy is accessed by relaxed atomics.
 #pragma once
 
 #include <atomic>
@@ -12,6 +13,25 @@
 #include "base/tsan.hpp"
 
 namespace mpbuffer {
+
+// Keeps the stores that follow behind the read-modify-write of the guarding word before it, which
+// is acq_rel or stronger. Partner: unchanged().
+inline void keep_stores_behind_guard() {
+#if !MPBUFFER_TSAN
+    std::atomic_thread_fence(std::memory_order_release);
+#endif
+}
+
+// The second look at a guarding word whose first look, an acquire load, saw `seen`: whether what
+// was read in between is what that look promised. Partner: keep_stores_behind_guard().
+inline bool unchanged(std::atomic<std::uint64_t>& guard, std::uint64_t seen) {
+#if MPBUFFER_TSAN
+    return guard.fetch_add(0, std::memory_order_acq_rel) == seen;
+#else
+    std::atomic_thread_fence(std::memory_order_acquire);
+    return guard.load(std::memory_order_relaxed) == seen;
+#endif
+}
 
 #if MPBUFFER_TSAN
 

@@ -12,17 +12,14 @@
 #include "base/stop_points.hpp"
 #include "base/words.hpp"
 #include "select/random.hpp"
+#include "select/uniform.hpp"
 
 namespace mpbuffer {
 
 namespace {
 
-constexpr int max_redraws = 64;
-
 // How much is copied, counting 64 bytes more a row, before a long read calls back.
 constexpr std::size_t bytes_at_once = std::size_t{16} << 20;
-
-constexpr int max_scans = 32;
 
 // How long an add tries that finds every slot held by living processes, and for how much of it at a
 // time before it lets the caller look at what else there is (signals).
@@ -51,7 +48,7 @@ std::unique_ptr<ReplayBuffer> ReplayBuffer::create(const BufferSettings& setting
         buffer->ring_.initialise();
         buffer->start();
         stop_point(StopPoint::segment_written);
-        buffer->segment_.publish();
+        buffer->segment_.make_visible();
         return buffer;
     });
 }
@@ -115,7 +112,7 @@ void ReplayBuffer::enroll() const {
     std::uint64_t left_busy = 0;
     const Identity identity = processes_.enroll(locks("enroll in"), &left_busy);
     if (left_busy != 0) {
-        ring_.doubt();
+        ring_.request_recount();
         processes_.forget_busy(identity, left_busy);
     }
     local_->generator = Generator(header_.seed, identity.number, identity.epoch);
@@ -231,119 +228,16 @@ void ReplayBuffer::throw_slots_held(std::uint64_t added, std::uint64_t n) const 
                     " rows were added; end or continue these processes");
 }
 
-void ReplayBuffer::throw_empty(const char* why) const {
-    throw EmptyBuffer("cannot sample from '" + name_ + "': " + why);
-}
-
 void ReplayBuffer::clear() {
     const Guard guard(add_mutex_);
     ready();
     ring_.clear();
 }
 
-Generator& ReplayBuffer::generator() {
-    ready();
-    return local_->generator;
-}
-
-void ReplayBuffer::gather(std::size_t count, double beta, const SampleTarget& target,
-                          std::optional<std::uint64_t> releases) {
-    const CoreCall call;
-    let_others_copy(count * shape().row_bytes);
-    try {
-        std::unique_ptr<Draws> draws;
-        {
-            const Guard guard(learner_mutex_);
-            Learner& drawing = learner_unless_released(releases);
-            draws = take_draws();
-            drawing.draw(count, generator(), *draws);
-        }
-        copy_drawn_rows(*draws, target);
-        const Guard guard(learner_mutex_);
-        learner_unless_released(releases).finish(beta, generator(), *draws, target);
-        local_->spare_draws.push_back(std::move(draws));
-    } catch (const EmptyBuffer& error) {
-        throw_empty(error.what());
-    }
-}
-
-void ReplayBuffer::gather_uniform(std::size_t count, const SampleTarget& target) {
-    const CoreCall call;
-    let_others_copy(count * shape().row_bytes);
-    std::unique_ptr<Draws> draws;
-    {
-        const Guard guard(learner_mutex_);
-        ready();
-        draws = take_draws();
-        draw_uniform(count, *draws);
-    }
-    copy_drawn_rows(*draws, target);
-    const Guard guard(learner_mutex_);
-    ready();
-    finish_uniform(*draws, target);
-    local_->spare_draws.push_back(std::move(draws));
-}
-
-std::unique_ptr<Draws> ReplayBuffer::take_draws() {
-    auto& spare = local_->spare_draws;
-    if (spare.empty()) return std::make_unique<Draws>();
-    std::unique_ptr<Draws> draws = std::move(spare.back());
-    spare.pop_back();
-    draws->any_row = false;
-    return draws;
-}
-
-void ReplayBuffer::copy_drawn_rows(Draws& draws, const SampleTarget& target) {
-    const GuardOfMany stays_open(copying_);
-    ready();
-    copy_rows(ring_, shape().row_bytes, draws, target);
-}
-
-void ReplayBuffer::draw_uniform(std::size_t count, Draws& draws) {
-    ready();
-    draws.any_row = true;
-    const auto [cleared, position] = ring_.bounds();
-    draws.cleared = cleared;
-    const std::uint64_t oldest = std::max(cleared, position - std::min(position, capacity()));
-    if (position <= oldest) throw_empty(ring_.why_empty());
-    draws.first_slot = oldest % capacity();
-    draws.slots_claimed = position - oldest;
-    draws.slots.resize(count);
-    for (std::uint64_t& slot : draws.slots) slot = draw_slot(draws);
-    ask_for_rows(ring_, shape().row_bytes, draws);
-}
-
-std::uint64_t ReplayBuffer::draw_slot(const Draws& draws) {
-    const std::uint64_t slot = draws.first_slot + local_->generator.below(draws.slots_claimed);
-    return slot < capacity() ? slot : slot - capacity();
-}
-
-// Draws again for each place whose slot held no row: at first among all slots that were claimed,
-// then, since few rows are complete, among those that a scan has found, a bounded number of times.
-void ReplayBuffer::finish_uniform(Draws& draws, const SampleTarget& target) {
-    std::vector<std::uint64_t> filled;
-    for (const std::size_t place : draws.missed) {
-        int redraws = filled.empty() ? 0 : max_redraws;
-        do {
-            if (redraws < max_redraws) {
-                draws.slots[place] = draw_slot(draws);
-            } else {
-                if (redraws == max_redraws + max_scans) {
-                    throw_empty("no row is complete: every slot is empty or being written");
-                }
-                if (redraws > max_redraws) std::this_thread::yield();
-                if (filled.empty() || redraws > max_redraws) filled = find_filled_slots();
-                if (!filled.empty()) draws.slots[place] = filled[generator().below(filled.size())];
-            }
-            ++redraws;
-        } while (!copy_row(ring_, place, draws, target));
-    }
-}
-
 std::vector<std::uint64_t> ReplayBuffer::filled_slots(bool shuffle) {
     const Guard guard(learner_mutex_);
     ready();
-    std::vector<std::uint64_t> filled = find_filled_slots();
+    std::vector<std::uint64_t> filled = find_filled_slots(ring_);
     if (shuffle) {
         Generator& draws = generator();
         for (std::size_t i = filled.size(); i > 1; --i) {
@@ -353,23 +247,11 @@ std::vector<std::uint64_t> ReplayBuffer::filled_slots(bool shuffle) {
     return filled;
 }
 
-std::vector<std::uint64_t> ReplayBuffer::find_filled_slots() {
-    let_others_scan(capacity());
-    const std::uint64_t cleared = ring_.clear_before();
-    std::vector<std::uint64_t> filled;
-    for (std::uint64_t slot = 0; slot < capacity(); ++slot) {
-        const std::uint64_t word = ring_.word(slot).load(std::memory_order_acquire);
-        if (slot_word::is_committed(word) && slot_word::seq(word) >= cleared)
-            filled.push_back(slot);
-    }
-    return filled;
-}
-
 bool ReplayBuffer::read_slot(std::uint64_t slot, std::size_t i,
                              std::span<const FieldTarget> fields) {
     const GuardOfMany stays_open(copying_);
     ready();
-    return read_row(slot, i, fields);
+    return read_row(ring_, slot, i, fields);
 }
 
 std::size_t ReplayBuffer::read_slots(std::span<const std::uint64_t> slots,
@@ -386,7 +268,7 @@ std::size_t ReplayBuffer::read_slots(std::span<const std::uint64_t> slots,
         ready();
         for (const std::uint64_t slot :
              slots.subspan(first, std::min(at_once, slots.size() - first))) {
-            if (read_row(slot, rows, fields)) {
+            if (read_row(ring_, slot, rows, fields)) {
                 ++rows;
             } else if (missing != nullptr && !*missing) {
                 *missing = slot;
@@ -404,25 +286,6 @@ std::size_t ReplayBuffer::read_all(bool shuffle, const MakeRoom& make_room,
     return read_slots(slots, fields, give_way);
 }
 
-bool ReplayBuffer::read_row(std::uint64_t slot, std::size_t i,
-                            std::span<const FieldTarget> fields) const {
-    const std::uint64_t cleared = ring_.clear_before();
-    for (int attempt = 0; attempt < max_redraws; ++attempt) {
-        const std::uint64_t word = ring_.word(slot).load(std::memory_order_relaxed);
-        if (slot_word::seq(word) < cleared) return false;
-        if (ring_.read_any(slot, cleared, [&](const std::byte* record) {
-                for (const FieldTarget& field : fields) {
-                    load_from_record(field.values + i * field.bytes, record + field.offset,
-                                     field.bytes);
-                }
-            }) != 0) {
-            return true;
-        }
-        std::this_thread::yield();
-    }
-    return false;
-}
-
 std::uint64_t ReplayBuffer::stored_size() {
     const Guard guard(learner_mutex_);
     ready();
@@ -431,53 +294,12 @@ std::uint64_t ReplayBuffer::stored_size() {
         std::atomic<std::uint64_t>& busy = processes_.record(number).ring[0].busy;
         std::uint64_t epoch = busy.load(std::memory_order_acquire);
         if (epoch != 0 && processes_.dead(number, epoch, 64, locks("ask who is alive in"))) {
-            ring_.doubt();
-            // Fails if somebody else was faster; then the doubt was raised twice, harmlessly.
+            ring_.request_recount();
+            // Fails if somebody else was faster; then two recounts are requested, harmlessly.
             busy.compare_exchange_strong(epoch, 0, std::memory_order_acq_rel);
         }
     }
-    RingCounters& counters = ring_.counters();
-    const std::uint64_t doubts = counters.doubts.load(std::memory_order_acquire);
-    const std::uint64_t cleared = ring_.clear_before();
-    if (doubts != local_->doubts_seen || cleared != local_->cleared_seen) return recount(doubts);
-    const std::uint64_t counted =
-        filled_word::count(counters.filled.load(std::memory_order_acquire));
-    std::erase_if(local_->claims, [this, cleared](const Local::SeenClaim& claim) {
-        return ring_.word(claim.slot).load(std::memory_order_acquire) != claim.word ||
-               slot_word::seq(claim.word) < cleared;
-    });
-    // Fewer are counted than known claims only while somebody is clearing.
-    return counted - std::min<std::uint64_t>(counted, local_->claims.size());
-}
-
-// A slot counts if it holds a row, or a claim that a counted row gave way to: that claim's commit
-// will not raise the count. A claim of an empty slot raises it itself.
-std::uint64_t ReplayBuffer::recount(std::uint64_t doubts) {
-    let_others_scan(capacity());
-    RingCounters& counters = ring_.counters();
-    std::uint64_t before = counters.filled.load(std::memory_order_acquire);
-    const std::uint64_t cleared = ring_.clear_before();
-    std::uint64_t counted = 0;
-    local_->claims.clear();
-    for (std::uint64_t slot = 0; slot < capacity(); ++slot) {
-        const std::uint64_t word = ring_.word(slot).load(std::memory_order_acquire);
-        if (slot_word::seq(word) < cleared) continue;
-        if (slot_word::is_committed(word)) {
-            ++counted;
-        } else if (!slot_word::fresh(word)) {
-            ++counted;
-            local_->claims.push_back({slot, word});
-        }
-    }
-    // A raise since `before` fails the exchange; a commit since then whose raise is still to come
-    // meets a changed recount and doubts again: so the exchange is made even where the count is
-    // right already. Acq_rel: pairs with the acquire load in add().
-    if (counters.filled.compare_exchange_strong(before, filled_word::next(before, counted),
-                                                std::memory_order_acq_rel)) {
-        local_->doubts_seen = doubts;
-        local_->cleared_seen = cleared;
-    }
-    return counted - local_->claims.size();
+    return local_->stored_size.count(ring_);
 }
 
 std::uint64_t ReplayBuffer::next_slot() const {
@@ -523,12 +345,6 @@ std::vector<ProcessStatus> ReplayBuffer::processes() const {
     return all;
 }
 
-RoleLine ReplayBuffer::learner_status() const {
-    const Guard guard(learner_mutex_);
-    ready();
-    return role_.status();
-}
-
 std::vector<float> ReplayBuffer::leaves() const {
     const GuardOfMany stays_open(copying_);
     ready();
@@ -536,99 +352,6 @@ std::vector<float> ReplayBuffer::leaves() const {
     let_others_copy(capacity() * sizeof(float));
     const float* first = at<float>(shape().leaf_offset);
     return std::vector<float>(first, first + capacity());
-}
-
-Learner& ReplayBuffer::learner() {
-    ready();
-    if (local_->learner) [[likely]]
-        return *local_->learner;
-    if (!prioritized()) {
-        throw InvalidArgument("cannot take the learner's role of '" + name_ +
-                              "': the buffer is not prioritized");
-    }
-    role_.take();
-    try {
-        const RingEntry& ring = shape();
-        if (!local_->learner_memory) {
-            local_->learner_memory = std::make_unique<LearnerMemory>(ring.capacity);
-        }
-        // Before the ring is read: rows that the take-over does not find are told of.
-        local_->own_rows.store(&local_->learner_memory->own_rows, std::memory_order_release);
-        local_->learner =
-            std::make_unique<Learner>(ring_, at<std::atomic<std::uint64_t>>(ring.leaf_seq_offset),
-                                      at<float>(ring.leaf_offset), role_, priority_rule(),
-                                      ring.row_bytes, *local_->learner_memory);
-    } catch (...) {
-        local_->own_rows.store(nullptr, std::memory_order_relaxed);
-        role_.release();
-        throw;
-    }
-    role_.name_holder(identity_.number, local_->learner->figures());
-    return *local_->learner;
-}
-
-Learner& ReplayBuffer::learner_unless_released(std::optional<std::uint64_t> releases) {
-    if (releases && *releases != this->releases()) {
-        throw RoleReleased("cannot go on sampling '" + name_ +
-                           "': this handle has released the learner's role");
-    }
-    return learner();
-}
-
-std::uint64_t ReplayBuffer::update(std::span<const std::int64_t> slots,
-                                   std::span<const std::uint64_t> generations,
-                                   std::span<const double> priorities,
-                                   std::span<const float> leaves) {
-    const Guard guard(learner_mutex_);
-    let_others_scan(slots.size());
-    return learner().update(slots, generations, priorities, leaves);
-}
-
-void ReplayBuffer::take_learner_role() {
-    const Guard guard(learner_mutex_);
-    learner();
-}
-
-bool ReplayBuffer::is_learner() const {
-    const Guard guard(learner_mutex_);
-    return has_role();
-}
-
-void ReplayBuffer::fold() {
-    const Guard guard(learner_mutex_);
-    learner().fold();
-}
-
-double ReplayBuffer::total() {
-    const Guard guard(learner_mutex_);
-    return learner().total();
-}
-
-void ReplayBuffer::find_generations(std::span<const std::int64_t> slots,
-                                    std::span<std::uint64_t> generations) {
-    const Guard guard(learner_mutex_);
-    let_others_scan(slots.size());
-    const Learner& known = learner();
-    for (std::size_t i = 0; i < slots.size(); ++i) {
-        if (generations[i] == 0) {
-            generations[i] = known.generation(static_cast<std::uint64_t>(slots[i]));
-        }
-    }
-}
-
-void ReplayBuffer::release_learner() {
-    const Guard guard(learner_mutex_);
-    releases_.fetch_add(1, std::memory_order_relaxed);
-    release_role();
-}
-
-void ReplayBuffer::release_role() {
-    if (!local_ || !local_->learner) return;
-    let_others_scan(capacity());
-    const LearnerFigures figures = local_->learner->figures();
-    local_->own_rows.store(nullptr, std::memory_order_relaxed);
-    local_->learner.reset();
-    role_.release(figures);
 }
 
 }  // namespace mpbuffer

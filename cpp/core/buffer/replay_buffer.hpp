@@ -22,6 +22,7 @@
 #include "format/header.hpp"
 #include "ring/gather.hpp"
 #include "ring/slot_ring.hpp"
+#include "ring/stored_size.hpp"
 #include "segment/handle.hpp"
 #include "segment/segment_file.hpp"
 #include "select/prioritized.hpp"
@@ -134,26 +135,18 @@ class ReplayBuffer final : public SegmentHandle {
     // What a forked child must forget without touching it: a thread of its parent may have been
     // changing it.
     struct Local {
-        explicit Local(std::uint64_t capacity) : cleared_seen(capacity) {}
+        explicit Local(std::uint64_t capacity) : stored_size(capacity) {}
         Generator generator;
         std::unique_ptr<LearnerMemory> learner_memory;  // from the first time that it has the role
         std::unique_ptr<Learner> learner;
         std::atomic<OwnRows*> own_rows{nullptr};  // add tells it, while this handle is the learner
         std::vector<std::unique_ptr<Draws>> spare_draws;
-        std::uint64_t doubts_seen = 0;
-        std::uint64_t cleared_seen;  // at the last recount; capacity is where a ring starts
-        struct SeenClaim {
-            std::uint64_t slot;
-            std::uint64_t word;
-        };
-        // Claims of counted slots that the last recount met: not complete while unchanged.
-        std::vector<SeenClaim> claims;
+        StoredSize stored_size;
     };
 
     ReplayBuffer(SharedSegment segment, const SegmentHeader& header, std::string description);
     static std::unique_ptr<ReplayBuffer> open(SharedSegment segment);
     float leaf_of_largest();
-    bool read_row(std::uint64_t slot, std::size_t i, std::span<const FieldTarget> fields) const;
     void enroll() const override;
     void release_role() override;
     void forget() noexcept override;
@@ -164,11 +157,6 @@ class ReplayBuffer final : public SegmentHandle {
     Learner& learner();
     bool has_role() const { return local_ && local_->learner; }
     Generator& generator();
-    std::vector<std::uint64_t> find_filled_slots();
-    std::uint64_t recount(std::uint64_t doubts);
-    void draw_uniform(std::size_t count, Draws& draws);
-    std::uint64_t draw_slot(const Draws& draws);
-    void finish_uniform(Draws& draws, const SampleTarget& target);
     std::unique_ptr<Draws> take_draws();
     void copy_drawn_rows(Draws& draws, const SampleTarget& target);
     Learner& learner_unless_released(std::optional<std::uint64_t> releases);
@@ -176,7 +164,8 @@ class ReplayBuffer final : public SegmentHandle {
     std::uint64_t add_rows(std::uint64_t n, CopyRow&& copy_row, const float* leaves,
                            double largest_priority, const std::function<void()>& give_way);
     [[noreturn]] void throw_slots_held(std::uint64_t added, std::uint64_t n) const;
-    [[noreturn]] void throw_empty(const char* why) const;
+    template <class Call>
+    void sampling(Call&& call);
 
     SlotRing ring_;
     Mutex add_mutex_;

@@ -27,7 +27,7 @@
 
 namespace mpbuffer {
 
-// The first 8 bytes of every published segment, written before publish(). A file
+// The first 8 bytes of every published segment, written before make_visible(). A file
 // without it is not ours to sweep.
 constexpr char segment_magic[8] = {'m', 'p', 'b', 'u', 'f', 'f', 'e', 'r'};
 

@@ -24,11 +24,11 @@ struct RingCounters {
     // Rows of a smaller seq are gone. A multiple of capacity. Never decreased.
     alignas(64) std::atomic<std::uint64_t> clear_before;
     // {recount: 16 | count: 48}: slots that hold a row, as far as commits have told since the last
-    // recount. Whoever recounts changes `recount`, which makes a raise that straddled it raise
-    // `doubts`.
+    // recount. Whoever recounts changes `recount`, which makes a raise that straddled it
+    // request another.
     alignas(64) std::atomic<std::uint64_t> filled;
     // How often something happened that may have left `filled` wrong.
-    std::atomic<std::uint64_t> doubts;
+    std::atomic<std::uint64_t> recount_requests;
     // The largest priority ever supplied since creation or clear, as it was given.
     alignas(64) std::atomic<double> max_priority;
 

@@ -1,6 +1,7 @@
 #include "ring/gather.hpp"
 
 #include <algorithm>
+#include <thread>
 
 #include "base/guard.hpp"
 #include "os/threads.hpp"
@@ -16,6 +17,16 @@ constexpr std::size_t rows_prefetched = 256;
 constexpr std::size_t bytes_worth_a_thread = std::size_t{2} << 20;
 constexpr std::size_t most_threads = 4;
 constexpr std::size_t bytes_in_a_piece = std::size_t{256} << 10;
+
+// How often a row is read that is overwritten in each reading.
+constexpr int most_attempts = 64;
+
+inline void copy_fields(std::span<const FieldTarget> fields, std::size_t place,
+                        const std::byte* record) {
+    for (const FieldTarget& field : fields) {
+        load_from_record(field.values + place * field.bytes, record + field.offset, field.bytes);
+    }
+}
 
 void copy_shared(const SlotRing& ring, std::size_t row_bytes, std::size_t threads, Draws& draws,
                  const SampleTarget& target) {
@@ -38,10 +49,7 @@ bool copy_row(const SlotRing& ring, std::size_t place, const Draws& draws,
               const SampleTarget& target) {
     const std::uint64_t slot = draws.slots[place];
     const auto copy = [&target, place](const std::byte* record) {
-        for (const FieldTarget& field : target.fields) {
-            load_from_record(field.values + place * field.bytes, record + field.offset,
-                             field.bytes);
-        }
+        copy_fields(target.fields, place, record);
     };
     std::uint64_t seq = 0;
     if (draws.any_row) {
@@ -56,7 +64,20 @@ bool copy_row(const SlotRing& ring, std::size_t place, const Draws& draws,
     return true;
 }
 
-void ask_for_rows(const SlotRing& ring, std::size_t row_bytes, const Draws& draws) {
+bool read_row(const SlotRing& ring, std::uint64_t slot, std::size_t i,
+              std::span<const FieldTarget> fields) {
+    const std::uint64_t cleared = ring.clear_before();
+    for (int attempt = 0; attempt < most_attempts; ++attempt) {
+        const std::uint64_t word = ring.word(slot).load(std::memory_order_relaxed);
+        if (slot_word::seq(word) < cleared) return false;
+        const auto copy = [&](const std::byte* record) { copy_fields(fields, i, record); };
+        if (ring.read_any(slot, cleared, copy) != 0) return true;
+        std::this_thread::yield();
+    }
+    return false;
+}
+
+void prefetch_rows(const SlotRing& ring, std::size_t row_bytes, const Draws& draws) {
     const std::size_t count = std::min(draws.slots.size(), rows_prefetched);
     for (std::size_t place = 0; place < count; ++place) {
         ring.prefetch(draws.slots[place], row_bytes);

@@ -42,8 +42,13 @@ struct Draws {
 bool copy_row(const SlotRing& ring, std::size_t place, const Draws& draws,
               const SampleTarget& target);
 
-// Asks for the memory of the rows that copy_rows begins with, when their slots are known.
-void ask_for_rows(const SlotRing& ring, std::size_t row_bytes, const Draws& draws);
+// Reads the row in `slot` into place `i` of the fields; false if it holds none. Tries again while
+// one row gives way to the next.
+bool read_row(const SlotRing& ring, std::uint64_t slot, std::size_t i,
+              std::span<const FieldTarget> fields);
+
+// Prefetches the first rows of copy_rows, when their slots are known.
+void prefetch_rows(const SlotRing& ring, std::size_t row_bytes, const Draws& draws);
 
 // All of them, large batches by up to four threads; lists those that are gone.
 void copy_rows(const SlotRing& ring, std::size_t row_bytes, Draws& draws,

@@ -31,7 +31,6 @@
 
 #include "base/shared_copy.hpp"
 #include "base/stop_points.hpp"
-#include "base/tsan.hpp"
 #include "format/ring_records.hpp"
 #include "format/slot_word.hpp"
 #include "ring/own_rows.hpp"
@@ -123,7 +122,7 @@ class SlotRing {
                 counted = outcome.rows_added;
             }
             ~Tally() {
-                if (!finished) ring.doubt();
+                if (!finished) ring.request_recount();
                 count_rows();
                 if (skips != 0) add_to(*writer.skips, skips);
                 // Release: the counts and raises before are done when the flag is seen down.
@@ -162,7 +161,7 @@ class SlotRing {
             stop_point(StopPoint::filled_to_raise);
             if (raise != 0) raise_filled(filled, raise);
             stop_point(StopPoint::filled_raised);
-            if (clear_before() != cleared) doubt();
+            if (clear_before() != cleared) request_recount();
             tally.count_rows();
             claims += wanted;
             if (claims >= claims_at_once && outcome.rows_added < n) {
@@ -224,7 +223,9 @@ class SlotRing {
     void raise_max_priority(double priority) { raise_to(counters_->max_priority, priority); }
 
     // `filled` may be wrong: it has to be recounted.
-    void doubt() const { counters_->doubts.fetch_add(1, std::memory_order_acq_rel); }
+    void request_recount() const {
+        counters_->recount_requests.fetch_add(1, std::memory_order_acq_rel);
+    }
 
     struct Positions {
         std::uint64_t first;
@@ -290,7 +291,7 @@ class SlotRing {
                 return;
             }
         }
-        doubt();
+        request_recount();
     }
 
   private:

@@ -101,7 +101,7 @@ bool ProcessTable::names_living_process(const ProcessRecord& record) const {
     return !ours || ours->inode == 0 || !theirs || *theirs == *ours;
 }
 
-void ProcessTable::bury_earlier_selves(int lock_fd, const Self& self) {
+void ProcessTable::leave_for_earlier_selves(int lock_fd, const Self& self) {
     for (unsigned number = 1; number <= high_water(); ++number) {
         ProcessRecord& record = records_[number - 1];
         if (!self.enrolled(record, address()) ||
@@ -117,7 +117,7 @@ void ProcessTable::bury_earlier_selves(int lock_fd, const Self& self) {
 Identity ProcessTable::enroll(int lock_fd, std::uint64_t* left_busy) {
     if (left_busy != nullptr) *left_busy = 0;
     const Self self;
-    bury_earlier_selves(lock_fd, self);
+    leave_for_earlier_selves(lock_fd, self);
     for (unsigned number = 1; number <= max_processes; ++number) {
         ProcessRecord& mine = records_[number - 1];
         if (!try_lock(lock_fd, lock_byte_of(number), LockKind::exclusive)) continue;

@@ -83,7 +83,7 @@ class ProcessTable {
     struct Self;
     bool names_living_process(const ProcessRecord& record) const;
     bool can_be_inspected(const ProcessRecord& record) const;
-    void bury_earlier_selves(int lock_fd, const Self& self);
+    void leave_for_earlier_selves(int lock_fd, const Self& self);
     std::uint64_t address() const;
 
     ProcessTableHead* head_ = nullptr;

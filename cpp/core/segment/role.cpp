@@ -55,13 +55,13 @@ void Role::take() {
 
 void Role::name_holder(unsigned number, const LearnerFigures& figures) {
     holder_ = {number, static_cast<std::uint64_t>(getpid()), wall_clock_ns()};
-    publish(figures);
+    store_figures(figures);
 }
 
 void Role::release(const LearnerFigures& figures) {
     held_ = false;
     holder_ = {};
-    publish(figures);
+    store_figures(figures);
     unlock(lock_descriptor_(words_of(kind_).to_release), lock_byte::role);
 }
 

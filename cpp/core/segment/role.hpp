@@ -36,7 +36,7 @@ class Role {
     bool held() const { return held_.load(std::memory_order_relaxed); }
 
     // Of the holder alone: its latest figures.
-    void publish(const LearnerFigures& figures) { line_->store({holder_, figures}); }
+    void store_figures(const LearnerFigures& figures) { line_->store({holder_, figures}); }
 
     // Leaves the line without a holder, and the lock to whoever comes next.
     void release(const LearnerFigures& figures = {});

@@ -197,8 +197,8 @@ void SharedSegment::open_file(const std::string& verb, const SegmentOptions& opt
     }
 }
 
-void SharedSegment::publish() {
-    const std::string verb = "cannot publish '" + name_ + "'";
+void SharedSegment::make_visible() {
+    const std::string verb = "cannot create '" + name_ + "'";
     if (!is_open()) throw BufferClosed(verb + ": the segment is closed");
     if (published_) throw InvalidArgument(verb + ": it is published already");
     if (std::memcmp(data_, segment_magic, sizeof segment_magic) != 0) {

@@ -7,7 +7,7 @@
 // is left, and only then removes the name, if it still resolves to that inode:
 //   - close(): the last one out;
 //   - each creation, for all of this user's segments whose users were killed (sweep.hpp);
-//   - publish(): for the name that it wants.
+//   - make_visible(): for the name that it wants.
 // So a name can outlive its users only until this user's next creation.
 //
 // A nameless one is nameless_memory.hpp's: the kernel frees it with its last user, however that
@@ -51,7 +51,7 @@ class SharedSegment : private ForkWatched {
 
     // Lets a created segment be found by its name, once. Throws SegmentExists if a second creator
     // was faster; a dead segment under the name is removed first, and with `overwrite` any.
-    void publish();
+    void make_visible();
 
     // A file of that name, else what is nameless. Throws SegmentNotFound (also for one that is just
     // being removed), SegmentMismatch (not a regular file, another owner, open to others, empty),

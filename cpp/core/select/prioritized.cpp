@@ -51,11 +51,11 @@ void Learner::take_over() {
         const std::uint64_t word = ring_.word(slot).load(std::memory_order_acquire);
         const std::uint64_t seq = slot_word::seq(word);
         const bool present = slot_word::is_committed(word) && seq >= cleared_ &&
-                             (settled(slot, seq) || settle(slot, seq));
+                             (is_folded(slot, seq) || fold_row(slot, seq));
         if (!present && tree_.leaf(slot) != 0) tree_.store_leaf(slot, 0);
         sampleable += tree_.leaf(slot) > 0 ? 1 : 0;
         const std::uint64_t newest = lap + slot < position ? lap + slot : lap + slot - capacity;
-        if (newest >= cleared_ && !(present && seq >= newest)) expect(slot, newest);
+        if (newest >= cleared_ && !(present && seq >= newest)) mark_pending(slot, newest);
     }
     // Nobody writes the leaves behind the last slot; but a damaged file may have some.
     for (std::uint64_t slot = capacity; slot < padded_leaves(capacity); ++slot) {
@@ -65,7 +65,7 @@ void Learner::take_over() {
     tree_.rebuild();
 }
 
-bool Learner::settled(std::uint64_t slot, std::uint64_t seq) const {
+bool Learner::is_folded(std::uint64_t slot, std::uint64_t seq) const {
     return leaf_seq_[slot].load(std::memory_order_relaxed) == seq &&
            rule_.is_leaf(tree_.leaf(slot));
 }
@@ -77,7 +77,7 @@ inline void Learner::store_leaf(std::uint64_t slot, float leaf, std::uint64_t& s
 }
 
 // Takes the leaf that came with row `seq`; false if the row is not there (any more).
-inline bool Learner::settle(std::uint64_t slot, std::uint64_t seq, std::uint64_t& sampleable) {
+inline bool Learner::fold_row(std::uint64_t slot, std::uint64_t seq, std::uint64_t& sampleable) {
     float leaf = 0;
     if (!ring_.read_leaf_in(slot, seq, leaf)) return false;
     if (!rule_.is_leaf(leaf)) [[unlikely]]
@@ -89,8 +89,8 @@ inline bool Learner::settle(std::uint64_t slot, std::uint64_t seq, std::uint64_t
     return true;
 }
 
-bool Learner::settle(std::uint64_t slot, std::uint64_t seq) {
-    return settle(slot, seq, sampleable_);
+bool Learner::fold_row(std::uint64_t slot, std::uint64_t seq) {
+    return fold_row(slot, seq, sampleable_);
 }
 
 // Whether the row is this handle's own, and no index that was sampled in its slot can mean another.
@@ -100,7 +100,7 @@ bool Learner::own_row(std::uint64_t slot, std::uint64_t seq) const {
 
 void Learner::store_leaf(std::uint64_t slot, float leaf) { store_leaf(slot, leaf, sampleable_); }
 
-void Learner::expect(std::uint64_t slot, std::uint64_t seq) {
+void Learner::mark_pending(std::uint64_t slot, std::uint64_t seq) {
     std::uint64_t& expected = pending_[slot];
     expected = std::max(expected, seq);
 }
@@ -115,7 +115,7 @@ void Learner::fold() {
     folded_ = std::max(position, folded_);
     own_rows_.forget_before(folded_);
     if (!pending_.empty()) recheck_pending();
-    role_.publish(figures());
+    role_.store_figures(figures());
 }
 
 // If it throws, the next fold does the same range again.
@@ -126,13 +126,13 @@ void Learner::fold_range(std::uint64_t first, std::uint64_t last) {
     std::uint64_t slot = first_slot;
     std::uint64_t sampleable = sampleable_;
     for (std::uint64_t seq = first; seq < last; ++seq) {
-        if (!settled(slot, seq) && !settle(slot, seq, sampleable)) [[unlikely]] {
+        if (!is_folded(slot, seq) && !fold_row(slot, seq, sampleable)) [[unlikely]] {
             const std::uint64_t word = ring_.word(slot).load(std::memory_order_acquire);
             // A later claim is left to the fold that reaches it.
             if (slot_word::seq(word) <= seq) {
                 if (!slot_word::is_committed(word)) store_leaf(slot, 0, sampleable);
                 sampleable_ = sampleable;  // before what may throw
-                expect(slot, seq);
+                mark_pending(slot, seq);
             }
         }
         if (++slot == capacity) slot = 0;
@@ -176,8 +176,8 @@ void Learner::recheck_pending() {
             return false;
         }
         if (seq < cleared_) return false;
-        if (!settled(slot, seq)) {
-            if (!settle(slot, seq)) return false;
+        if (!is_folded(slot, seq)) {
+            if (!fold_row(slot, seq)) return false;
             touched_.push_back(slot);
         }
         return seq >= expected;
@@ -240,7 +240,7 @@ void Learner::draw(std::size_t count, Generator& generator, Draws& draws) {
         __builtin_prefetch(&leaf_seq_[draws.slots[i]]);
         __builtin_prefetch(&last_sampled_[draws.slots[i]], 1);
     }
-    ask_for_rows(ring_, row_bytes_, draws);
+    prefetch_rows(ring_, row_bytes_, draws);
     for (std::size_t i = 0; i < count; ++i) look_up(i, draws);
 }
 
@@ -275,7 +275,7 @@ void Learner::finish(double beta, Generator& generator, Draws& draws, const Samp
     }
     for (std::size_t i = 0; i < count; ++i) last_sampled_[draws.slots[i]] = draws.seqs[i];
     importance_weights(draws.leaves.data(), count, draws.least, beta, target.weights);
-    role_.publish(figures());
+    role_.store_figures(figures());
 }
 
 // Where a row is gone again that was drawn just after a fold, rows are overwritten faster than the
@@ -286,8 +286,8 @@ bool Learner::draw_newer(std::size_t place, Draws& draws) {
     const std::uint64_t word = ring_.word(slot).load(std::memory_order_relaxed);
     const std::uint64_t seq = slot_word::seq(word);
     if (!slot_word::is_committed(word) || seq < draws.cleared) return false;
-    if (!settled(slot, seq)) {
-        if (!settle(slot, seq)) return false;
+    if (!is_folded(slot, seq)) {
+        if (!fold_row(slot, seq)) return false;
         touched_.push_back(slot);
     }
     if (!(tree_.leaf(slot) > 0)) return false;
@@ -309,7 +309,7 @@ void Learner::draw_again(std::span<const std::size_t> places, Generator& generat
             leaf_seq_[slot].load(std::memory_order_relaxed) != draws.seqs[place]) {
             continue;
         }
-        expect(slot, slot_word::seq(ring_.word(slot).load(std::memory_order_acquire)));
+        mark_pending(slot, slot_word::seq(ring_.word(slot).load(std::memory_order_acquire)));
         touched_.push_back(slot);
     }
     for (const std::uint64_t slot : touched_) {
@@ -354,7 +354,7 @@ std::uint64_t Learner::update(std::span<const std::int64_t> slots,
             ring_.word(slot).load(std::memory_order_relaxed) == slot_word::committed(meant);
         const bool in_tree = leaf_seq_[slot].load(std::memory_order_relaxed) == meant;
         if (!there || meant < cleared ||
-            !(in_tree || (own_row(slot, meant) && settle(slot, meant)))) {
+            !(in_tree || (own_row(slot, meant) && fold_row(slot, meant)))) {
             ++stale;
             continue;
         }
@@ -371,7 +371,7 @@ std::uint64_t Learner::update(std::span<const std::int64_t> slots,
         tree_.refresh_slots(touched_);
         ring_.raise_max_priority(largest);
     }
-    role_.publish(figures());
+    role_.store_figures(figures());
     return stale;
 }
 
@@ -386,7 +386,7 @@ std::uint64_t Learner::generation(std::uint64_t slot) const {
 
 LearnerFigures Learner::figures() const {
     return {folded_, sampleable_, tree_.total(),         double{tree_.least()},  updates_,
-            stale_,  draws_,      tree_.lines_visited(), coarse_wall_clock_ns(), rows_folded_};
+            stale_,  draws_,      tree_.nodes_visited(), coarse_wall_clock_ns(), rows_folded_};
 }
 
 }  // namespace mpbuffer

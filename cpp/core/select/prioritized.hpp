@@ -32,15 +32,9 @@
 #include "segment/role.hpp"
 #include "select/random.hpp"
 #include "select/sum_tree.hpp"
+#include "select/weights_of_draws.hpp"
 
 namespace mpbuffer {
-
-struct PriorityRule {
-    double alpha;
-    double eps;
-    float leaf(double priority) const { return leaf_of(priority, alpha, eps); }
-    bool is_leaf(float leaf) const { return mpbuffer::is_leaf(leaf, alpha, eps); }
-};
 
 // What a handle keeps from one time that it has the role to the next, so that the copy of an index
 // never means a row that came after the one it was sampled with.
@@ -93,16 +87,16 @@ class Learner {
 
   private:
     void take_over();
-    bool settled(std::uint64_t slot, std::uint64_t seq) const;
-    bool settle(std::uint64_t slot, std::uint64_t seq);
+    bool is_folded(std::uint64_t slot, std::uint64_t seq) const;
+    bool fold_row(std::uint64_t slot, std::uint64_t seq);
     // Forced inline: most of what a fold costs; its count of sampleable rows stays in a register.
-    [[gnu::always_inline]] inline bool settle(std::uint64_t slot, std::uint64_t seq,
-                                              std::uint64_t& sampleable);
+    [[gnu::always_inline]] inline bool fold_row(std::uint64_t slot, std::uint64_t seq,
+                                                std::uint64_t& sampleable);
     bool own_row(std::uint64_t slot, std::uint64_t seq) const;
     void store_leaf(std::uint64_t slot, float leaf);
     [[gnu::always_inline]] inline void store_leaf(std::uint64_t slot, float leaf,
                                                   std::uint64_t& sampleable);
-    void expect(std::uint64_t slot, std::uint64_t seq);
+    void mark_pending(std::uint64_t slot, std::uint64_t seq);
     void fold_range(std::uint64_t first, std::uint64_t last);
     void fold_clear(std::uint64_t cleared);
     void recheck_pending();

@@ -104,11 +104,11 @@ void SumTree::find_prefix_sums(double* masses, std::uint64_t* slots, std::size_t
                                        : static_cast<const void*>(levels_[level - 1].sums);
         kernels_->children(levels_[level].sums, masses, slots, count,
                            static_cast<const std::byte*>(below));
-        lines_visited_ += count;
+        nodes_visited_ += count;
     }
     kernels_->leaves(leaves_, masses, slots, count);
     for (std::size_t i = 0; i < count; ++i) slots[i] = std::min(slots[i], capacity_ - 1);
-    lines_visited_ += count;
+    nodes_visited_ += count;
 }
 
 }  // namespace mpbuffer

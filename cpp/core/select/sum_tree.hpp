@@ -51,7 +51,7 @@ class SumTree {
     void find_prefix_sums(double* masses, std::uint64_t* slots, std::size_t count);
 
     // Lines of nodes and leaves looked at by find_prefix_sums so far.
-    std::uint64_t lines_visited() const { return lines_visited_; }
+    std::uint64_t nodes_visited() const { return nodes_visited_; }
 
   private:
     struct Level {
@@ -68,7 +68,7 @@ class SumTree {
     float* leaves_ = nullptr;
     std::uint64_t capacity_ = 0;
     std::vector<Level> levels_;  // levels_[0]: one node a group; the last: the root alone
-    std::uint64_t lines_visited_ = 0;
+    std::uint64_t nodes_visited_ = 0;
 };
 
 }  // namespace mpbuffer

@@ -56,7 +56,7 @@ std::unique_ptr<SharedWeights> SharedWeights::create(const WeightsSettings& sett
         weights->start();
         weights->set_parts(settings.part_bytes);
         weights->publish(first);
-        weights->segment_.publish();
+        weights->segment_.make_visible();
         return weights;
     });
 }

@@ -46,6 +46,7 @@
 #include <string>
 
 #include "base/error.hpp"
+#include "base/shared_copy.hpp"
 #include "base/tsan.hpp"
 #include "format/version_records.hpp"
 

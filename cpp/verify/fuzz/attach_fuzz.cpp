@@ -1,3 +1,4 @@
+// One file, though long: subjects, mutations and calls follow one recipe, and none is of use alone.
 #include "attach_fuzz.hpp"
 
 #include <fcntl.h>
@@ -426,7 +427,9 @@ class Mutation {
                 put(ring_.counters_offset + offsetof(RingCounters, clear_before), number());
                 break;
             case 2: put(ring_.counters_offset + offsetof(RingCounters, filled), number()); break;
-            case 3: put(ring_.counters_offset + offsetof(RingCounters, doubts), number()); break;
+            case 3:
+                put(ring_.counters_offset + offsetof(RingCounters, recount_requests), number());
+                break;
             case 4:
                 put(ring_.counters_offset + offsetof(RingCounters, max_priority), real());
                 break;

@@ -21,6 +21,8 @@ unreachable as written, and reachable as soon as any one of these is weakened: t
 to its other half, where `// needed: NAME acquire` or `release` says which half is under test) or,
 a fence, left out. A test with a line `// reachable` shows what is known not to be forbidden.
 `witness` below `exists` is an outcome that must be reachable, so that no test is vacuous.
+
+Long as one file, because a quarter of it is the checker's own tests, which run first.
 """
 
 from __future__ import annotations

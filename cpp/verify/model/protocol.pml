@@ -9,6 +9,8 @@
  * Sizes and budgets are macros (below); each FLAW_... macro puts in one mistake that must make an
  * assertion fail. -DOUTCOMES turns the assertions about the inside (I1, I2, I3, I5) off, so that a
  * flaw has to show in what a user sees.
+ *
+ * One file, though long: spin has no modules, and every process shares the same memory and ghosts.
  */
 
 #ifndef CAP
@@ -134,14 +136,14 @@ byte updated[CAP];                                /* ghost: seq of the last upda
 byte filled_stamp, filled_count;
 bit busy[NUMBERS];                                /* busy != 0 */
 byte busy_inc[NUMBERS];                           /* and the epoch it holds */
-bit doubtful[OBSERVERS];                          /* doubts != doubts_seen of that observer */
+bit requested[OBSERVERS];                          /* recount_requests != requests_seen of that one */
 #if OBSERVERS > 1
-#define DOUBT doubtful[0] = 1; doubtful[1] = 1
+#define REQUEST_RECOUNT requested[0] = 1; requested[1] = 1
 #else
-#define DOUBT doubtful[0] = 1
+#define REQUEST_RECOUNT requested[0] = 1
 #endif
 #else
-#define DOUBT skip
+#define REQUEST_RECOUNT skip
 #endif
 
 /* The process table and the kernel's locks. */
@@ -281,7 +283,7 @@ proctype Writer(byte me; byte my_inc)
 {
     byte calls, rows, claims, k, seq, slot, cleared, stamp, raise, verdict;
     byte seen_seq, seen_own, seen_inc;
-    bit seen_fresh, fresh, doubt;
+    bit seen_fresh, fresh, request;
 #if CLEARS
     byte behind;                                  /* claims of this call that lay before a clear */
     bit move;
@@ -453,17 +455,17 @@ next_call:
                     MAY_DIE;
                     if
 #ifndef FLAW_RAISE_WITHOUT_STAMP
-                    :: filled_stamp != stamp -> doubt = 1
+                    :: filled_stamp != stamp -> request = 1
 #endif
                     :: else -> filled_count = filled_count + raise
                     fi
                 };
-                if :: doubt -> atomic { MAY_DIE; DOUBT; doubt = 0 } :: else fi
+                if :: request -> atomic { MAY_DIE; REQUEST_RECOUNT; request = 0 } :: else fi
             :: else
             fi;
-#ifndef FLAW_CLEAR_SEEN_WITHOUT_DOUBT
-            doubt = (clear_before != cleared);
-            if :: doubt -> atomic { MAY_DIE; DOUBT; doubt = 0 } :: else fi;
+#ifndef FLAW_CLEAR_SEEN_WITHOUT_REQUEST
+            request = (clear_before != cleared);
+            if :: request -> atomic { MAY_DIE; REQUEST_RECOUNT; request = 0 } :: else fi;
 #endif
 #endif
             atomic { cleared = 0; stamp = 0; raise = 0; seq = 0 }
@@ -482,16 +484,16 @@ died:
     :: atomic { restarts_left > 0 -> restarts_left--; alive[me] = 1; enrolling[me] = 1 }
         atomic { MAY_DIE; epoch[me]++; my_inc = epoch[me]; enrolling[me] = 0 }
         atomic {
-            k = 0; seq = 0; slot = 0; cleared = 0; stamp = 0; raise = 0; verdict = 0; doubt = 0;
+            k = 0; seq = 0; slot = 0; cleared = 0; stamp = 0; raise = 0; verdict = 0; request = 0;
             seen_seq = 0; seen_own = 0; seen_inc = 0; seen_fresh = 0; fresh = 0; rows = 0;
 #if CLEARS
             move = 0; behind = 0
 #endif
         }
 #if COUNTING
-        doubt = busy[me];
+        request = busy[me];
         if
-        :: doubt -> atomic { MAY_DIE; DOUBT }; atomic { MAY_DIE; busy[me] = 0; doubt = 0 }
+        :: request -> atomic { MAY_DIE; REQUEST_RECOUNT }; atomic { MAY_DIE; busy[me] = 0; request = 0 }
         :: else
         fi;
 #endif
@@ -503,7 +505,7 @@ done:
     atomic {
         running--; enrolling[me] = 0;
         calls = 0; rows = 0; claims = 0; k = 0; seq = 0; slot = 0; cleared = 0; stamp = 0;
-        raise = 0; verdict = 0; doubt = 0; fresh = 0;
+        raise = 0; verdict = 0; request = 0; fresh = 0;
         seen_seq = 0; seen_own = 0; seen_inc = 0; seen_fresh = 0;
 #if CLEARS
         move = 0; behind = 0
@@ -569,7 +571,7 @@ died:
 /* Whatever the leaf is: that of a row which is there may be 0, where its priority is. */
 #define SETTLED(slot, seq) (leaf_seq[slot] == (seq))
 
-inline expect(at, position)
+inline mark_pending(at, position)
 {
     if :: pending[at] < (position) -> pending[at] = position :: else fi
 }
@@ -580,7 +582,7 @@ inline zero_leaf(at)
 }
 
 /* Takes the leaf that came with row `s` of `slot`; `ok`: it was there. */
-inline settle(s)
+inline fold_row(s)
 {
     ok = (word_seq[slot] == s && word_own[slot] == 0);
     if
@@ -665,7 +667,7 @@ inline fold()
         :: SETTLED(slot, s)
 #endif
         :: else ->
-            settle(s);
+            fold_row(s);
             if
             :: ok
             :: else ->
@@ -674,7 +676,7 @@ inline fold()
                     if
                     :: word_seq[slot] <= s ->
 #ifndef FLAW_PENDING_DROPPED
-                        expect(slot, s);
+                        mark_pending(slot, s);
 #endif
 #ifdef FLAW_HOLE_LOSES_ITS_OLD_ROW
                         zero_leaf(slot)
@@ -711,7 +713,7 @@ inline fold()
                     fi
                 fi
             }
-            if :: need -> settle(seen) :: else fi;
+            if :: need -> fold_row(seen) :: else fi;
             atomic {
                 if :: ok && seen >= pending[slot] -> pending[slot] = 0 :: else fi;
                 ok = 0; need = 0; seen = 0
@@ -770,7 +772,7 @@ take_over:
 #endif
         }
         if
-        :: need -> settle(seen); sampleable = sampleable + (ok && before)
+        :: need -> fold_row(seen); sampleable = sampleable + (ok && before)
         :: else
         fi;
         atomic {
@@ -785,7 +787,7 @@ take_over:
             if
             :: s >= cleared && !(ok && seen >= s) ->
                 MUST(nobody_awaits_a_position_that_nobody_took, TAKEN_EVER(s));
-                expect(slot, s)
+                mark_pending(slot, s)
             :: else
             fi;
 #endif
@@ -847,7 +849,7 @@ take_over:
                         LEARNER_MAY_DIE;
                         zero_leaf(slot);
 #ifndef SPARE_FAILED_DRAW_EXPECTS_NOTHING
-                        expect(slot, word_seq[slot]);
+                        mark_pending(slot, word_seq[slot]);
 #endif
                         slot = 0; s = 0; seen = 0; position = 0
                     }
@@ -890,7 +892,7 @@ take_over:
             }
 #if defined(OWN_ROWS) && !defined(FLAW_OWN_ROW_IS_NOT_SETTLED)
             if
-            :: ok && s != leaf_seq[slot] -> settle(s); before = 0
+            :: ok && s != leaf_seq[slot] -> fold_row(s); before = 0
             :: else
             fi;
 #endif
@@ -963,12 +965,12 @@ inline stored_size()
             ok = PROVABLE(number, inc);
             if
             :: ok ->
-#ifdef FLAW_BUSY_FORGOTTEN_BEFORE_DOUBT
+#ifdef FLAW_BUSY_FORGOTTEN_BEFORE_REQUEST
                 atomic { OBSERVER_MAY_DIE;
                          if :: busy_inc[number] == inc -> busy[number] = 0 :: else fi }
-                atomic { OBSERVER_MAY_DIE; DOUBT }
+                atomic { OBSERVER_MAY_DIE; REQUEST_RECOUNT }
 #else
-                atomic { OBSERVER_MAY_DIE; DOUBT }
+                atomic { OBSERVER_MAY_DIE; REQUEST_RECOUNT }
                 atomic { OBSERVER_MAY_DIE;
                          if :: busy_inc[number] == inc -> busy[number] = 0 :: else fi }
 #endif
@@ -980,7 +982,7 @@ inline stored_size()
     :: else -> break
     od;
     number = 0;
-    atomic { OBSERVER_MAY_DIE; ok = doubtful[me]; doubtful[me] = 0 }
+    atomic { OBSERVER_MAY_DIE; ok = requested[me]; requested[me] = 0 }
 #if CLEARS
     cleared = clear_before;
 #ifndef FLAW_CLEAR_NOT_SEEN_BY_COUNT
@@ -1026,7 +1028,7 @@ inline stored_size()
 #ifndef FLAW_RECOUNT_WITHOUT_STAMP
                     filled_stamp++
 #endif
-                :: else -> doubtful[me] = 1
+                :: else -> requested[me] = 1
                 fi
             fi;
             slot = 0; stamp = 0; count = 0; cleared = 0

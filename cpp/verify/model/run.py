@@ -4,7 +4,8 @@
 A configuration passes if spin's search completed (nothing cut off by depth, memory or time) with
 0 errors. A flaw passes if the assertion named beside it, or a cycle without progress, is reported.
 Needs spin and a C compiler. `--short`: the small configurations and the flaws that show fast.
-`--write-tables`: puts what came out into README.md, between the lines that say so.
+`--write-tables`: puts what came out into README.md, between the lines that say so. Half of this file is
+the table of configurations and flaws.
 """
 
 from __future__ import annotations
@@ -61,7 +62,7 @@ CONFIGURATIONS = [
     Case("tree, capacity 2, own rows", TREE + "CAP=2 DEATHS=1 OWN_ROWS"),
     Case("tree, capacity 2, batches of two", TREE + "CAP=2 ROWS=2 BATCH=2 DEATHS=2"),
     Case("tree, capacity 2, clear", TREE + "CAP=2 DEATHS=2 CLEARS=1 LEARNER_OPS=1"),
-    # The count: `filled`, its stamp, doubts, busy flags, recount.
+    # The count: `filled`, its stamp, requests to recount, busy flags, recount.
     Case("count, capacity 1", COUNT + "CAP=1 DEATHS=2", short=True),
     Case("count, capacity 1, clear", COUNT + "CAP=1 DEATHS=2 CLEARS=1"),
     Case("count, capacity 1, clear, two who ask", "LEARNERS=0 OBSERVERS=2 CAP=1 CLEARS=1"),
@@ -175,12 +176,12 @@ FLAWS = [
     flaw("FLAW_RECOUNT_WITHOUT_STAMP", COUNTER + "CAP=2 DEATHS=1", "stored_size_is_exact"),
     flaw("FLAW_NO_BUSY_FLAG", COUNTER + "DEATHS=1", "stored_size_is_exact"),
     flaw(
-        "FLAW_BUSY_FORGOTTEN_BEFORE_DOUBT",
+        "FLAW_BUSY_FORGOTTEN_BEFORE_REQUEST",
         COUNTER + "OBSERVERS=2 DEATHS=2",
         "stored_size_is_exact",
         short=False,
     ),
-    flaw("FLAW_CLEAR_SEEN_WITHOUT_DOUBT", COUNTER + "CLEARS=1", "stored_size_is_exact"),
+    flaw("FLAW_CLEAR_SEEN_WITHOUT_REQUEST", COUNTER + "CLEARS=1", "stored_size_is_exact"),
     flaw("FLAW_CLEAR_NOT_SEEN_BY_COUNT", COUNTER + "CLEARS=1", "stored_size_is_exact"),
     # A clear.
     flaw(

@@ -1,3 +1,4 @@
+// One file, though a little long: what the arena makes, and how it checks what became of it.
 #include "arena.hpp"
 
 #include <fcntl.h>

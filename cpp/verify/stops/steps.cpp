@@ -1,3 +1,4 @@
+// One file, though long: the scenes share their actors, and a step is understood beside the others.
 #include "steps.hpp"
 
 #include <algorithm>
