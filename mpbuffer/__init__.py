@@ -4,14 +4,11 @@ from typing import Any as _Any
 
 from mpbuffer import _core as _core  # before NumPy: it tells why subinterpreters are refused
 from mpbuffer._arguments import value_range as _value_range  # noqa: F401 - for the core, by name
+from mpbuffer.buffer.attaching import attach
 from mpbuffer.buffer.batches import Batches
-from mpbuffer.buffer.replay_buffer import (
-    LearnerStatus,
-    PrioritizedReplayBuffer,
-    ProcessStatus,
-    ReplayBuffer,
-    attach,
-)
+from mpbuffer.buffer.prioritized import PrioritizedReplayBuffer
+from mpbuffer.buffer.replay_buffer import ReplayBuffer
+from mpbuffer.buffer.statuses import LearnerStatus, ProcessStatus
 from mpbuffer.buffer.step_writer import StepWriter
 from mpbuffer.envs.spaces import from_fields, schema_from, to_fields
 from mpbuffer.envs.vector import TransitionRows, VectorTransitions

@@ -1,6 +1,6 @@
-"""What can go wrong, beside the builtin errors for wrong values.
+"""Exceptions, beside the builtin ones for wrong values.
 
-Each class also is the builtin error that code written for other buffers expects.
+Each class is also the builtin exception that code written for other buffers expects.
 """
 
 __all__ = [
@@ -25,23 +25,23 @@ class MpbufferError(Exception):
 
 
 class SegmentNotFound(MpbufferError, FileNotFoundError):
-    """No buffer of that name is there (any more)."""
+    """There is no segment of that name, or no longer."""
 
 
 class SegmentExists(MpbufferError, FileExistsError):
-    """A buffer of that name is in use."""
+    """A segment of that name is in use."""
 
 
 class SegmentMismatch(MpbufferError, ValueError):
-    """What has that name is damaged, is of another format, or belongs to somebody else."""
+    """The segment is damaged, has another format, or belongs to another user."""
 
 
 class NotEnoughMemory(MpbufferError, MemoryError):
-    """The buffer would not fit; tells how much is needed, how much is there, and where."""
+    """The segment does not fit; the message has the bytes needed and available, and where."""
 
 
 class ProcessTableFull(MpbufferError, RuntimeError):
-    """1022 handles are using the buffer already."""
+    """1022 handles of the segment are open already."""
 
 
 class RoleBusy(MpbufferError, RuntimeError):
@@ -57,22 +57,22 @@ class PublisherBusy(RoleBusy):
 
 
 class SlotsHeld(MpbufferError, TimeoutError):
-    """Living processes held every slot for too long; tells which, and how many rows were added."""
+    """Living processes held every slot too long; the message names them and counts rows added."""
 
 
 class EmptyBuffer(MpbufferError, ValueError):
-    """There is no complete row to sample, or none that may be drawn: all have priority 0."""
+    """There is no complete row to sample, or all of them have priority 0."""
 
 
 class ExplorerFailed(MpbufferError, RuntimeError):
-    """An explorer's function raised, or its process ended and is not to be restarted.
+    """An explorer's function raised, or its process died and is not restarted.
 
     Attributes
     ----------
     index : int
         Which explorer.
     exit_code : int or None
-        Of its process: minus the signal's number if one killed it; None if not known yet.
+        Its process's exit code: minus the signal's number if one killed it; None if not known yet.
     remote_traceback : str
         The traceback of the exception in the explorer; empty if there was none.
     """

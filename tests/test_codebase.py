@@ -41,8 +41,8 @@ ROOM_MAY_USE = {
     "_arguments": set(),
     "_segment": set(),
     "buffer": {"_arguments", "_segment"},
-    "weights": {"_arguments", "_segment", "buffer"},
-    "explorers": {"_segment", "buffer"},
+    "weights": {"_arguments", "_segment"},
+    "explorers": {"_arguments", "_segment", "buffer"},
     "envs": set(),
     "inspect": {"buffer", "weights"},
     "_core": {"buffer"},  # the stub

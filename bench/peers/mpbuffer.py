@@ -5,7 +5,6 @@ import os
 import time
 
 import mpbuffer
-from mpbuffer import _core
 from peers.adapter import Adapter
 from peers.rows import Fields
 
@@ -68,7 +67,7 @@ class Mpbuffer(Adapter):
 
     def _mapping(self) -> tuple[int, int]:
         """Return where the largest mapping of the segment starts and ends."""
-        segment = os.fstat(_core.data_descriptor(self.rb)).st_ino
+        segment = os.fstat(self.rb._data_descriptor()).st_ino
         spans = []
         with open("/proc/self/maps") as file:
             for addresses, _, _, _, inode, *_ in map(str.split, file):

@@ -66,6 +66,17 @@ void run_signal_handlers() {
     if (running_python(PyErr_CheckSignals) != 0) throw py::error_already_set();
 }
 
+void translate_core_errors() {
+    py::register_local_exception_translator([](std::exception_ptr error) {
+        if (!error) return;
+        try {
+            std::rethrow_exception(error);
+        } catch (const Error&) {
+            set_python_error();
+        }
+    });
+}
+
 void set_python_error() {
     try {
         translate();

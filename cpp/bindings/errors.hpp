@@ -1,4 +1,4 @@
-// Exceptions of the core as those of mpbuffer.errors.
+// The core's exceptions as those of mpbuffer.errors.
 #pragma once
 
 #include <pybind11/pybind11.h>
@@ -9,9 +9,12 @@
 
 namespace mpbuffer::bindings {
 
-// Runs the handlers of signals that have come, which may call anything; throws what they raise,
-// KeyboardInterrupt for one.
+// Runs the handlers of pending signals, which may call anything. Throws what they raise, such as
+// KeyboardInterrupt.
 void run_signal_handlers();
+
+// Has pybind11 raise the core's exceptions as those of mpbuffer.errors.
+void translate_core_errors();
 
 // Sets the Python error for the exception being handled; for a catch (...) block.
 void set_python_error();

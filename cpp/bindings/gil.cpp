@@ -9,7 +9,7 @@ namespace mpbuffer::bindings {
 
 namespace {
 
-// A thread of Python's holds the GIL whenever it calls the core; threads of the core never do.
+// A Python thread holds the GIL when it calls the core; threads of the core never hold it.
 void* release() {
     return PyGILState_GetThisThreadState() == nullptr ? nullptr : PyEval_SaveThread();
 }

@@ -1,10 +1,9 @@
-// Python's lock as the core's program lock, and what becomes of a thread for which there is no
-// more.
+// Python's lock as the core's program lock, and threads that can never take it again.
 //
 // Up to Python 3.13 a thread that asks for the GIL while the interpreter finalizes is ended by
-// pthread_exit(), which unwinds it: through destructors that must not throw, and without the GIL
-// through those that drop references. Here such a thread stands still instead, as from 3.14 on,
-// until the process ends.
+// pthread_exit(). That unwinds its stack: through destructors that must not throw, and, without the
+// GIL, through those that drop references. Here such a thread stands still until the process ends,
+// as it does from Python 3.14 on.
 #pragma once
 
 #include <cxxabi.h>
@@ -18,8 +17,8 @@ void install_program_lock();
 
 [[noreturn]] void stand_still();
 
-// Runs what may run Python code of the program's (a method, a finalizer, a warning's hook), in
-// which this thread may lose the GIL.
+// Runs a call that may run the program's Python code (a method, a finalizer, a warning's hook).
+// The thread may lose the GIL in it.
 template <class Call>
 decltype(auto) running_python(Call&& call) {
     try {

@@ -1,4 +1,5 @@
-// NumPy's C API, imported once for all files of the extension (by module.cpp).
+// NumPy's C API, imported once for all files of the extension (by module.cpp), and its objects as
+// pybind11 has them.
 #pragma once
 
 #include <pybind11/pybind11.h>
@@ -10,3 +11,44 @@
 #endif
 #include <numpy/arrayobject.h>
 #include <numpy/arrayscalars.h>
+
+#include <cstddef>
+
+namespace mpbuffer::bindings {
+
+// A new reference; throws the Python error that is set if there is none.
+inline pybind11::object owned(PyObject* reference) {
+    if (reference == nullptr) throw pybind11::error_already_set();
+    return pybind11::reinterpret_steal<pybind11::object>(reference);
+}
+inline pybind11::object owned(PyArray_Descr* reference) {
+    return owned(reinterpret_cast<PyObject*>(reference));
+}
+
+inline PyArrayObject* array_of(pybind11::handle array) {
+    return reinterpret_cast<PyArrayObject*>(array.ptr());
+}
+inline PyArray_Descr* descr_of(pybind11::handle dtype) {
+    return reinterpret_cast<PyArray_Descr*>(dtype.ptr());
+}
+inline pybind11::handle dtype_of(PyArrayObject* array) {
+    return reinterpret_cast<PyObject*>(PyArray_DESCR(array));
+}
+
+template <class Value>
+Value* values_of(pybind11::handle array) {
+    return static_cast<Value*>(PyArray_DATA(array_of(array)));
+}
+
+// C-contiguous, aligned and in native byte order; `flags` may add NPY_ARRAY_FORCECAST. The array
+// itself where it is that already. A new reference, or nullptr with the Python error set. May run
+// Python code. Steals `descr`.
+PyObject* native_array(PyArrayObject* from, PyArray_Descr* descr, int flags = NPY_ARRAY_FORCECAST);
+// The same; throws the error.
+pybind11::object native_array(PyArrayObject* from, int type_number,
+                              int flags = NPY_ARRAY_FORCECAST);
+
+// A new array of shape (count,), whose values are not set.
+pybind11::object new_array(std::size_t count, int type_number);
+
+}  // namespace mpbuffer::bindings

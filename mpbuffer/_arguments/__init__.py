@@ -1,1 +1,1 @@
-"""Arguments that several rooms take: tensors, and the range of a dtype. Uses no other room."""
+"""Arguments that several rooms take: tensors, integers, ranges of dtypes. Uses no other room."""

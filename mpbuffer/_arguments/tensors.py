@@ -36,7 +36,7 @@ def as_plain_array(tensor: Any) -> npt.NDArray[Any]:
 
 
 def as_tensor(array: npt.NDArray[Any], torch_dtype: str) -> Any:
-    """Return a tensor of an array's memory, which is of that dtype's or of unsigned integers."""
+    """Return a tensor of an array's memory: of that dtype, or of unsigned integers viewed as it."""
     torch = importlib.import_module("torch")
     dtype = getattr(torch, torch_dtype)
     if str(array.dtype) == torch_dtype:

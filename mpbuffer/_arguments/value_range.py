@@ -12,7 +12,7 @@ __all__ = ["ValueRange", "value_range"]
 
 
 class ValueRange(NamedTuple):
-    """The numbers that a dtype can represent; of a complex dtype, those of its parts.
+    """The numbers that a dtype can represent; for a complex dtype, that its parts can.
 
     Attributes
     ----------
@@ -36,7 +36,7 @@ class ValueRange(NamedTuple):
 
 @functools.cache
 def value_range(dtype: np.dtype[Any]) -> ValueRange | None:
-    """Return the range of a dtype in native byte order; None if every number fits, or none."""
+    """Return the range of a dtype in native byte order; None if it is unlimited or no number."""
     if dtype.isbuiltin == 1 and dtype.kind not in "biufc":
         return None
     if dtype == np.bool_:

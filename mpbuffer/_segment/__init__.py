@@ -1,1 +1,1 @@
-"""Handles on a segment: passed on, closed at exit, kept after it. Uses only ``errors``."""
+"""Handles on a segment: described, passed on, closed at exit, kept after. Uses only ``errors``."""

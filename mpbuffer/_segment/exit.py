@@ -1,14 +1,14 @@
-"""Closing what is open when a process ends, however Python ends it.
+"""Closes handles when a process ends, however Python ends it.
 
-There is one way for all: finalizers of multiprocessing and of multiprocess. They run when the
-interpreter exits, and in those packages' own children, which leave by ``os._exit`` afterwards. A
-finalizer counts only in the process that registered it, so every forked child registers its own. A
-child that a thread forked ends with that thread, without the interpreter's exit: there the thread's
-variables are what is finalized.
+Finalizers of multiprocessing and multiprocess do it. They run when the interpreter exits, and in
+those packages' own children, which call ``os._exit`` afterwards. A finalizer runs only in the
+process that registered it, so every forked child registers its own. A child that a thread forked
+ends with that thread, without the interpreter's exit: there the destruction of the thread's
+variables does it.
 
 Writers close first. Buffers close after the process has waited for its children, which may be
-about to attach. A process that leaves by a bare ``os._exit`` closes nothing, as one that is killed;
-the next creation removes what it left.
+about to attach. A process that calls ``os._exit`` itself, or is killed, closes nothing; the next
+creation removes what it left.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ class _Watch:
 _BEFORE_WAITING_FOR_CHILDREN = 0
 _AFTER_WAITING_FOR_CHILDREN = -100
 
-# In the order of opening. Listing the keys of a dict runs no Python code, so that nothing comes
-# between; a WeakSet must not grow while it is listed.
+# In the order of opening. Listing a dict's keys runs no Python code, so nothing can change it then;
+# a WeakSet must not grow while it is listed.
 _OpenOnes = dict[weakref.ref[Any], None]
 _open: _OpenOnes = {}
 _open_on_others: _OpenOnes = {}
@@ -47,10 +47,10 @@ _wait_for_threads: Callable[[], None] = getattr(threading, "_shutdown", lambda: 
 
 
 def close_at_exit(buffer: _Closable, *, uses_others: bool = False) -> None:
-    """Have `buffer` closed when this process ends, or a child that is forked from it.
+    """Close `buffer` when this process ends, or a child that is forked from it.
 
-    With `uses_others`, before those without; an exception goes to ``sys.unraisablehook`` and keeps
-    nothing open.
+    Those with `uses_others` are closed first. Exceptions go to ``sys.unraisablehook``; the others
+    are closed all the same.
     """
     open_ones = _open_on_others if uses_others else _open
     # The reference's end runs no Python code either, amid which another thread might fork.
@@ -59,7 +59,7 @@ def close_at_exit(buffer: _Closable, *, uses_others: bool = False) -> None:
 
 
 def close_buffers() -> None:
-    """Close the buffers and no more: that any thread may do, whatever the others are at."""
+    """Close only the buffers. Any thread may call it, whatever the other threads do."""
     for buffer in _living(_open):
         buffer.close()
 
@@ -69,7 +69,7 @@ def _living(open_ones: _OpenOnes) -> list[Any]:
 
 
 def _close_users() -> None:
-    """Close what uses buffers, once all threads have ended that the process waits for.
+    """Close what uses buffers, after the threads that the process waits for have ended.
 
     The interpreter waits for them before its exit, the packages' children only after finalizers.
     """
@@ -80,19 +80,19 @@ def _close_users() -> None:
 
 
 def close_all() -> None:
-    """Close all, whatever the threads are at: rows that are staged are written."""
+    """Close all, whatever the threads do. Staged rows are written."""
     _close_each([*_living(_open_on_others), *_living(_open)])
 
 
 class _Closing(tuple[_Closable]):
-    """Closes on destruction: what is raised there goes to ``sys.unraisablehook`` and no further."""
+    """Closes on destruction: exceptions go to ``sys.unraisablehook``."""
 
     def __del__(self) -> None:
         self[0].close()
 
 
 def _close_each(closables: Iterable[_Closable]) -> None:
-    """Close all, in one call of the interpreter's, in which no signal's handler comes between."""
+    """Close all in one call of the interpreter, in which no signal handler runs."""
     collections.deque(map(_Closing, zip(closables)), maxlen=0)
 
 
@@ -120,7 +120,7 @@ class _ThreadEnd:
 
 
 def _finalize_in_child() -> None:
-    """Register in a forked child; the packages clear this in their own, and ask again."""
+    """Register in a forked child. The packages' own children clear this and register again."""
     for name in _watches:
         _finalize_in(sys.modules[name])
     if not hasattr(_thread_variables, "end"):

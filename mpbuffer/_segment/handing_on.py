@@ -1,4 +1,4 @@
-"""How a handle gets from one process to another: by descriptor, or by name."""
+"""Handles on their way from one process to another: by descriptor, or by name."""
 
 from __future__ import annotations
 
@@ -21,14 +21,12 @@ _has_warned = False
 
 
 class NotCopied:
-    """What copy.copy() and copy.deepcopy() refuse: a copy would be a handle on the same memory."""
-
-    name: str
+    """Base of handles, which copy.copy() and copy.deepcopy() refuse to copy."""
 
     def __copy__(self) -> NoReturn:
         raise TypeError(
-            f"cannot copy {self.name!r}: the copy would be a second handle on the same memory; use "
-            "this one, or attach() for a second one; read or sample what is in it to copy that"
+            f"cannot copy {self!r}: the copy would be a second handle on the same memory; pass "
+            "this one on, or call attach() for a second one; to copy the data, read or sample them"
         )
 
     def __deepcopy__(self, memo: Any) -> NoReturn:
@@ -36,10 +34,10 @@ class NotCopied:
 
 
 def names_of(name: str | None, overwrite: bool) -> tuple[str, bool]:
-    """Return the name of a segment to be made, and whether it is one without a name."""
+    """Return a new segment's name, and whether the user gave none."""
     if name is None:
         if overwrite:
-            raise ValueError("overwrite=True takes a name away: give the name= that it is about")
+            raise ValueError("overwrite=True needs a name=")
         return _core.generate_name(), True
     if not isinstance(name, str):
         raise TypeError(f"name must be a str, got {name!r}")
@@ -49,10 +47,10 @@ def names_of(name: str | None, overwrite: bool) -> tuple[str, bool]:
 
 
 def descriptor_for_child(descriptor: int, name: str) -> Any:
-    """Return what carries `descriptor` to the process being spawned.
+    """Return an object that carries `descriptor` to the process being spawned.
 
-    None if none is being spawned: then the name is all that a pickle has, and a warning says so,
-    once in this process, to the caller of the caller.
+    None if no process is being spawned: then a pickle holds only the name. That is warned of once
+    in this process, at the caller's caller.
     """
     global _has_warned
     for package in ("multiprocessing", "multiprocess"):
@@ -62,28 +60,28 @@ def descriptor_for_child(descriptor: int, name: str) -> Any:
     if not _has_warned:
         _has_warned = True
         warnings.warn(
-            f"{name!r} was pickled while no process was being started: the pickle has its name, "
-            "not what is in it, and can be loaded as long as some process has it open; hand it to "
-            "processes as an argument of theirs, or let them attach() by name; to save what is in "
-            "it, save what get_all_transitions() or read() returns",
+            f"{name!r} was pickled while no process was being started: the pickle holds its name, "
+            "not its data, and can be loaded only while a process has it open; pass it to "
+            "processes as an argument, or let them attach() by name; to save the data, save what "
+            "get_all_transitions() or read() returns",
             stacklevel=3,
         )
     return None
 
 
-def opened_copy(opened: Callable[[str, int], Opened], name: str, source: Any) -> Opened:
-    """Open what was pickled: through the descriptor that came along, or by name."""
+def opened_copy(cls: Any, name: str, source: Any) -> Any:
+    """Open a pickled handle, by the descriptor that came with it, or by name."""
     if source is None:
-        return opened(name, -1)
+        return cls._opened(name, -1)
     descriptor = source.detach()
     try:
-        return opened(name, descriptor)
+        return cls._opened(name, descriptor)
     finally:
         os.close(descriptor)
 
 
 def opened_once_there(opened: Callable[[str, int], Opened], name: str, timeout: float) -> Opened:
-    """Open by name, and wait for the name for at most so many seconds."""
+    """Open by name; wait for the name for at most `timeout` seconds."""
     seconds = float(timeout)
     if not seconds >= 0:
         raise ValueError(f"timeout must be at least 0 seconds, got {timeout!r}")

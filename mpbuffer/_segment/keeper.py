@@ -1,4 +1,4 @@
-"""The process that keeps a buffer's rows while the one that wrote them is replaced."""
+"""The process that keeps a buffer's memory while a learner is restarted."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ __all__ = ["keep_after_exit"]
 _LONGEST = 1e9
 _WAIT_AT_MOST = 60.0
 _POLL = 0.2
-# Who asked for it is not its parent, so that it leaves no zombie.
+# It forks, so that the caller is not its parent and no zombie stays.
 _PROGRAM = "import os; os.fork() and os._exit(0); from mpbuffer._segment.keeper import keep; keep()"
 
 
 def keep_after_exit(name: str, seconds: float) -> int:
-    """Start the keeper of that segment; return its pid. See ReplayBuffer.keep_after_exit()."""
+    """Start a segment's keeper; return its pid. See ReplayBuffer.keep_after_exit()."""
     seconds = float(seconds)
     if not 0.0 <= seconds <= _LONGEST:
         raise ValueError(f"cannot keep '{name}' for {seconds} s: expected 0 to {_LONGEST:g}")
@@ -49,7 +49,7 @@ def keep_after_exit(name: str, seconds: float) -> int:
     except OSError as error:
         raise OSError(
             error.errno,
-            f"cannot keep '{name}': its keeper, a process of {python!r}, cannot be started:"
+            f"cannot keep '{name}': cannot start its keeper with {python!r}:"
             f" {error.strerror}{_REMEDIES.get(error.errno or 0, '')}",
             error.filename,
         ) from error
@@ -66,33 +66,33 @@ def keep_after_exit(name: str, seconds: float) -> int:
 _REMEDIES = {
     errno.EMFILE: "; raise the limit of open files (ulimit -n), or close some",
     errno.ENFILE: "; the system's limit of open files is reached",
-    errno.EAGAIN: "; there can be no more processes: raise the limit (ulimit -u, a container's)",
+    errno.EAGAIN: "; the limit of processes is reached: raise it (ulimit -u, a container's)",
 }
 
 
 def _python_for(name: str) -> str:
-    """Return the interpreter that can be the keeper: no program that would start itself again."""
+    """Return an interpreter for the keeper, and never a program that would start itself again."""
     from multiprocessing.spawn import get_executable
 
     own, chosen = sys.executable or "", os.fsdecode(get_executable() or "")
     if not own:
-        why = "sys.executable does not tell of a Python interpreter"
+        why = "sys.executable is empty"
     elif getattr(sys, "frozen", False):
-        why = f"this program is frozen, and {own!r} would start it again"
+        why = f"this program is frozen, so {own!r} would start it again"
     elif not re.search("python|pypy", os.path.basename(own), re.IGNORECASE):
-        why = f"sys.executable is {own!r}, which is no Python interpreter by its name"
+        why = f"sys.executable is {own!r}, which is not named like a Python interpreter"
     else:
         return own
     if chosen not in ("", own):
         return chosen
     raise RuntimeError(
-        f"cannot keep '{name}': {why}; the keeper is a Python process: name an interpreter that can"
-        " import mpbuffer, by multiprocessing.set_executable()"
+        f"cannot keep '{name}': {why}; name a Python interpreter that can import mpbuffer by"
+        " multiprocessing.set_executable()"
     )
 
 
 def _absolute(paths: Iterable[str]) -> list[str]:
-    """Make them absolute; without relative ones where the working directory was deleted."""
+    """Make them absolute; drop relative ones if the working directory was deleted."""
     found = []
     for path in paths:
         with contextlib.suppress(FileNotFoundError):
@@ -105,25 +105,25 @@ def _pid_once_attached(name: str, pipe: int) -> int:
     while not said.endswith(b" attached\n"):
         part = os.read(pipe, 65536) if _is_readable(pipe, deadline - time.monotonic()) else b""
         if not part:
-            why = said.decode(errors="replace").strip() or "it said nothing"
+            why = said.decode(errors="replace").strip() or "it printed nothing"
             raise RuntimeError(f"cannot keep '{name}': its keeper did not attach: {why}")
         said += part
     return int(said.split()[-2])
 
 
 def keep() -> None:
-    """Keep a segment until so many seconds after a process: all that the keeper does."""
+    """Keep a segment open until some seconds after a process has ended: the keeper's program."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     name, pid, started, seconds = sys.argv[1:]
     buffer = _core.ReplayBuffer()
-    _core.attach(buffer, name)
+    buffer._attach(name, -1)
     print(os.getpid(), "attached", flush=True)
     nowhere = os.open(os.devnull, os.O_RDWR)
     os.dup2(nowhere, 1)
     os.dup2(nowhere, 2)
     _wait_for_end(ProcessIdentity(int(pid), int(started)))
     time.sleep(float(seconds))
-    _core.close(buffer)
+    buffer.close()
 
 
 def _is_readable(descriptor: int, seconds: float | None) -> bool:

@@ -1,4 +1,4 @@
-"""Which process: told from a later one that got the same pid."""
+"""Processes, distinguished from later ones with the same pid."""
 
 from __future__ import annotations
 
@@ -9,14 +9,20 @@ __all__ = ["ProcessIdentity", "pidfd_of"]
 
 
 class ProcessIdentity(NamedTuple):
-    """A process, told from a later one with the same pid by when it started (clock ticks)."""
+    """A process, identified by its pid and its start time (in clock ticks)."""
 
     pid: int
     started: int
 
     @classmethod
     def of(cls, pid: int) -> ProcessIdentity | None:
-        """Who has this pid; None if nobody, or a zombie. Raises OSError if that cannot be read."""
+        """Return the process with this pid; None if there is none, or a zombie.
+
+        Raises
+        ------
+        OSError
+            If /proc cannot be read.
+        """
         try:
             with open(f"/proc/{pid}/stat", "rb") as file:
                 stat = file.read()
@@ -28,7 +34,7 @@ class ProcessIdentity(NamedTuple):
     def is_alive(self) -> bool:
         """Whether it still runs; a zombie does not.
 
-        Where that cannot be read (there are no descriptors), whoever has its pid is taken for it.
+        If that cannot be read (out of descriptors), any process with its pid counts.
         """
         try:
             return ProcessIdentity.of(self.pid) == self
@@ -45,7 +51,7 @@ def _has_process(pid: int) -> bool:
 
 
 def pidfd_of(pid: int) -> int | None:
-    """Return a descriptor that is readable once the process has ended; None if there is none."""
+    """Return a descriptor that becomes readable when the process ends; None without pidfds."""
     try:
         return os.pidfd_open(pid)
     except (AttributeError, OSError):

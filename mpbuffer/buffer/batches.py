@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from mpbuffer import _core
+from mpbuffer._arguments.integers import whole_number
 from mpbuffer._arguments.tensors import tensor_maker
 
 __all__ = ["Batches"]
@@ -24,9 +25,9 @@ def _cuda_of_torch() -> Any:
 
 
 def _makers_of_tensors(buffer: _core.ReplayBuffer) -> dict[str, Callable[[Any], Any]]:
-    """Return for each array of a batch what makes a tensor of it."""
+    """Return, for each array of a batch, the function that makes a tensor of it."""
     dtypes: dict[str, np.dtype[Any]] = {"indexes": np.dtype("i8"), "weights": np.dtype("f4")}
-    dtypes |= {name: dtype for name, dtype, _ in _core.fields(buffer)}
+    dtypes |= {name: dtype for name, dtype, _ in buffer._fields()}
     makers = {}
     for name, dtype in dtypes.items():
         try:
@@ -41,22 +42,21 @@ def _makers_of_tensors(buffer: _core.ReplayBuffer) -> dict[str, Callable[[Any], 
 class Batches(Iterator[dict[str, Any]]):
     """An endless iterator over samples; ``buffer.batches(...)`` makes it.
 
-    Each batch has arrays of its own, whose memory is reused for a later batch as soon as nothing
-    references it: no array, view, memoryview or tensor of it, and no graph that a tensor is part
-    of. As long as something does, other memory is taken, so that what you keep stays as it was.
+    Each batch has arrays of its own. Their memory is reused for a later batch when nothing
+    references it: no array, view, memoryview or tensor, and no autograd graph. A batch that you
+    keep stays as it is.
 
-    With `prefetch`, a thread that needs no GIL gathers the next batches meanwhile. They use
-    priorities that are up to `prefetch` updates old. Priorities may be updated late and in any
-    order; updates of rows that were overwritten are stale, exactly. ``release_learner()`` discards
-    what was gathered ahead; the next batch that is asked for takes the role again, as ``sample()``
-    does.
+    With `prefetch`, a thread that needs no GIL gathers the next batches. They use priorities that
+    are up to `prefetch` updates old. Priorities may be updated late and in any order; an update of
+    a row that was overwritten is always stale. ``release_learner()`` discards the batches gathered
+    ahead. The next call for a batch takes the role again, as ``sample()`` does.
 
     For one thread at a time. A forked child makes its own.
 
     Attributes
     ----------
     beta : float
-        Exponent of the importance weights of batches that are drawn from now on.
+        Exponent of the importance weights of later draws.
     """
 
     def __init__(
@@ -70,47 +70,48 @@ class Batches(Iterator[dict[str, Any]]):
         tensors: bool,
         pin_memory: bool,
     ) -> None:
-        rows = _at_least(1, "batch_size", batch_size)
-        ahead = _at_least(0, "prefetch", prefetch)
-        self.beta = beta
+        rows = whole_number("batch_size", batch_size, 1)
+        ahead = whole_number("prefetch", prefetch, 0)
         torch_to_pin = _cuda_of_torch() if pin_memory else None
         self._makers = _makers_of_tensors(buffer) if tensors else None
-        self._gatherer = _core.BatchGatherer(buffer, rows, ahead, return_indexes, torch_to_pin)
+        self._gatherer = _core.BatchGatherer(
+            buffer, rows, ahead, return_indexes, beta, torch_to_pin
+        )
 
     @property
     def beta(self) -> float:
-        """Exponent of the importance weights of batches that are drawn from now on."""
-        return self._beta
+        """Exponent of the importance weights of later draws."""
+        return self._gatherer.beta
 
     @beta.setter
     def beta(self, value: float) -> None:
-        self._beta = _core.checked_beta(value)
+        self._gatherer.beta = value
 
     def __next__(self) -> dict[str, Any]:
-        """Return the next batch; waits until it is gathered.
+        """Return the next batch. Blocks until it is gathered.
 
-        A handler of a signal that comes meanwhile may call anything, close() included.
+        A signal handler that runs meanwhile may call anything, close() included.
 
         Raises
         ------
         EmptyBuffer
-            If no complete row is there. The iterator goes on: ask again.
+            If there is no complete row. The iterator stays usable.
         LearnerBusy
             If another handle has the learner's role.
         BufferClosed
-            After close(), or the buffer's.
+            After close() of this or of the buffer.
         RuntimeError
-            With `prefetch`, in a forked child, and where no thread can be started.
+            With `prefetch`, in a forked child, and if no thread can be started.
         """
-        arrays = self._gatherer.next(self._beta)
+        arrays = self._gatherer.next()
         if self._makers is None:
             return arrays
         return {name: self._makers[name](values) for name, values in arrays.items()}
 
     def close(self) -> None:
-        """End the thread and drop the memory; batches handed out stay valid. Twice is once.
+        """End the thread and free the memory. Batches that you hold stay valid. Twice is once.
 
-        Waits for a batch that is just being gathered.
+        Blocks until the batch that is being gathered is done.
         """
         self._gatherer.close()
 
@@ -119,11 +120,3 @@ class Batches(Iterator[dict[str, Any]]):
 
     def __exit__(self, *_: object) -> None:
         self.close()
-
-
-def _at_least(least: int, name: str, value: int) -> int:
-    if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
-        raise TypeError(f"{name} must be an int, got {value!r}")
-    if value < least:
-        raise ValueError(f"{name} must be at least {least}, got {value!r}")
-    return int(value)

@@ -1,18 +1,19 @@
-"""What ``Nstep=`` says: checked against the fields, and as a segment describes it."""
+"""The argument ``Nstep=``: checked against the fields, and as a segment describes it."""
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from mpbuffer._arguments.integers import whole_number
+from mpbuffer.buffer.schema import Field
+
 __all__ = ["FLAGS", "NstepRule", "check_nstep", "nstep_from_json", "nstep_rule"]
 
 FLAGS = ("done", "terminated", "truncated")
 
-_Field = tuple[str, "np.dtype[Any]", list[int]]
 _KEYS = {"size", "rew", "gamma", "next", "discount"}
 _MOST_STEPS = 2**20
 
@@ -25,13 +26,13 @@ class NstepRule(NamedTuple):
     steps : int
         n, at least 1.
     gamma : float
-        Of a reward one step later; in [0, 1].
+        The discount per step, in [0, 1].
     rew : tuple of str
-        Fields whose values are summed, discounted.
+        Fields whose discounted values are summed.
     next : tuple of str
-        Fields that are taken from the last step, beside the flags.
+        Fields taken from the last step, beside the flags.
     discount : str
-        The field that is computed: ``gamma ** steps``, 0 where nothing follows. Empty: none.
+        The computed field: ``gamma ** steps``, or 0 where nothing follows. Empty: none.
     """
 
     steps: int
@@ -44,13 +45,9 @@ class NstepRule(NamedTuple):
         """Return it as the core takes it."""
         return self.steps, self.gamma, list(self.rew), list(self.next), self.discount
 
-    def to_json(self) -> dict[str, Any]:
-        """Return what nstep_from_json() reads."""
-        return self._asdict()
-
 
 def nstep_rule(wanted: Mapping[str, Any]) -> NstepRule:
-    """Check what ``Nstep=`` says, all but the fields.
+    """Check the argument ``Nstep=`` without the fields.
 
     Raises
     ------
@@ -69,15 +66,7 @@ def nstep_rule(wanted: Mapping[str, Any]) -> NstepRule:
         )
     if "size" not in wanted:
         raise ValueError(f"Nstep needs a 'size', the number of steps, got {wanted!r}")
-    size = wanted["size"]
-    if isinstance(size, (bool, np.bool_)):
-        raise TypeError(f"Nstep['size'] must be an int, got {size!r}")
-    try:
-        steps = operator.index(size)
-    except TypeError:
-        raise TypeError(f"Nstep['size'] must be an int, got {size!r}") from None
-    if not 1 <= steps <= _MOST_STEPS:
-        raise ValueError(f"Nstep['size'] must be in [1, 2**20], got {size!r}")
+    steps = whole_number("Nstep['size']", wanted["size"], 1, _MOST_STEPS)
     gamma = float(wanted.get("gamma", 0.99))
     if not 0 <= gamma <= 1:
         raise ValueError(f"Nstep['gamma'] must be in [0, 1], got {gamma!r}")
@@ -109,7 +98,7 @@ def _names(key: str, wanted: Mapping[str, Any]) -> tuple[str, ...]:
     return names
 
 
-def check_nstep(rule: NstepRule, fields: list[_Field]) -> None:
+def check_nstep(rule: NstepRule, fields: list[Field]) -> None:
     """Check that a buffer with these fields can hold such rows.
 
     Raises
@@ -122,7 +111,7 @@ def check_nstep(rule: NstepRule, fields: list[_Field]) -> None:
     for name in (*rule.rew, *rule.next, *filter(None, [rule.discount])):
         if name not in known:
             raise ValueError(
-                f"Nstep names {name!r}, which is no field; there are {', '.join(map(repr, known))}"
+                f"Nstep names {name!r}, which is no field; fields are {', '.join(map(repr, known))}"
             )
     for name in (*rule.rew, *filter(None, [rule.discount])):
         dtype, shape = known[name]
@@ -131,7 +120,7 @@ def check_nstep(rule: NstepRule, fields: list[_Field]) -> None:
                 f"Nstep needs float32 or float64 in field {name!r}, which has dtype {dtype}"
             )
         if name == rule.discount and np.prod(shape, dtype=object) != 1:
-            raise ValueError(f"the discount is one number, field {name!r} has shape {shape}")
+            raise ValueError(f"the discount must be one number, field {name!r} has shape {shape}")
     flags = [name for name in FLAGS if name in known]
     for name in flags:
         dtype, shape = known[name]
@@ -142,16 +131,16 @@ def check_nstep(rule: NstepRule, fields: list[_Field]) -> None:
                 f"which has shape {shape} and dtype {dtype}"
             )
         if name in (*rule.rew, rule.discount):
-            raise ValueError(f"field {name!r} tells where an episode ends: it is no reward")
+            raise ValueError(f"field {name!r} marks the end of episodes and cannot be a reward")
     if not flags:
         raise ValueError(
-            "Nstep needs a field that tells where an episode ends: 'done', 'terminated' or "
-            f"'truncated'; there are {', '.join(map(repr, known))}"
+            "Nstep needs a field that marks the end of episodes: 'done', 'terminated' or "
+            f"'truncated'; fields are {', '.join(map(repr, known))}"
         )
 
 
-def nstep_from_json(described: Any, fields: list[_Field]) -> NstepRule:
-    """Read what a segment says; raises what anything wrong with it raises."""
+def nstep_from_json(described: Any, fields: list[Field]) -> NstepRule:
+    """Read the rule from a segment's description; damage raises whatever it causes."""
     if set(described) != set(NstepRule._fields):
         raise ValueError(f"keys {sorted(described)}")
     wanted = {key: described[key] for key in ("gamma", "rew", "next")}

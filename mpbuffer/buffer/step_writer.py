@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import operator
 import sys
 from collections.abc import Callable, Mapping
 from typing import Any, Literal, NoReturn, TypeVar
@@ -11,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mpbuffer import _core
+from mpbuffer._arguments.integers import whole_number
 from mpbuffer._segment.exit import close_at_exit
 from mpbuffer.buffer.nstep import NstepRule, check_nstep, nstep_rule
 from mpbuffer.buffer.schema import Field
@@ -21,63 +21,61 @@ AnyWriter = TypeVar("AnyWriter", bound="StepWriter")
 PrioritiesOf = Callable[[dict[str, npt.NDArray[Any]]], npt.ArrayLike]
 
 _MOST_ENVIRONMENTS = 2**20
-_ROWS_AT_MOST = 2**40
+_MOST_ROWS = 2**40
 
 
 class StepWriter(_core.StepWriter):
     """Takes an explorer's steps, and writes finished rows to the buffer many at a time.
 
-    Made by ``buffer.writer()``; every process makes its own. add() converts a step straight into
-    a record in this process's memory, folds n-step rows, for each environment by itself, and writes
-    to the buffer when `flush_every` rows are finished, when an episode ends, by flush(), by
-    close(), by leaving a ``with`` block, when this object is garbage collected, and when the
-    process ends (by returning, by an exception, by ``sys.exit``; not by ``os._exit``, nor when
-    ``os.exec*`` replaces it), a forked child too. A process that is killed loses the rows that it
-    had staged, and no others. Functions that were registered with ``atexit`` before mpbuffer was
-    imported run after that end, and find everything closed.
+    ``buffer.writer()`` makes it; every process makes its own. add() converts a step straight into a
+    record in this process's memory, and folds n-step rows for each environment. Rows are written to
+    the buffer when `flush_every` of them are finished, when an episode ends, and by flush().
+    close() writes all rows; so do leaving a ``with`` block, garbage collection, and the end of the
+    process by return, exception or ``sys.exit``, in forked children too. ``os._exit``, ``os.exec*``
+    and a kill lose the rows that are still staged, and no others. Functions registered with
+    ``atexit`` before mpbuffer was imported run later, and find everything closed.
 
-    An episode ends by a row in which a field ``done``, ``terminated`` or ``truncated`` is not 0,
-    and by on_episode_end().
+    An episode ends with a step whose field ``done``, ``terminated`` or ``truncated`` is not 0, and
+    with on_episode_end().
 
-    For one thread at a time. A child of a fork starts with nothing staged.
+    For one thread at a time. A forked child starts with nothing staged.
 
     Parameters
     ----------
     buffer : ReplayBuffer or PrioritizedReplayBuffer
-        Where rows go. It is kept, not closed.
+        Where rows go. close() leaves it open.
     flush_every : int, optional
         Rows, at least 1.
     Nstep : mapping, optional
-        As for ReplayBuffer; the buffer's own if not given. A buffer without takes any that suits
-        its fields; a ``"discount"`` must be one of them.
+        As for ReplayBuffer. Default: the buffer's own. A buffer without n-step rows takes any rule
+        that suits its fields; a ``"discount"`` must be one of them.
     priorities : callable or "td", optional
-        Of the rows that are written; for a prioritized buffer.
+        What computes the priorities of rows. For a prioritized buffer.
 
-        Not given: what add() is told, and else the largest so far, as in ``buffer.add``.
+        Default: add() takes them, and else uses the largest so far, as ``buffer.add`` does.
 
         A callable is called before rows are written, with a dict of their arrays, each of shape
-        ``(rows,) + shape``, and returns (rows,) priorities. If it raises, the rows stay staged, and
-        the call that was about to write them raises that.
+        ``(rows,) + shape``. It returns (rows,) priorities. If it raises, the rows stay staged, and
+        the exception comes out of the call that was to write them.
 
-        ``"td"``: ``|rew + discount * v(next) - q|`` of each n-step row, in double, by the values
-        that acting was based on (Horgan et al., "Distributed prioritized experience replay", 2018,
-        section 3). Each step comes with `q` and `v`. ``v(next)`` is the `v` of the step that
-        follows the row's last one: a row waits for it, one step longer. Where an episode was cut
-        off it is ``next_v`` of its last step, and if that is not given, as an approximation, `v` of
-        that step. Where the last step terminates none is needed. If it comes out beyond float32,
-        the row gets the largest so far. Needs n-step rows (``"size": 1`` does) of one reward that
-        is one number.
+        ``"td"``: ``|rew + discount * v(next) - q|`` of each n-step row, in double, from the values
+        that the explorer acted by (Horgan et al., "Distributed prioritized experience replay",
+        2018, section 3). Each step comes with `q` and `v`. ``v(next)`` is the `v` of the step after
+        the row's last one: a row waits one step longer for it. Where an episode was cut off it is
+        ``next_v`` of its last step or, as an approximation, `v` of that step. Where the last step
+        terminates, it is not needed. A result beyond float32 is replaced by the largest priority
+        so far. Needs n-step rows (``"size": 1`` is enough) with one reward that is one number.
     n_envs : int, optional
         How many environments are stepped together, at least 1.
 
     Raises
     ------
     ValueError
-        If `Nstep` is not the buffer's, the buffer's fields do not suit it, priorities are asked for
-        where there can be none, or a field has the name of an argument of add() that is needed; and
-        as for ReplayBuffer.
+        If `Nstep` differs from the buffer's or does not suit its fields, if `priorities` is given
+        for a uniform buffer, or if a field has the name of an argument that add() needs; and as for
+        ReplayBuffer.
     TypeError
-        If an argument is none of the above.
+        If an argument is not as above.
     BufferClosed
         If the buffer's handle was closed.
 
@@ -103,9 +101,9 @@ class StepWriter(_core.StepWriter):
         priorities: PrioritiesOf | Literal["td"] | None = None,
         n_envs: int = 1,
     ) -> None:
-        rows = _whole("flush_every", flush_every, _ROWS_AT_MOST)
-        environments = _whole("n_envs", n_envs, _MOST_ENVIRONMENTS)
-        fields = _core.fields(buffer)
+        rows = whole_number("flush_every", flush_every, 1, _MOST_ROWS)
+        environments = whole_number("n_envs", n_envs, 1, _MOST_ENVIRONMENTS)
+        fields = _core.ReplayBuffer._fields(buffer)  # TypeError if it is no buffer
         rule = _rule_for(buffer, Nstep, fields)
         from_values = isinstance(priorities, str)
         if from_values and priorities != "td":
@@ -113,10 +111,8 @@ class StepWriter(_core.StepWriter):
         if priorities is not None:
             if not from_values and not callable(priorities):
                 raise TypeError(f"priorities must be a callable, 'td' or None, got {priorities!r}")
-            if not _core.shape(buffer)["prioritized"]:
-                raise ValueError(
-                    f"{_core.name(buffer)!r} takes no priorities: it is sampled uniformly"
-                )
+            if not buffer._prioritized:
+                raise ValueError(f"{buffer.name!r} takes no priorities: it is a uniform buffer")
         if from_values:
             _require_one_reward(rule, fields)
         taken = {"envs"} if environments > 1 else set()
@@ -124,10 +120,9 @@ class StepWriter(_core.StepWriter):
         taken &= {name for name, _, _ in fields}
         if taken:
             raise ValueError(
-                f"a field is named as an argument of add() that is needed here: {sorted(taken)}"
+                f"fields have the names of arguments that add() needs here: {sorted(taken)}"
             )
-        _core.open_writer(
-            self,
+        self._open(
             buffer,
             rows,
             environments,
@@ -135,66 +130,8 @@ class StepWriter(_core.StepWriter):
             None if from_values else priorities,
             from_values,
         )
-        self._flush_every, self._n_envs, self._buffer_name = rows, environments, _core.name(buffer)
+        self._flush_every, self._n_envs, self._buffer_name = rows, environments, buffer.name
         close_at_exit(self, uses_others=True)
-
-    def on_episode_end(self, envs: npt.ArrayLike | None = None) -> int:
-        """End episodes that no flag has ended, as if truncated, and write all finished rows.
-
-        The steps whose rows were waiting for more get a row each, of as many steps as there are.
-        Where a step ended its episode by a flag, nothing is left to be done.
-
-        Parameters
-        ----------
-        envs : array_like of int, optional
-            Which environments: what ``VectorTransitions.reset()`` returns. All if not given.
-
-        Returns
-        -------
-        int
-            How many rows were written.
-
-        Raises
-        ------
-        TypeError, IndexError
-            If `envs` are no numbers of environments. Nothing has changed then.
-        SlotsHeld, OSError, BufferClosed
-            As ``buffer.add``; rows that were not written are staged still. So after an exception of
-            `priorities`.
-        """
-        return _core.end_episodes_of(self, envs)
-
-    def flush(self) -> int:
-        """Write all finished rows to the buffer; return how many. Raises as on_episode_end()."""
-        return _core.flush_writer(self)
-
-    def close(self) -> None:
-        """End all episodes, as on_episode_end() does, write all rows, and take no more.
-
-        Twice is once. If it raises, as on_episode_end() does, it is closed all the same, and what
-        was not written is lost.
-        """
-        _core.close_writer(self)
-
-    @property
-    def closed(self) -> bool:
-        """Whether it was closed."""
-        return not _core.writer_is_open(self)
-
-    @property
-    def steps(self) -> int:
-        """How many steps add() has taken, in this process."""
-        return _core.writer_counts(self)[0]
-
-    @property
-    def rows_staged(self) -> int:
-        """How many steps and rows wait, in this process, to become rows of the buffer."""
-        return _core.writer_counts(self)[1]
-
-    @property
-    def rows_written(self) -> int:
-        """How many rows this process has written through it."""
-        return _core.writer_counts(self)[2]
 
     @property
     def flush_every(self) -> int:
@@ -218,8 +155,8 @@ class StepWriter(_core.StepWriter):
 
     def __reduce__(self) -> NoReturn:
         raise TypeError(
-            "cannot pickle a StepWriter: its rows are those of one process; pass the buffer, and "
-            "call buffer.writer() in each process"
+            "cannot pickle a StepWriter: its rows belong to one process; pass the buffer, and call "
+            "buffer.writer() in each process"
         )
 
     def __repr__(self) -> str:
@@ -227,22 +164,10 @@ class StepWriter(_core.StepWriter):
         return f"<StepWriter for {self._buffer_name!r}: {state}, {self.rows_written} rows written>"
 
 
-def _whole(name: str, value: int, most: int) -> int:
-    if isinstance(value, (bool, np.bool_)):
-        raise TypeError(f"{name} must be an int, got {value!r}")
-    try:
-        number = operator.index(value)
-    except TypeError:
-        raise TypeError(f"{name} must be an int, got {value!r}") from None
-    if not 1 <= number <= most:
-        raise ValueError(f"{name} must be in [1, {most}], got {value!r}")
-    return number
-
-
 def _rule_for(
     buffer: _core.ReplayBuffer, wanted: Mapping[str, Any] | None, fields: list[Field]
 ) -> NstepRule | None:
-    own = _core.nstep(buffer)
+    own = buffer._nstep()
     rule = None if own is None else NstepRule(*own[:2], tuple(own[2]), tuple(own[3]), own[4])
     if wanted is None:
         return rule
@@ -251,7 +176,7 @@ def _rule_for(
         check_nstep(asked, fields)
     elif asked != rule:
         raise ValueError(
-            f"{_core.name(buffer)!r} has Nstep {rule}, expected the same or none, got {asked}"
+            f"{buffer.name!r} has Nstep {rule}, expected the same or none, got {asked}"
         )
     return asked
 

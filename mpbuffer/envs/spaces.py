@@ -49,7 +49,7 @@ class SpaceArray(NamedTuple):
 
 
 class TransitionNames(NamedTuple):
-    """What the parts of a transition are called; of nested spaces, what their fields begin with.
+    """Names of a transition's fields; for nested spaces, the prefixes of their fields.
 
     `terminated` and `truncated` may be None: then there is no such field.
     """
@@ -73,25 +73,25 @@ def schema_from(
     terminated: str | None = "terminated",
     truncated: str | None = "truncated",
 ) -> dict[str, dict[str, Any]]:
-    """Describe the transitions of an environment, as buffers take it: their ``env_dict``.
+    """Return an ``env_dict``, as buffers take it, for the transitions of an environment.
 
-    An array of a space has that space's shape and dtype: uint8 frames stay uint8. Scalars get the
-    shape 1, as everywhere in buffers. In nested spaces each array becomes a field of its own,
-    called by its way there: ``"obs.camera"`` in a Dict, ``"obs.0"`` in a Tuple. The reward gets the
-    buffer's ``default_dtype``; terminated and truncated are bool.
+    Each array has its space's shape and dtype: uint8 frames stay uint8. Scalars get the shape 1, as
+    everywhere in buffers. In nested spaces each array becomes a field, named by its path:
+    ``"obs.camera"`` in a Dict, ``"obs.0"`` in a Tuple. The reward gets the buffer's
+    ``default_dtype``; terminated and truncated are bool.
 
     Parameters
     ----------
     env : gymnasium.Env, gymnasium.vector.VectorEnv, or space
-        Of a vector environment, the spaces of a single one are taken. An observation space if
+        For a vector environment, the spaces of a single one are used. An observation space if
         `action_space` is given.
     action_space : space, optional
-        Only along with an observation space.
+        Only with an observation space.
     obs, act, rew, next_obs : str, optional
         Names of the fields.
     terminated, truncated : str or None, optional
-        Names of the fields; None leaves one out. For code that knows one field of both,
-        ``terminated="done", truncated=None``: what is left then stops bootstrapping.
+        Names of the fields; None leaves one out. For code that has a single flag,
+        ``terminated="done", truncated=None``: that flag stops bootstrapping.
 
     Returns
     -------
@@ -101,11 +101,11 @@ def schema_from(
     Raises
     ------
     TypeError
-        If `env` has no spaces, or one of them is or contains another than Box, Discrete,
-        MultiBinary, MultiDiscrete, Dict and Tuple: Text, Graph, Sequence and OneOf have no arrays
+        If `env` has no spaces, or a space is or contains another kind than Box, Discrete,
+        MultiBinary, MultiDiscrete, Dict and Tuple. Text, Graph, Sequence and OneOf have no arrays
         of one shape.
     ValueError
-        If two fields would have one name, or a space has no elements.
+        If two fields would have the same name, or a space has no elements.
     """
     names = TransitionNames(obs, act, rew, next_obs, terminated, truncated)
     observation_space = env
@@ -123,7 +123,7 @@ def schema_from(
     fields = [field for field, _ in described]
     twice = sorted({field for field in fields if fields.count(field) > 1})
     if twice:
-        raise ValueError(f"cannot make a schema: two fields would be called {twice[0]!r}")
+        raise ValueError(f"cannot make a schema: two fields would be named {twice[0]!r}")
     return dict(described)
 
 
@@ -169,7 +169,7 @@ def arrays_of(space: Any, name: str) -> list[SpaceArray]:
         raise ValueError(f"cannot make fields of {name!r}: {space!r} contains no arrays")
     for field in fields:
         if fields.count(field) > 1:
-            raise ValueError(f"cannot make fields of {name!r}: two would be called {field!r}")
+            raise ValueError(f"cannot make fields of {name!r}: two would be named {field!r}")
     return arrays
 
 
@@ -197,7 +197,7 @@ def _inner_spaces(space: Any, kind: str, field: str) -> list[tuple[str | int, An
 
 
 def _kind(space: Any, field: str) -> str:
-    """Return which of the supported spaces it is, by its class's names: needs no gymnasium."""
+    """Return the kind of a supported space, by its classes' names: needs no gymnasium."""
     for base in type(space).__mro__:
         if base.__name__ in _SUPPORTED and hasattr(space, "sample"):
             return base.__name__
@@ -208,17 +208,17 @@ def _kind(space: Any, field: str) -> str:
 
 
 def to_fields(space: Any, value: Any, name: str = "obs") -> dict[str, npt.NDArray[Any]]:
-    """Take an observation or action apart into fields, for ``add(**fields)``.
+    """Split an observation or action into fields, for ``add(**fields)``.
 
     Parameters
     ----------
     space : space
         Of a single environment.
     value : nested dicts, tuples and arrays
-        An element of `space`, or a batch of them as a vector environment has it: dicts and tuples
-        of batched arrays.
+        An element of `space`, or a batch of elements as a vector environment returns it: dicts and
+        tuples of batched arrays.
     name : str, optional
-        What the fields begin with, as in schema_from().
+        Prefix of the fields, as in schema_from().
 
     Returns
     -------
@@ -236,16 +236,16 @@ def to_fields(space: Any, value: Any, name: str = "obs") -> dict[str, npt.NDArra
 
 
 def from_fields(space: Any, fields: Mapping[str, Any], name: str = "obs") -> Any:
-    """Put fields of a sampled batch together again, nested as `space` is.
+    """Join fields of a sampled batch, nested as `space` is.
 
     Parameters
     ----------
     space : space
         Of a single environment.
     fields : mapping of str to array or torch.Tensor
-        What sample() returned; others than those of `space` may be among them.
+        What sample() returned; it may have other fields too.
     name : str, optional
-        What the fields begin with: ``"obs"``, ``"next_obs"`` or ``"act"`` of schema_from().
+        Prefix of the fields: ``"obs"``, ``"next_obs"`` or ``"act"`` of schema_from().
 
     Returns
     -------
@@ -263,7 +263,7 @@ def from_fields(space: Any, fields: Mapping[str, Any], name: str = "obs") -> Any
     kind = _kind(space, name)
     if kind in _OF_ONE_ARRAY:
         if name not in fields:
-            raise KeyError(f"cannot put a batch together: no field {name!r} among {list(fields)}")
+            raise KeyError(f"cannot join a batch: no field {name!r} among {list(fields)}")
         values = fields[name]
         return values.reshape((len(values), *space.shape))
     parts = {

@@ -1,38 +1,41 @@
-"""What vector environments return, made into transitions that happened."""
+"""Transitions from the values that vector environments return."""
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from mpbuffer import _core
+from mpbuffer.envs.autoreset import (
+    DISABLED,
+    NEXT_STEP,
+    SAME_STEP,
+    mode_name,
+    mode_of_package,
+    resets_twice,
+    told_mode,
+)
+from mpbuffer.envs.infos import Infos, checked_infos, final_of
 from mpbuffer.envs.spaces import TransitionNames, arrays_of, schema_from, spaces_of
 
 __all__ = ["TransitionRows", "VectorTransitions"]
 
-_NEXT_STEP, _SAME_STEP, _DISABLED = "NextStep", "SameStep", "Disabled"
-# Where an environment that was reset in the same step says what it led to: in gymnasium 1, in its
-# earlier versions, in Stable-Baselines3 and early gym.
-_FINAL = ("final_obs", "final_observation", "terminal_observation")
-
 Indexes = npt.NDArray[np.intp]
 Flags = npt.NDArray[np.bool_]
-Infos = Mapping[str, Any] | Sequence[Mapping[str, Any]]
 
 
 class TransitionRows(dict[str, npt.NDArray[Any]]):
-    """Fields of the transitions of one step, for ``add(**rows)``; there may be no rows at all.
+    """Fields of the transitions of one step, for ``add(**rows)``. There may be no rows.
 
     Attributes
     ----------
     envs : numpy.ndarray of intp, shape (rows,)
         The environment that each row comes from, ascending.
     ended : numpy.ndarray of intp
-        The environments whose episode ended by this step, each with its last row among these.
+        The environments whose episode ended with this step; their last rows are among these.
     """
 
     envs: Indexes
@@ -47,38 +50,38 @@ class TransitionRows(dict[str, npt.NDArray[Any]]):
 
 
 class VectorTransitions:
-    """Tells which transitions happened in a vector environment, from what it returns.
+    """Makes transitions of the values that a vector environment returns.
 
-    A vector environment resets by itself, and what it then returns mixes two episodes. By its
-    autoreset mode (gymnasium 1.1 and later; 1.0 and EnvPool have the first one, earlier versions
-    and a VecEnv of Stable-Baselines3 the second one):
+    A vector environment resets its environments itself. What it returns then mixes two episodes,
+    depending on its autoreset mode (gymnasium 1.1 and later; gymnasium 1.0 and EnvPool have the
+    first one, earlier versions and a VecEnv of Stable-Baselines3 the second one):
 
-    - next step: the step after the last one of an episode is no step: its action is ignored, its
-      reward is 0, and its observation is the first one of the next episode. It gives no row.
+    - next step: the step after the last one of an episode is a reset: its action is ignored, its
+      reward is 0, and its observation is the first one of the next episode. It makes no row.
     - same step: the last step of an episode returns the first observation of the next one. The true
       next observation is taken from ``infos["final_obs"]``, ``"final_observation"`` or
-      ``"terminal_observation"``. gymnasium does not copy it: an environment that writes all its
-      observations into one array has lost it by then.
-    - disabled: the caller resets by ``options={"reset_mask": ...}``, and tells so by reset().
+      ``"terminal_observation"``. gymnasium does not copy it: it is lost if an environment writes
+      all its observations into one array.
+    - disabled: the caller resets by ``options={"reset_mask": ...}`` and then calls reset() here.
 
     For one thread. Keeps a copy of the last observations.
 
     Parameters
     ----------
     envs : gymnasium.vector.VectorEnv, EnvPool's, or a VecEnv of Stable-Baselines3
-        Also with wrappers. It is asked for its spaces and its mode, and is not stepped. A wrapper
-        that changes observations must change ``infos["final_obs"]`` too.
+        With or without wrappers. Only its spaces and its mode are read. A wrapper that changes
+        observations must change ``infos["final_obs"]`` too.
     autoreset : str or gymnasium.vector.AutoresetMode, optional
-        ``"NextStep"``, ``"SameStep"`` or ``"Disabled"``. Default: what
-        ``metadata["autoreset_mode"]`` of `envs`, or of what it wraps, says; else the mode of its
-        package, as above. Needed for all others.
+        ``"NextStep"``, ``"SameStep"`` or ``"Disabled"``. Default: ``metadata["autoreset_mode"]``
+        of `envs` or of what it wraps; else the mode of its package, as above. Required for other
+        packages.
     obs, act, rew, next_obs, terminated, truncated : str, optional
         Names of fields, as in schema_from().
 
     Raises
     ------
     TypeError, ValueError
-        As schema_from() does, or if the autoreset mode is none of the three or cannot be told.
+        As schema_from() does; or if the autoreset mode is none of the three, or unknown.
 
     Examples
     --------
@@ -117,33 +120,33 @@ class VectorTransitions:
         self._obs = arrays_of(observation_space, obs)
         self._next_obs = arrays_of(observation_space, next_obs)
         self._act = arrays_of(action_space, act)
-        told = _told_mode(envs) if autoreset is None else autoreset
+        told = told_mode(envs) if autoreset is None else autoreset
         self._assumed = told is None
-        self._mode = _named(_mode_of_package(envs) if told is None else told)
-        self._resets_twice = self._mode == _NEXT_STEP and _resets_twice(envs)
+        self._mode = mode_name(mode_of_package(envs) if told is None else told)
+        self._resets_twice = self._mode == NEXT_STEP and resets_twice(envs)
         count = getattr(envs, "num_envs", None)
         self._count: int | None = None if count is None else int(count)
         self._last: list[npt.NDArray[Any]] | None = None
         self._every: Indexes = np.arange(0)
-        self._none: Flags = np.zeros(0, np.bool_)  # and where it stands below, no environment is
-        self._over = self._none  # whose episode has ended, and that was not reset
-        self._at_start = self._none  # that was reset, and not stepped
+        self._none: Flags = np.zeros(0, np.bool_)  # no environment; compared by identity below
+        self._over = self._none  # whose episode has ended and that were not reset
+        self._at_start = self._none  # that were reset and not stepped
 
     def reset(self, observations: Any, reset_mask: npt.ArrayLike | None = None) -> Indexes:
-        """Take what ``envs.reset()`` returned: the first observations of new episodes.
+        """Take the first observations of new episodes, which ``envs.reset()`` returned.
 
         Parameters
         ----------
         observations : nested dicts, tuples and arrays
-            Of all environments; copied.
+            Of all environments. They are copied.
         reset_mask : array_like of bool, shape (environments,), optional
-            The one that was in the options of ``envs.reset()``: which environments were reset. All
-            if not given.
+            The mask in the options of ``envs.reset()``: which environments were reset. Default:
+            all.
 
         Returns
         -------
         numpy.ndarray of intp
-            The environments whose episode was cut off: it had begun and not ended.
+            The environments whose running episode was cut off.
 
         Raises
         ------
@@ -187,59 +190,59 @@ class VectorTransitions:
         truncated: Any,
         infos: Any = None,
     ) -> TransitionRows:
-        """Take what ``envs.step(actions)`` returned; return the transitions that happened.
+        """Take the values that ``envs.step(actions)`` returned; return the transitions.
 
-        A VecEnv of Stable-Baselines3 returns four things: observations, rewards, dones and infos.
+        A VecEnv of Stable-Baselines3 returns four values: observations, rewards, dones and infos.
         ``step(actions, *envs.step(actions))`` takes them too. An episode that ended was truncated
-        if its info says ``"TimeLimit.truncated"``, else terminated.
+        if its info has ``"TimeLimit.truncated"``, else terminated.
 
         Parameters
         ----------
         actions : nested dicts, tuples and arrays
-            What the environments were given.
+            The actions given to the environments.
         observations, rewards, terminated, truncated
-            What they returned, of all environments.
+            The values returned, for all environments.
         infos : mapping or sequence of mappings
-            The same: one of arrays, or one for each environment.
+            The infos returned: one mapping of arrays, or one mapping for each environment.
 
         Returns
         -------
         TransitionRows
-            To be added before the next step: arrays may share memory with what was given.
-            Observations are read-only.
+            Add them before the next step: arrays may share memory with the arguments. Observations
+            are read-only.
 
         Raises
         ------
         ValueError
-            If there was no reset() yet; if an array has another shape; if `infos` has no final
-            observation where there must be one, or has one in an environment that did not say its
-            mode; if an observation or a flag is what its dtype cannot represent; if an environment
-            was stepped whose episode had ended and that was not reset. Then nothing was taken: go
-            on by a reset() of all environments.
+            If there was no reset() yet; if an array has another shape; if `infos` lacks a final
+            observation, or has one though the environment's mode was only assumed; if a dtype
+            cannot represent an observation or a flag; if an environment was stepped whose episode
+            has ended and that was not reset. Then nothing was taken: go on with a reset() of all
+            environments.
         TypeError
             If `infos` is neither.
         """
         last, count, names = self._last, self._count, self._names
         if last is None or count is None:
-            raise ValueError("cannot take a step: reset() was not told the first observations")
+            raise ValueError("cannot take a step: call reset() with the first observations before")
         came = self._copies(observations)
         reward = _of_each("rewards", rewards, count)
         if infos is None:
-            infos = _checked_infos(truncated, count)
+            infos = checked_infos(truncated, count)
             dones = _flags("dones", terminated, count)
             truncations = dones & _time_limits(infos, count)
             terminations = dones & ~truncations
         else:
-            infos = _checked_infos(infos, count)
+            infos = checked_infos(infos, count)
             terminations = _flags("terminated", terminated, count)
             truncations = _flags("truncated", truncated, count)
         acted = [_of_each(each.field, each.inside(actions), count) for each in self._act]
         not_stepped = self._over
-        if self._mode == _DISABLED and not_stepped is not self._none:
+        if self._mode == DISABLED and not_stepped is not self._none:
             raise ValueError(
                 f"cannot take a step of environments {np.flatnonzero(not_stepped).tolist()}: their "
-                "episodes have ended and autoreset is disabled; expected envs.reset(options="
-                "{'reset_mask': ...}), and reset() to be told"
+                "episodes have ended and autoreset is disabled; call envs.reset(options="
+                "{'reset_mask': ...}) and then reset()"
             )
         over, ended = terminations | truncations, self._every[:0]
         if np.count_nonzero(over):
@@ -268,7 +271,7 @@ class VectorTransitions:
         self._over = self._none
         self._at_start = not_stepped
         if len(ended):
-            if self._mode == _SAME_STEP:
+            if self._mode == SAME_STEP:
                 self._at_start = over
             else:
                 self._over = over
@@ -293,22 +296,22 @@ class VectorTransitions:
     def _true_next(
         self, came: list[npt.NDArray[Any]], ended: Indexes, infos: Infos
     ) -> list[npt.NDArray[Any]]:
-        """Return the observations that the step led to, where an episode ended by it."""
-        finals = [_final_of(infos, int(env)) for env in ended]
-        if self._mode != _SAME_STEP:
+        """Return the observations that the step led to; an episode ended with it."""
+        finals = [final_of(infos, int(env)) for env in ended]
+        if self._mode != SAME_STEP:
             found = next((key for key, _ in filter(None, finals)), None)
             if self._assumed and found is not None:
                 raise ValueError(
                     f"cannot take a step: its infos have {found!r}, but the environments' "
-                    "metadata do not tell their autoreset mode; expected autoreset='SameStep', or "
+                    "metadata do not have their autoreset mode; expected autoreset='SameStep', or "
                     "'NextStep' if they do not reset in the step that ends an episode"
                 )
             return came
         missing = [int(env) for env, final in zip(ended, finals, strict=True) if final is None]
         if missing:
             raise ValueError(
-                f"cannot take a step: the episodes of environments {missing} have ended, and "
-                "infos['final_obs'] does not have their last observations"
+                f"cannot take a step: the episodes of environments {missing} have ended, but "
+                "infos['final_obs'] lacks their last observations"
             )
         followed = [values.copy() for values in came]
         for env, (key, final) in zip(ended, filter(None, finals), strict=True):
@@ -321,126 +324,12 @@ class VectorTransitions:
         return [_read_only(values) for values in followed]
 
 
-def _checked_infos(infos: Any, count: int) -> Infos:
-    if isinstance(infos, Mapping):
-        return infos
-    if (
-        not isinstance(infos, Sequence)
-        or isinstance(infos, str)
-        or not all(isinstance(info, Mapping) for info in infos)
-    ):
-        raise TypeError(
-            "cannot take a step: infos must be a mapping, or a list of one for each environment, "
-            f"got {type(infos).__name__}; expected what envs.step() returned, in its order"
-        )
-    if len(infos) != count:
-        raise ValueError(
-            f"cannot take a step: infos has {len(infos)} mappings, expected one for each of "
-            f"{count} environments"
-        )
-    return infos
-
-
 def _time_limits(infos: Infos, count: int) -> Flags:
-    """Return which episodes were cut off by a time limit, as environments with one flag say."""
+    """Return which episodes a time limit cut off, in environments that have one flag."""
     key = "TimeLimit.truncated"
     if isinstance(infos, Mapping):
         return _flags(key, infos.get(key, np.zeros(count, np.bool_)), count)
     return _flags(key, [bool(info.get(key, False)) for info in infos], count)
-
-
-def _final_of(infos: Infos, env: int) -> tuple[str, Any] | None:
-    """Return the observation that ended an environment's episode, and its key; None if not there.
-
-    Of gymnasium's infos, "_key" tells where "key" has a value. Of nested observations it may be
-    one array of observations, or nested arrays of all.
-    """
-    for key in _FINAL:
-        if not isinstance(infos, Mapping):
-            value = infos[env].get(key)
-        elif key not in infos or not infos.get(f"_{key}", {env: True})[env]:
-            continue
-        else:
-            value = _of_environment(infos[key], env)
-        if value is not None:
-            return key, value
-    return None
-
-
-def _of_environment(batch: Any, env: int) -> Any:
-    if isinstance(batch, Mapping):
-        return {key: _of_environment(part, env) for key, part in batch.items()}
-    return batch[env]
-
-
-def _layers(envs: Any) -> Iterator[Any]:
-    """Yield vector environments, then what it wraps, and so on."""
-    seen: list[Any] = []
-    while envs is not None and not any(envs is each for each in seen):
-        seen.append(envs)
-        yield envs
-        inside = vars(envs) if hasattr(envs, "__dict__") else {}
-        envs = inside.get("env", inside.get("venv"))
-
-
-def _comes_from(envs: Any, package: str) -> bool:
-    return any(base.__module__.partition(".")[0] == package for base in type(envs).__mro__)
-
-
-def _told_mode(envs: Any) -> Any:
-    """Return the autoreset mode that vector environments say that they have; None if none."""
-    if any(_comes_from(layer, "stable_baselines3") for layer in _layers(envs)):
-        return None  # its metadata are those of a single environment
-    for layer in _layers(envs):
-        told = (getattr(layer, "metadata", None) or {}).get("autoreset_mode")
-        if told is not None:
-            return told
-    return None
-
-
-def _mode_of_package(envs: Any) -> str:
-    """Return the autoreset mode of packages that have one only.
-
-    Raises
-    ------
-    ValueError
-        If it comes from another.
-    """
-    for layer in _layers(envs):
-        if _comes_from(layer, "stable_baselines3") or _comes_from(layer, "gym"):
-            return _SAME_STEP
-        if _comes_from(layer, "envpool"):
-            return _NEXT_STEP
-        if _comes_from(layer, "gymnasium"):
-            version = str(getattr(sys.modules.get("gymnasium"), "__version__", ""))
-            if version.startswith("0."):
-                return _SAME_STEP
-            if version.startswith("1.0."):
-                return _NEXT_STEP
-    raise ValueError(
-        f"cannot tell when {type(envs).__name__} resets an environment whose episode has ended: "
-        "its metadata have no 'autoreset_mode'; expected autoreset='SameStep' if in the step that "
-        "ends it, 'NextStep' if in the step after that, whose action is ignored, or 'Disabled' if "
-        "never"
-    )
-
-
-def _named(mode: Any) -> str:
-    """Return the name of an autoreset mode: of gymnasium's AutoresetMode, or given as such."""
-    name = getattr(mode, "value", mode)
-    if name not in (_NEXT_STEP, _SAME_STEP, _DISABLED):
-        raise ValueError(
-            f"autoreset must be {_NEXT_STEP!r}, {_SAME_STEP!r} or {_DISABLED!r}, got {mode!r}"
-        )
-    return str(name)
-
-
-def _resets_twice(envs: Any) -> bool:
-    """Tell whether an environment whose episode has ended is reset by reset() and by step() again.
-
-    gymnasium's AsyncVectorEnv (1.0 to 1.4) does so without shared memory.
-    """
-    return getattr(getattr(envs, "unwrapped", envs), "shared_memory", None) is False
 
 
 def _read_only(array: npt.NDArray[Any]) -> npt.NDArray[Any]:

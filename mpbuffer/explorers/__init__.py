@@ -1,1 +1,4 @@
-"""The processes that explore: started, watched, restarted. Uses ``buffer`` and ``_segment``."""
+"""The processes that explore: started, watched, restarted.
+
+Uses ``buffer``, ``_segment`` and ``_arguments``.
+"""

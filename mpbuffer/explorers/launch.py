@@ -18,11 +18,11 @@ __all__ = ["START_METHODS", "start_process"]
 
 START_METHODS = ("fork", "spawn", "forkserver")
 
-_environment_lock = threading.Lock()  # held by whoever changes os.environ for a child
+_environment_lock = threading.Lock()  # held while os.environ is changed for a child
 
 
 def _unlock_in_child() -> None:
-    """Let an explorer, which is forked while this is held, have explorers of its own."""
+    """Let an explorer that was forked while the lock was held start explorers of its own."""
     global _environment_lock
     _environment_lock = threading.Lock()
 
@@ -33,7 +33,7 @@ os.register_at_fork(after_in_child=_unlock_in_child)
 def start_process(start_method: str, orders: Orders, task: Task) -> tuple[Any, Any]:
     """Start the process; return it and our end of a connection to it.
 
-    No signal's handler may run meanwhile: if it raised, the process might be left unknown.
+    Signals must be deferred: an exception of a handler could leave the process untracked.
     """
     import multiprocess
 
@@ -47,12 +47,12 @@ def start_process(start_method: str, orders: Orders, task: Task) -> tuple[Any, A
         ours, theirs = context.Pipe()
         try:
             process = context.Process(target=run_explorer, args=(orders, task, theirs), name=name)
-            # Until the process has set its own handlers, or none. What takes long to import has to
-            # end by SIGTERM sooner.
+            # Held back until the process has set its own handlers. A spawned one, which may import
+            # for long, gets SIGTERM at once.
             signals = signal.valid_signals() if start_method == "fork" else LEFT_TO_LEARNER
             with held_back(signals), _environment_lock, thread_variables_set(orders.threads):
                 process.start()
-            # Else multiprocess would wait for it when the learner ends, or a forked child of it.
+            # Else multiprocess would join it when the learner, or its forked child, ends.
             multiprocess.process._children.discard(process)
         except BaseException:
             ours.close()
@@ -63,7 +63,7 @@ def start_process(start_method: str, orders: Orders, task: Task) -> tuple[Any, A
 
 
 def _start_servers(start_method: str, threads: int | None) -> None:
-    """Start the package's servers first: that lets signals through to the calling thread."""
+    """Start multiprocess's servers first: starting them unblocks signals in this thread."""
     from multiprocess import forkserver, resource_tracker
 
     with held_back(LEFT_TO_LEARNER):
@@ -72,34 +72,34 @@ def _start_servers(start_method: str, threads: int | None) -> None:
         with held_back(LEFT_TO_LEARNER), _environment_lock, thread_variables_set(threads):
             try:
                 forkserver.ensure_running()
-            except ChildProcessError:  # it has ended, and somebody else has reaped it
+            except ChildProcessError:  # it has ended, and somebody else reaped it
                 os.close(forkserver._forkserver._forkserver_alive_fd)
                 forkserver._forkserver._forkserver_pid = None
                 forkserver.ensure_running()
 
 
 def _require_working_directory() -> None:
-    """Raise what multiprocess would, which tells the new process the directory."""
+    """Raise the error that multiprocess would, which passes the directory to the process."""
     try:
         os.getcwd()
     except FileNotFoundError as error:
         raise FileNotFoundError(
             errno.ENOENT,
-            "the working directory of this program was deleted; change to one that exists"
-            " (os.chdir), or use start_method='fork'",
+            "cannot start an explorer: this program's working directory was deleted; change to one"
+            " that exists (os.chdir), or use start_method='fork'",
         ) from error
 
 
 @contextlib.contextmanager
 def _causes_in_words(index: int) -> Iterator[None]:
-    """Have errors of the system tell what was tried, and what to do."""
+    """Add to system errors what was tried and what to do."""
     try:
         yield
     except OSError as error:
         cause = error.strerror or str(error)
         if error.errno == errno.EAGAIN:
             cause += (
-                ": there can be no more processes or threads; raise the limit (ulimit -u, a"
+                ": the limit of processes and threads is reached; raise it (ulimit -u, a"
                 " container's pids limit), or start fewer explorers"
             )
         elif error.errno in (errno.EMFILE, errno.ENFILE):

@@ -1,4 +1,4 @@
-"""An explorer as the learner sees it: one process after another."""
+"""One explorer as the learner sees it: a succession of processes."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from mpbuffer.explorers.process import FAILED, FINISHED, STARTED
 __all__ = ["ExplorerStatus", "Place"]
 
 _MOST_DOUBLINGS = 100  # of the back-off: a float holds that many
-_SECONDS_OF_THE_SERVER = 1.0  # to reap a process that has ended
+_SECONDS_OF_THE_SERVER = 1.0  # for the server to reap a process that has ended
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,15 +31,15 @@ class ExplorerStatus:
     pid : int
         Its last process; 0 if there was none yet.
     epsilon : float
-        Its share of random actions.
+        Probability of a random action.
     restarts : int
-        How often its process was started again.
+        How often its process was restarted.
     state : str
-        ``"new"``; ``"starting"`` until its function is called, ``"running"`` then; ``"waiting"`` to
-        be restarted; ``"finished"`` if the function returned; ``"failed"``; ``"stopped"``.
+        ``"new"``; ``"starting"`` until its function is called, then ``"running"``; ``"waiting"``
+        for a restart; ``"finished"`` if the function returned; ``"failed"``; ``"stopped"``.
     exit_code : int or None
-        Of its last process: minus the signal's number if one killed it; None while it runs, and if
-        somebody else has reaped it, as the kernel does where SIGCHLD is ignored.
+        Its last process's exit code: minus the signal's number if one killed it. None while it
+        runs, and if somebody else reaped it, as the kernel does where SIGCHLD is ignored.
     """
 
     index: int
@@ -51,7 +51,7 @@ class ExplorerStatus:
 
 
 class Place:
-    """What is known of an explorer. No signal's handler may run while it changes."""
+    """One explorer's process and state. Signals must be deferred while it changes."""
 
     def __init__(self, index: int, epsilon: float, cores: frozenset[int] | None) -> None:
         self.index, self.epsilon, self.cores = index, epsilon, cores
@@ -70,28 +70,28 @@ class Place:
 
     @property
     def is_over(self) -> bool:
-        """Whether nothing more comes of it."""
+        """Whether it runs no more, and is not to be restarted."""
         return self.state not in ("starting", "running", "waiting")
 
     @property
     def descriptors(self) -> list[int]:
-        """What tells of its process's end, and, as long as there is one, what it says."""
+        """Readable at its process's end, and, while it is connected, at its messages."""
         return [self._end] if self._connection.closed else [self._end, self._connection.fileno()]
 
     @property
     def _end(self) -> int:
-        """What is readable once the process has ended, whoever has reaped it."""
+        """Readable once the process has ended, whoever reaped it."""
         return int(self.process.sentinel) if self._pidfd is None else self._pidfd
 
     @property
     def status(self) -> ExplorerStatus:
-        """What a program is told of it."""
+        """Its public status."""
         return ExplorerStatus(
             self.index, self.pid, self.epsilon, self.restarts, self.state, self.exit_code
         )
 
     def launch(self) -> None:
-        """Note that a process is being started."""
+        """Record that a process is being started."""
         if self.state == "waiting":
             self.restarts += 1
         self.state, self.restart_at, self.is_launching = "starting", math.inf, True
@@ -102,7 +102,7 @@ class Place:
         return self.process is not None and not _is_readable(self._end)
 
     def take(self, process: Any, connection: Any, *, is_child: bool) -> None:
-        """Note the process that was started, by multiprocess's server if it is no child."""
+        """Record the process that was started; multiprocess's server did it unless `is_child`."""
         self.process, self._connection, self.pid = process, connection, process.pid
         self.is_launching, self.exit_code = False, None
         self.has_returned, self.remote_traceback = False, None
@@ -110,11 +110,11 @@ class Place:
         self._is_child = is_child
         self._pidfd = pidfd_of(self.pid)
         if self._pidfd is not None and not is_child and _is_readable(process.sentinel):
-            os.close(self._pidfd)  # of another process, perhaps: the server has reaped this one
+            os.close(self._pidfd)  # perhaps another process's: the server has reaped this one
             self._pidfd = None
 
     def hear(self) -> None:
-        """Read the messages there are, none of which is longer than a socket holds."""
+        """Read all pending messages, each of which fits into a socket."""
         try:
             while self._connection.poll():
                 message = self._connection.recv_bytes()
@@ -128,12 +128,12 @@ class Place:
             self._connection.close()
 
     def tell(self, message: bytes) -> None:
-        """Say it, unless the process no longer listens."""
+        """Send a message, unless the process no longer listens."""
         with contextlib.suppress(OSError):
             self._connection.send_bytes(message)
 
     def signal(self, number: int) -> None:
-        """Send its process a signal, and none to a later process with the same pid."""
+        """Send its process a signal, never a later process with the same pid."""
         if not self.is_alive:
             return
         with contextlib.suppress(ProcessLookupError):
@@ -142,16 +142,16 @@ class Place:
             else:
                 signal.pidfd_send_signal(self._pidfd, number)
 
-    def bury(self) -> float:
+    def reap(self) -> float:
         """Reap the process, which has ended; return how many seconds it lived."""
-        self.exit_code = self._reaped()
+        self.exit_code = self._wait_for_code()
         self._connection.close()
         if self._pidfd is not None:
             os.close(self._pidfd)
         self.process = self._pidfd = None
         return time.monotonic() - self._started_at
 
-    def _reaped(self) -> int | None:
+    def _wait_for_code(self) -> int | None:
         """Return the exit code; None if somebody else has reaped the process."""
         if not self._is_child:
             return _code_from_server(self.process.sentinel)
@@ -165,12 +165,12 @@ class Place:
         return ended.si_status if ended.si_code == os.CLD_EXITED else -ended.si_status
 
     def seconds_to_restart(self, lived: float, first: float, most: float) -> float:
-        """Note a death after `lived` seconds; return how long to wait after it."""
+        """Record a death after `lived` seconds; return the delay of the restart."""
         self._deaths = 1 if lived > most else self._deaths + 1
         return min(most, first * 2.0 ** min(self._deaths - 1, _MOST_DOUBLINGS))
 
     def how_it_ended(self) -> str:
-        """In words, by the exit code."""
+        """Describe its exit code in words."""
         if self.exit_code is None:
             return "ended with an unknown exit code"
         if self.exit_code >= 0:
@@ -188,7 +188,7 @@ def _is_readable(descriptor: int, seconds: float = 0.0) -> bool:
 
 
 def _code_from_server(pipe: int) -> int | None:
-    """Return the exit code that multiprocess's server tells; None if the server has ended too."""
+    """Return the exit code from multiprocess's server; None if the server has ended too."""
     from multiprocess.forkserver import read_signed
 
     try:

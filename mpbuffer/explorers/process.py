@@ -1,4 +1,4 @@
-"""What runs in an explorer's process: the function, under a watch on the learner."""
+"""The program of an explorer's process: the function, and a watch on the learner."""
 
 from __future__ import annotations
 
@@ -39,42 +39,48 @@ THREAD_VARIABLES = (
     "NUMEXPR_NUM_THREADS",
     "VECLIB_MAXIMUM_THREADS",
 )
-_VARIABLES_OF_LIBRARIES = {  # by what threadpoolctl calls these
+_VARIABLES_OF_LIBRARIES = {  # by threadpoolctl's names
     "openmp": "OMP_NUM_THREADS",
     "openblas": "OPENBLAS_NUM_THREADS",
     "mkl": "MKL_NUM_THREADS",
     "blis": "BLIS_NUM_THREADS",
 }
 
-_SEEDS_OF_GLOBALS = 2**32 - 1  # as no explorer's index, in keys of seed sequences
-_LONGEST_MESSAGE = 16_000  # bytes: room for it in any socket, so that sending never waits
+_SEEDS_OF_GLOBALS = 2**32 - 1  # in keys of seed sequences; no explorer has this index
+_LONGEST_MESSAGE = 16_000  # bytes: fits into any socket, so that sending never blocks
 _LEARNER_GONE = 1  # exit status
 _SECONDS_TO_RETURN = 0.3  # once the learner is gone
 _SECONDS_TO_CLOSE = 0.3  # the buffers, after that
 _SECONDS_AFTER_SIGTERM = 1.0  # to return
-_SECONDS_TO_END = 1.0  # where no thread of Python's can do any of this
-_SECONDS_BETWEEN_LOOKS = 0.25  # at a learner of whom the kernel does not tell by itself
+_SECONDS_TO_END = 1.0  # if no Python thread can run to do this
+_SECONDS_BETWEEN_CHECKS = 0.25  # of the learner, without a pidfd
 
 
 @dataclasses.dataclass(frozen=True)
-class Orders:
-    """What an explorer's process is told beside its task."""
+class CommonOrders:
+    """Orders that all explorers' processes share, beside the task."""
 
-    index: int
     n: int
-    epsilon: float
     entropy: int | Sequence[int]
-    restart: int
-    learner: ProcessIdentity
-    cores: frozenset[int] | None
     nice: int
     threads: int | None
     seed_globals: bool
     is_forked: bool  # by the learner, rather than by a server or not at all
 
 
+@dataclasses.dataclass(frozen=True)
+class Orders(CommonOrders):
+    """Orders for one explorer's process, beside the task."""
+
+    index: int
+    epsilon: float
+    restart: int
+    learner: ProcessIdentity
+    cores: frozenset[int] | None
+
+
 class Explorer:
-    """What an explorer's function gets as its first argument.
+    """The first argument of an explorer's function.
 
     Attributes
     ----------
@@ -83,18 +89,18 @@ class Explorer:
     index : int
         Which explorer: 0 to n - 1.
     n : int
-        How many there are.
+        Number of explorers.
     epsilon : float
-        Share of random actions: ``epsilon ** (1 + alpha * index / (n - 1))``; Horgan et al.,
+        Probability of a random action: ``epsilon ** (1 + alpha * index / (n - 1))``; Horgan et al.,
         "Distributed Prioritized Experience Replay", 2018, section 4.
     restart : int
-        How often this explorer's process was started again before.
+        How often this explorer's process was restarted.
     seed_sequence : numpy.random.SeedSequence
-        A stream that follows from the seed, `index` and `restart`, and is no other explorer's.
+        This explorer's own stream, which follows from the seed, `index` and `restart`.
     rng : numpy.random.Generator
         Made from `seed_sequence`.
     stopping : threading.Event
-        Set when the explorer is to return; ``stopping.wait(seconds)`` is a sleep that ends then.
+        Set when the function should return; ``stopping.wait(seconds)`` is a sleep that ends then.
     """
 
     def __init__(self, buffer: ReplayBuffer, orders: Orders, stopping: threading.Event) -> None:
@@ -108,9 +114,9 @@ class Explorer:
         self.stopping = stopping
 
     def should_stop(self) -> bool:
-        """Tell whether to return: the learner asks for it, or is gone. Never blocks.
+        """Return whether to stop: the learner asks for it, or is gone. Never blocks.
 
-        A function that does not return is ended: after the learner's `stop_timeout`, or within 2
+        A function that does not return is ended after the learner's `stop_timeout`, or within 2
         seconds of the learner's death.
         """
         return self.stopping.is_set()
@@ -120,14 +126,14 @@ class Explorer:
 
 
 class LearnerWatch:
-    """A thread that hears of the learner's wishes, and ends this process with the learner's.
+    """A thread that reads the learner's messages, and ends this process when the learner ends.
 
-    Three signs tell of its end, since each alone may be missing: the connection, unless another
-    process inherited its other end, as forked explorers do; a pidfd, where the kernel grants one;
-    /proc, now and then, where it does not.
+    It watches three signs of the learner's end, because each can be missing: the connection, which
+    stays open if another process inherited its other end, as forked explorers do; a pidfd, which
+    some kernels do not have; and /proc, from time to time, without a pidfd.
 
-    Where a thread cannot run, because another one keeps the GIL or the interpreter is ending, a
-    thread of the core does no more than end the process.
+    If no Python thread can run, because one holds the GIL or the interpreter is ending, a thread of
+    the core just ends the process.
     """
 
     def __init__(self, learner: ProcessIdentity) -> None:
@@ -141,7 +147,7 @@ class LearnerWatch:
         self._ready = select.epoll()
         self._pidfd = pidfd_of(learner.pid)
         if self._pidfd is not None and not learner.is_alive():
-            os.close(self._pidfd)  # of another process, perhaps
+            os.close(self._pidfd)  # perhaps another process's
             self._pidfd = None
         if self._pidfd is not None:
             self._ready.register(self._pidfd, select.EPOLLIN)
@@ -150,23 +156,23 @@ class LearnerWatch:
             threading.Thread(target=self._watch, name="mpbuffer learner watch", daemon=True).start()
         except RuntimeError as error:
             raise RuntimeError(
-                "an explorer's process cannot watch its learner: it can start no more threads"
-                f" ({error}); raise the limit of threads (ulimit -u, a container's pids limit)"
+                f"cannot watch the learner: an explorer's process cannot start a thread ({error});"
+                " raise the limit of threads (ulimit -u, a container's pids limit)"
             ) from error
 
     def listen_to(self, connection: Any) -> None:
-        """Hear from now on what the learner says through the connection."""
+        """Read the learner's messages from the connection from now on."""
         self._connection = connection
         self._ready.register(connection.fileno(), select.EPOLLIN)
 
     def end_on(self, termination: Termination) -> None:
-        """End the process from now on, in order, on SIGTERM or when the learner loses patience."""
+        """From now on, end the process in order on SIGTERM or by the learner's order."""
         self._termination = termination
         self._ready.register(termination.fileno(), select.EPOLLIN)
 
     def _watch(self) -> None:
-        between_looks = _SECONDS_BETWEEN_LOOKS if self._pidfd is None else math.inf
-        due = math.inf  # when the function has to have returned
+        between_looks = _SECONDS_BETWEEN_CHECKS if self._pidfd is None else math.inf
+        due = math.inf  # when the function must have returned
         while True:
             timeout = min(between_looks, max(0.0, due - time.monotonic()))
             ready = [each for each, _ in self._ready.poll(None if timeout == math.inf else timeout)]
@@ -184,7 +190,7 @@ class LearnerWatch:
                 due = math.inf
 
     def _hear(self) -> float:
-        """Do as the learner says; return when the function has to have returned."""
+        """Obey the learner's message; return when the function must have returned."""
         try:
             message = self._connection.recv_bytes()
         except (EOFError, OSError):
@@ -198,7 +204,7 @@ class LearnerWatch:
         self.stopping.set()
         time.sleep(_SECONDS_TO_RETURN)
         closing = threading.Thread(target=close_buffers, daemon=True)
-        with contextlib.suppress(RuntimeError):  # there can be no more threads
+        with contextlib.suppress(RuntimeError):  # out of threads
             closing.start()
             closing.join(_SECONDS_TO_CLOSE)
         os._exit(_LEARNER_GONE)
@@ -208,7 +214,7 @@ _watch: LearnerWatch | None = None
 
 
 def watch_over(learner: ProcessIdentity) -> LearnerWatch:
-    """Start this process's watch, if it has none yet."""
+    """Start this process's watch unless it has one."""
     global _watch
     if _watch is None or _watch.pid != os.getpid():
         _watch = LearnerWatch(learner)
@@ -216,18 +222,18 @@ def watch_over(learner: ProcessIdentity) -> LearnerWatch:
 
 
 class WatchedName(str):
-    """A process's name, which starts the watch where it is unpickled.
+    """A process's name, which starts the watch when it is unpickled.
 
-    It is the first thing that the process gets, before it imports the learner's main module: that
-    may take seconds, in which the learner may die.
+    The process unpickles it before it imports the learner's main module. That import may take
+    seconds, in which the learner may die.
     """
 
     learner: ProcessIdentity
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Pickle as calls of the standard library alone, until ``sys.path`` is the learner's.
+        """Pickle as calls of the standard library until ``sys.path`` is the learner's.
 
-        The working directory comes first there, and may hold another package of this name.
+        The process's own path begins with the working directory, which may have another mpbuffer.
         """
         paths = _Call(getattr, _Call(importlib.import_module, "sys"), "path")
         paths_set = _Call(operator.setitem, paths, slice(None), list(sys.path))
@@ -237,7 +243,7 @@ class WatchedName(str):
 
 
 class _Call:
-    """Unpickles as the result of a call."""
+    """Unpickles to the result of a call."""
 
     def __init__(self, function: Callable[..., Any], *args: Any) -> None:
         self._call = function, args
@@ -254,7 +260,7 @@ def named_and_watched(name: str, learner: tuple[int, int]) -> str:
 
 @contextlib.contextmanager
 def thread_variables_set(threads: int | None) -> Iterator[None]:
-    """Limit numerical libraries of processes that are started here, unless the user did so."""
+    """Limit the threads of numerical libraries in processes started here, unless the user did."""
     new = [] if threads is None else _variables_to_set()
     for variable in new:
         os.environ[variable] = str(threads)
@@ -266,10 +272,9 @@ def thread_variables_set(threads: int | None) -> Iterator[None]:
 
 
 def _limit_threads(threads: int | None, loaded: Mapping[str, Any] = sys.modules) -> None:
-    """Limit the libraries that are loaded: by variables alone those that came with a fork do not.
+    """Limit loaded libraries too: after a fork they do not read the variables again.
 
-    What the variables say wins. threadpoolctl is used for the linear algebra behind NumPy and SciPy
-    if it is installed.
+    The variables win. threadpoolctl, if installed, limits the linear algebra of NumPy and SciPy.
     """
     if threads is None:
         return
@@ -286,14 +291,14 @@ def _limit_threads(threads: int | None, loaded: Mapping[str, Any] = sys.modules)
 
 
 def _variables_to_set() -> list[str]:
-    """Return which the user has not set; none where OMP_NUM_THREADS is, by which all others go."""
+    """Return the variables that are not set; none if OMP_NUM_THREADS, which rules all, is set."""
     if "OMP_NUM_THREADS" in os.environ:
         return []
     return [variable for variable in THREAD_VARIABLES if variable not in os.environ]
 
 
 def _threads_by_variable(variable: str, otherwise: int) -> int:
-    """Return the first number of a list such as "4,2", which is for nested parallel regions."""
+    """Return the first number of a list such as "4,2", whose others are for nested regions."""
     first = os.environ.get(variable, "").split(",")[0].strip()
     return int(first) if first.isdecimal() and int(first) > 0 else otherwise
 
@@ -303,7 +308,7 @@ def _each_thread() -> list[int]:
 
 
 def _take_place(orders: Orders) -> None:
-    """Pin and lower the priority of all threads there are; later ones inherit it."""
+    """Pin all threads and lower their priority; later threads inherit both."""
     for thread in _each_thread():
         with contextlib.suppress(ProcessLookupError):
             if orders.cores is not None:
@@ -315,9 +320,9 @@ def _take_place(orders: Orders) -> None:
 
 
 def _seed_globals(orders: Orders) -> None:
-    """Give the libraries' own generators streams that follow from the seed, as `rng` does.
+    """Seed the libraries' global generators from the seed, as `rng`.
 
-    Forked explorers would draw the same numbers as each other, and as the learner.
+    Else forked explorers would draw the same numbers as each other and the learner.
     """
     key = (_SEEDS_OF_GLOBALS, orders.index, orders.restart)
     words = np.random.SeedSequence(orders.entropy, spawn_key=key).generate_state(12)
@@ -328,7 +333,7 @@ def _seed_globals(orders: Orders) -> None:
 
 
 def _traceback_text(error: BaseException) -> str:
-    """Without this module's own frames; of a long one the end."""
+    """Format the traceback without this module's own frames."""
     here, frames = __file__, error.__traceback__
     while frames is not None and frames.tb_frame.f_code.co_filename == here:
         frames = frames.tb_next
@@ -336,12 +341,12 @@ def _traceback_text(error: BaseException) -> str:
 
 
 def _tell(connection: Any, what: bytes, text: str = "") -> None:
-    with contextlib.suppress(OSError):  # nobody listens: the watch knows why
+    with contextlib.suppress(OSError):  # the learner is gone, which the watch handles
         connection.send_bytes(what + text.encode(errors="replace")[-_LONGEST_MESSAGE:])
 
 
 def run_explorer(orders: Orders, task: Task | PickledTask, connection: Any) -> None:
-    """Be the explorer: the main function of its process."""
+    """Run an explorer: the main function of its process."""
     leave_signals_to_learner()
     try:
         watch = watch_over(orders.learner)
@@ -374,7 +379,7 @@ def run_explorer(orders: Orders, task: Task | PickledTask, connection: Any) -> N
         _tell(connection, FAILED, failure)
     elif not was_cut_off and (watch.is_told_to_stop or not is_terminated):
         _tell(connection, FINISHED)
-    while watch.learner_is_gone:  # the watch ends it, as orderly as can be
+    while watch.learner_is_gone:  # the watch ends the process
         time.sleep(_SECONDS_TO_RETURN)
     if termination is not None and is_terminated:
         termination.end_at_exit()

@@ -1,6 +1,6 @@
-"""Signals in an explorer's process: most are the learner's to answer, and SIGTERM ends it in order.
+"""Signals in an explorer's process: it ignores the learner's, and ends in order on SIGTERM.
 
-A scheduler, or a terminal, sends its signals to all processes of a group.
+A scheduler or a terminal sends signals to all processes of a group.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ __all__ = ["LEFT_TO_LEARNER", "Termination", "held_back", "leave_signals_to_lear
 
 LEFT_TO_LEARNER = frozenset({signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2})
 
-_SECONDS_TO_UNWIND = 0.3  # of the function, once an exception was raised in it
-_SECONDS_TO_CLOSE = 0.3  # of what is open, where the function has not unwound
-_AFTER_ALL_ELSE = -1000  # of multiprocess's finalizers
+_SECONDS_TO_UNWIND = 0.3  # for the function, after an exception was raised in it
+_SECONDS_TO_CLOSE = 0.3  # for closing what is open, if the function did not unwind
+_AFTER_ALL_ELSE = -1000  # priority among multiprocess's finalizers
 
 
 @contextlib.contextmanager
 def held_back(signals: Iterable[int]) -> Iterator[None]:
-    """Let the signals wait: in this thread, in what it forks, and in programs that it starts."""
+    """Block the signals in this thread, its forked children and the programs it starts."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, signals)
     try:
         yield
@@ -35,9 +35,9 @@ def held_back(signals: Iterable[int]) -> Iterator[None]:
 
 
 def leave_signals_to_learner() -> None:
-    """Ignore what is the learner's to answer; run none of its handlers; end at once on SIGTERM.
+    """Ignore the learner's signals, drop its handlers, and let SIGTERM end the process at once.
 
-    Signals that were held back come now.
+    Signals that were held back are delivered now.
     """
     signal.set_wakeup_fd(-1)
     for number in signal.valid_signals():
@@ -49,17 +49,17 @@ def leave_signals_to_learner() -> None:
 
 
 class Terminated(SystemExit):
-    """Raised in a function that has not returned for a while after SIGTERM."""
+    """Raised in a function that does not return soon after SIGTERM."""
 
 
 class Termination:
-    """How SIGTERM ends an explorer: in order, so that rows that it has staged are written.
+    """Ends an explorer in order on SIGTERM, so that its staged rows are written.
 
-    Its function is asked to return. Where it does not, an exception is raised in it after a while.
-    What stays in a call all the same is not waited for: another thread closes what is open. A
-    process that keeps all threads of Python's from running has to be killed.
+    The function is asked to return. If it does not, an exception is raised in it after a while. If
+    it stays in a call all the same, another thread closes what is open. A process in which no
+    Python thread can run must be killed.
 
-    A function that has a handler of its own for SIGTERM keeps it.
+    A function that sets its own handler for SIGTERM keeps it.
     """
 
     def __init__(self) -> None:
@@ -70,17 +70,17 @@ class Termination:
         os.set_blocking(self._pipe, False)
         os.set_blocking(self._written_by_handlers, False)
         signal.signal(signal.SIGTERM, self._handle)
-        # Written by the kernel's own call of the handler, also while a long call keeps Python's.
+        # The C handler writes to it at once, even while a long call delays the Python handler.
         signal.set_wakeup_fd(self._written_by_handlers, warn_on_full_buffer=False)
         os.register_at_fork(after_in_child=self._forget_in_child)
 
     def fileno(self) -> int:
-        """Return what is readable once a signal has come."""
+        """Return the descriptor that is readable after a signal."""
         return self._pipe
 
     @contextlib.contextmanager
     def during_function(self) -> Iterator[None]:
-        """Raise Terminated in here only."""
+        """Let Terminated be raised inside this block only."""
         self._in_function = True
         try:
             yield
@@ -88,16 +88,16 @@ class Termination:
             self._in_function = False
 
     def has_come(self) -> bool:
-        """Whether what has made the pipe readable was SIGTERM, and is not the function's own."""
+        """Return whether SIGTERM has come, and the function has no own handler for it."""
         with contextlib.suppress(BlockingIOError):
             if signal.SIGTERM in os.read(self._pipe, 4096):
                 self.has_begun = self.has_begun or self._is_mine()
         return self.has_begun
 
     def end(self, close_all: Callable[[], None]) -> None:
-        """End the process within a moment, unless the function has a handler of its own.
+        """End the process within a moment, unless the function has its own handler.
 
-        For another thread than the function's.
+        To be called by another thread than the function's.
         """
         self._is_due = True
         main = threading.main_thread().ident
@@ -110,12 +110,12 @@ class Termination:
         try:
             closing.start()
             closing.join(_SECONDS_TO_CLOSE)
-        except RuntimeError:  # there can be no more threads
+        except RuntimeError:  # out of threads
             close_all()
         _core.end_by_signal(signal.SIGTERM)
 
     def end_at_exit(self) -> None:
-        """Have this process, which is about to exit, end by the signal once all is closed."""
+        """Let this process, which is about to exit, end by the signal after all is closed."""
         import multiprocess.util
 
         def end() -> None:
@@ -125,7 +125,7 @@ class Termination:
         multiprocess.util.Finalize(None, end, exitpriority=_AFTER_ALL_ELSE)
 
     def _handle(self, number: int, frame: Any) -> None:
-        """Tell the thread that waits for it; take no lock, since the function may hold any."""
+        """Wake the watching thread; take no lock, because the function may hold any."""
         self.has_begun = True
         with contextlib.suppress(OSError):
             os.write(self._written_by_handlers, bytes([number]))
@@ -137,7 +137,7 @@ class Termination:
         return signal.getsignal(signal.SIGTERM) == self._handle
 
     def _forget_in_child(self) -> None:
-        """Leave the child its signals, which are no affair of the explorer's."""
+        """Restore a child's signals, which the explorer does not handle."""
         with contextlib.suppress(ValueError):
             signal.set_wakeup_fd(-1)
             if self._is_mine():

@@ -1,7 +1,7 @@
 """The standard library's multiprocessing in processes that are started by multiprocess.
 
-The two packages do not know each other. What belongs to the one (queues, locks, shared arrays,
-torch's tensors in shared memory) asks for what only its own children have. Here it gets that.
+The two packages do not know each other. Objects of the one (queues, locks, shared arrays, torch's
+tensors in shared memory) need state that only its own children have. This module provides it.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ _AFTER_WAITING_FOR_CHILDREN = -50  # and before buffers close
 
 
 class Inheritance(NamedTuple):
-    """What a child has of its parent, beside its arguments, where no fork copies it."""
+    """State that a child inherits from its parent, where no fork copies it."""
 
     authentication_key: bytes
     tracker: Any  # the DupFd of the resource tracker's pipe, if there is one
 
     def take_over(self) -> None:
-        """Have it in this process, too."""
+        """Set the state in this process."""
         process.current_process().authkey = self.authentication_key
         if self.tracker is not None:
             from multiprocessing import resource_tracker
@@ -34,7 +34,7 @@ class Inheritance(NamedTuple):
 
 @contextlib.contextmanager
 def passing_on() -> Iterator[Inheritance]:
-    """Let objects of the standard library be pickled for the process that multiprocess starts."""
+    """Let objects of the standard library be pickled for a process that multiprocess starts."""
     from multiprocess.context import get_spawning_popen
 
     popen = get_spawning_popen()
@@ -50,9 +50,9 @@ def passing_on() -> Iterator[Inheritance]:
 
 
 def reduction_of(value: Any) -> Any:
-    """Return how a library taught the standard library's pickler to reduce `value`; else None.
+    """Return the reduction that a library registered for `value`; None if there is none.
 
-    A tensor that is in no shared memory is copied, as it is by a fork.
+    A tensor outside shared memory is copied, as a fork does.
     """
     from multiprocess.reduction import ForkingPickler
 
@@ -82,15 +82,16 @@ def _require_right_context(value: Any) -> None:
         popen: Any = context.get_spawning_popen()
         raise RuntimeError(
             f"cannot pass a {package} {type(value).__name__} to an explorer: it was made for forked"
-            f" processes, expected one for start_method={popen.method!r}; make it, and what"
-            f" contains it (queues, events, values), with {package}.get_context({popen.method!r})"
+            f" processes, expected one for start_method={popen.method!r}; make it, and the object"
+            f" that contains it (queue, event, value), with"
+            f" {package}.get_context({popen.method!r})"
         )
 
 
 def be_child(*, forked: bool) -> None:
-    """Be, for the standard library, a child of its own too: from now on, and at this process's end.
+    """Make this process a child of the standard library's multiprocessing too, up to its end.
 
-    What was inherited by a fork (the threads of queues, the learner's children) is forgotten.
+    State that a fork copied (the threads of queues, the learner's children) is dropped.
     """
     import multiprocess.util
 

@@ -1,4 +1,4 @@
-"""What an explorer is to do, on its way from the learner to the explorer's process."""
+"""An explorer's task, on its way from the learner to the explorer's process."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ __all__ = ["PickledTask", "Task"]
 
 
 class Task(NamedTuple):
-    """What an explorer is to do. It travels as bytes, so that what is wrong with it is told."""
+    """An explorer's task. It travels as bytes, so that errors in it can be reported."""
 
     function: Callable[..., object]
     buffer: ReplayBuffer
@@ -24,23 +24,23 @@ class Task(NamedTuple):
     kwargs: dict[str, Any]
 
     def unpacked(self) -> Task:
-        """Itself: it was inherited."""
+        """Return itself: a fork copied it."""
         return self
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Pickle by value whatever an import in the other process would not find."""
+        """Pickle by value what an import in the other process would not find."""
         with passing_on() as inheritance:
             return PickledTask, (_pickled(tuple(self)), inheritance)
 
 
 class PickledTask(NamedTuple):
-    """A task in another process than it was made in."""
+    """A task that was pickled for another process."""
 
     pickled: bytes
     inheritance: Inheritance
 
     def unpacked(self) -> Task:
-        """Import what it needs, and open its handle of the buffer."""
+        """Import what it needs, and open the process's handle of the buffer."""
         from multiprocess.reduction import ForkingPickler
 
         self.inheritance.take_over()
@@ -51,9 +51,9 @@ def _pickled(task: tuple[Any, ...]) -> bytes:
     from multiprocess.reduction import ForkingPickler
 
     class TaskPickler(ForkingPickler):  # type: ignore[misc]
-        """Takes modules by name, and what the main module has: dill takes all that is in them.
+        """Pickles modules, and functions and classes of the main module, by name: dill would copy.
 
-        What the standard library's processes would share with the learner is shared here too.
+        Shares what processes of the standard library would share with the learner.
         """
 
         def reducer_override(self, value: Any) -> Any:
@@ -76,9 +76,9 @@ def _can_be_imported(module: str) -> bool:
 
 
 def _name_in_main_module(value: Any) -> str | None:
-    """Return what to look a function or class up by in the main module, if that is imported there.
+    """Return a function's or class's name in the main module, if the process imports that module.
 
-    It is if it is a program's, as multiprocess has it; not what was typed at a prompt.
+    It does if the module is a program's, but not if it was typed at a prompt.
     """
     if not isinstance(value, (type, types.FunctionType)) or value.__module__ != "__main__":
         return None

@@ -25,8 +25,8 @@ __all__ = ["commands"]
 def commands() -> None:
     """Look at replay buffers in shared memory, and clean up after killed programs.
 
-    Nothing that these commands do disturbs the programs that use a buffer. They see the buffers of
-    the user who runs them.
+    These commands do not disturb programs that use a buffer. They show the buffers of the user who
+    runs them.
     """
 
 
@@ -43,7 +43,7 @@ as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 )
 @as_json
 def list_command(interval: float, as_json: bool) -> None:
-    """List this user's buffers, also named ones that nobody has open any more (stale).
+    """List this user's buffers, including named ones that no process has open (stale).
 
     Buffers without a name are found through the processes that have them open.
     """
@@ -69,10 +69,10 @@ def list_command(interval: float, as_json: bool) -> None:
 @commands.command("gc")
 @click.option("--dry-run", is_flag=True, help="Only say what would be removed.")
 def collect_command(dry_run: bool) -> None:
-    """Remove the buffers that nobody has open any more, and nothing else.
+    """Remove buffers that no process has open.
 
-    A buffer is removed only if the kernel says that no process, stopped ones included, has it open.
-    Only named ones can be left behind: the memory of others goes with their last process.
+    A buffer is removed only if the kernel says that no process, running or stopped, has it open.
+    Only named buffers can be left behind: others are freed with their last process.
     """
     names = remove_dead_segments(dry_run=dry_run)
     for name in names:
@@ -87,8 +87,8 @@ def collect_command(dry_run: bool) -> None:
 def inspect_command(name: str, as_json: bool) -> None:
     """Show the buffer NAME, and check each of its slots and leaves.
 
-    What is in motion, such as a row just being written, is no damage. Exit status: 0 sound,
-    1 damaged, 2 not found, or not to be looked at.
+    A row that is being written is no damage. Exit status: 0 sound, 1 damaged, 2 not found or not
+    readable.
     """
     try:
         report = inspect(name)
@@ -107,7 +107,7 @@ def _table() -> Table:
 
 
 def _show(table: Table) -> None:
-    """Print a table: in a pipe one line a row, however long."""
+    """Print a table; in a pipe, each row on one line."""
     width = None if sys.stdout.isatty() else 100_000
     console = Console(width=width, markup=False, emoji=False, highlight=False)
     with console.capture() as captured:
@@ -178,7 +178,7 @@ def _print_report(report: Report) -> None:
         facts.add_row("memory", f"without a name, {report['path']}")
     else:
         facts.add_row("file", report["path"])
-    facts.add_row("state", "live" if report["live"] else "stale: nobody has it open")
+    facts.add_row("state", "live" if report["live"] else "stale: no process has it open")
     facts.add_row("size", _bytes(report["bytes"]))
     if not report["readable"]:
         _show(facts)

@@ -1,7 +1,7 @@
-"""Looking at buffers from outside: what the ``mpbuffer`` command shows, as Python objects.
+"""Reports on segments, which the ``mpbuffer`` command prints.
 
-Nothing here becomes part of a buffer: no handle is opened, no number of the process table taken,
-and dead or damaged segments can be looked at as well.
+No handle is opened and no line of the process table is taken. Dead and damaged segments can be
+inspected too.
 """
 
 from __future__ import annotations
@@ -16,9 +16,10 @@ from typing import Any
 import numpy as np
 
 from mpbuffer import _core
-from mpbuffer.buffer.schema import Field, read_description
+from mpbuffer.buffer.description import read_description
+from mpbuffer.buffer.schema import Field
 from mpbuffer.errors import SegmentMismatch, SegmentNotFound
-from mpbuffer.weights.shared_weights import read_weights_description
+from mpbuffer.weights.parts import read_description as read_weights_description
 
 __all__ = ["inspect", "list_segments", "remove_dead_segments"]
 
@@ -26,50 +27,50 @@ Report = dict[str, Any]
 
 
 def inspect(name: str, *, every_slot: bool = True) -> Report:
-    """Look at one segment of this user, whatever state it is in.
+    """Inspect a segment of this user, in any state.
 
     Parameters
     ----------
     name : str
         The buffer's name.
     every_slot : bool, optional
-        Whether each slot and leaf is checked too, which takes O(size).
+        Whether to check each slot and leaf too, which takes O(size).
 
     Returns
     -------
     dict
-        Values of JSON types. ``damage`` is a list of sentences, empty if the segment is sound;
-        ``damages`` how many there would be; ``notes`` tell of what is no damage. ``path`` is the
-        file, or, of a segment without a name, where a process has it open, and ``nameless`` says
-        which. The rest is left out where damage hides it.
+        Values of JSON types. ``damage`` is a list of sentences, empty if the segment is sound, and
+        ``damages`` the number of findings, which may be larger. ``notes`` are findings that are no
+        damage. ``path`` is the file; if ``nameless``, a process's descriptor of the segment. Keys
+        that damage hides are left out.
 
     Raises
     ------
     SegmentNotFound
         If there is no such segment.
     SegmentMismatch
-        If what has that name is no regular file, or somebody else's.
+        If the name's file is no regular file, or belongs to another user.
     ValueError
-        If it is no name of a buffer.
+        If the name is not valid.
     """
     if not name.isascii():
-        raise ValueError(f"a name is 1 to 128 of [A-Za-z0-9._-], got {name!r}")
+        raise ValueError(f"name must be 1 to 128 of [A-Za-z0-9._-], got {name!r}")
     return _report(_core.inspect(name, every_slot))
 
 
 def list_segments(interval: float = 0.0) -> list[Report]:
-    """Look at all of this user's segments, dead ones included.
+    """Inspect all of this user's segments, dead ones included.
 
     Parameters
     ----------
     interval : float, optional
-        Seconds between two looks, from which ``rows_per_second`` follows; without it there is none.
+        Seconds between two inspections, which give ``rows_per_second``; 0 leaves it out.
 
     Returns
     -------
     list of dict
-        As from inspect() without the slots, ordered by name. What cannot be looked at has only
-        ``name`` and ``damage``.
+        As from inspect() without the slots, ordered by name. Segments that cannot be inspected
+        have only ``name`` and ``damage``.
     """
     earlier = {}
     if interval > 0:
@@ -95,15 +96,14 @@ def list_segments(interval: float = 0.0) -> list[Report]:
 
 
 def remove_dead_segments(*, dry_run: bool = False) -> list[str]:
-    """Remove this user's segments that nobody has open any more.
+    """Remove this user's segments that no process has open.
 
-    Only what is provably dead goes: the kernel says that no process, stopped ones included, has
-    the segment open.
+    A segment is removed only if the kernel says that no process, running or stopped, has it open.
 
     Parameters
     ----------
     dry_run : bool, optional
-        Whether to remove nothing.
+        Whether to return the names without removing anything.
 
     Returns
     -------
@@ -124,7 +124,7 @@ def _look(name: str) -> Report:
 
 
 def _identity_and_rows(report: Report) -> tuple[Any, int]:
-    """Which segment it is, should another one have taken the name; and the rows added so far."""
+    """Return a value that differs if another segment has taken the name, and rows added."""
     return report.get("created_at"), report.get("rows_added", 0)
 
 
@@ -132,17 +132,17 @@ def _report(facts: Report) -> Report:
     report = {key: value for key, value in facts.items() if key not in ("header", "kind")}
     if not facts["readable"]:
         return report
+    report["processes"] = [dict(each) for each in facts["processes"]]
+    report["alive"] = sum(each["state"] != "X" for each in report["processes"])
     if facts["kind"] == "weights":
         return _report_of_weights(report)
     header = dict(facts["header"])
     text = header.pop("description")
     report.update(header)
     report["class"] = "PrioritizedReplayBuffer" if header["prioritized"] else "ReplayBuffer"
-    report["processes"] = [dict(each) for each in facts["processes"]]
-    report["alive"] = sum(each["state"] != "X" for each in report["processes"])
     problem = None
     try:
-        fields, report["strict"], _ = read_description(facts["name"], text.decode())
+        fields, report["strict"], _ = read_description(facts["name"], text)
         named = json.loads(text)["class"]
         if named != report["class"]:
             problem = f"it is described as a {named!r}, its header is that of a {report['class']}"
@@ -170,8 +170,6 @@ def _report(facts: Report) -> Report:
 
 def _report_of_weights(report: Report) -> Report:
     report["class"] = "SharedWeights"
-    report["processes"] = [dict(each) for each in report["processes"]]
-    report["alive"] = sum(each["state"] != "X" for each in report["processes"])
     try:
         parts = read_weights_description(report["name"], report.pop("description"))
         report["fields"] = [

@@ -1,4 +1,4 @@
 """Weights: the learner publishes them, explorers read them.
 
-Uses ``_segment``, ``_arguments``, and ``buffer`` for the description of dtypes.
+Uses ``_segment`` and ``_arguments``.
 """

@@ -1140,7 +1140,7 @@ def test_classes_are_not_leaked_by_their_objects(cls):
 @pytest.mark.parametrize("cls", [ReplayBuffer, PrioritizedReplayBuffer])
 def test_a_buffer_is_not_copied(cls, copied):
     with cls(10, {"a": {}}) as buffer:
-        with pytest.raises(TypeError, match=f"cannot copy {buffer.name!r}.*attach"):
+        with pytest.raises(TypeError, match=f"cannot copy .*{buffer.name!r}.*attach"):
             copied(buffer)
         with pytest.raises(TypeError, match="cannot copy"):
             copied({"agent": [buffer]}["agent"][0])
@@ -1267,7 +1267,7 @@ def test_memory_does_not_grow(cls):
 def test_a_long_allocation_is_logged(monkeypatch, caplog):
     """The clock runs ahead: no gigabytes are needed for this."""
     seconds = iter(range(0, 1000, 3))
-    monkeypatch.setattr("mpbuffer.buffer.replay_buffer.time.monotonic", lambda: next(seconds))
+    monkeypatch.setattr("mpbuffer.buffer.creation.time.monotonic", lambda: next(seconds))
     with caplog.at_level(logging.INFO, logger="mpbuffer"):
         ReplayBuffer(1000, {"obs": {"shape": 10_000}}).close()
     assert any("creating" in message and "GB allocated" in message for message in caplog.messages)

@@ -146,15 +146,15 @@ def test_what_was_cleared_raises():
 
         buffer.add(**row(2))
         before = threads()
-        gatherer = _core.BatchGatherer(buffer, 4, 1, True, None)
-        assert len(gatherer.next(1.0)["x"]) == 4
+        gatherer = _core.BatchGatherer(buffer, 4, 1, True, 1.0, None)
+        assert len(gatherer.next()["x"]) == 4
         assert threads() == before + 1
         for _ in range(2):
             clear(gatherer, _core.BatchGatherer)
             assert threads() == before
             gatherer.close()
             with pytest.raises(BufferClosed, match="cannot take a batch"):
-                gatherer.next(1.0)
+                gatherer.next()
         unmade = _core.BatchGatherer.__new__(_core.BatchGatherer)
         clear(unmade, _core.BatchGatherer)
         assert gc.get_referents(unmade) == [_core.BatchGatherer]

@@ -508,7 +508,7 @@ def test_a_seed_is_chosen_if_none_is_given(buffer):
         ({"stop_timeout": np.nan}, "stop_timeout must be"),
         ({"pin": [100_000]}, r"pin must name cores of \[0.*got \[100000\]"),
         ({"pin": []}, "pin must name cores"),
-        ({"nice": 20}, "nice must be at most 19 and at least 0, got 20"),
+        ({"nice": 20}, r"nice must be in \[0, 19\], got 20"),
         ({"threads": 0}, "threads must be at least 1"),
         ({"seed": -1}, "non-negative"),
     ],

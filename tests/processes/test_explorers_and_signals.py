@@ -18,11 +18,11 @@ from watched_processes import DEADLINE, run_python
 
 import mpbuffer
 from mpbuffer import Explorers
-from mpbuffer.explorers import explorers, launch, place
+from mpbuffer.explorers import explorers, launch, place, supervision
 
 pytestmark = pytest.mark.timeout(90)
 
-TRACED = {module.__file__ for module in (explorers, launch, place)}
+TRACED = {module.__file__ for module in (explorers, launch, place, supervision)}
 POINTS = 12  # of some 1,500
 
 

@@ -830,7 +830,7 @@ def test_a_child_forked_while_a_thread_creates_a_buffer_does_not_keep_its_name(
         with ReplayBuffer(1000, {"a": {"shape": 1000}}, name=name) as buffer:
             buffer.add(a=np.ones(1000))
 
-    monkeypatch.setattr("mpbuffer.buffer.replay_buffer._CreationLog.__call__", progress)
+    monkeypatch.setattr("mpbuffer.buffer.creation.CreationLog.__call__", progress)
     children = []
     try:
         for name in ("halfway.0", "halfway.1", "halfway.2"):
@@ -863,7 +863,7 @@ def test_a_child_forked_by_the_progress_of_a_creation_gets_an_error(monkeypatch)
         if not children:
             children.append(os.fork())
 
-    monkeypatch.setattr("mpbuffer.buffer.replay_buffer._CreationLog.__call__", progress)
+    monkeypatch.setattr("mpbuffer.buffer.creation.CreationLog.__call__", progress)
     said = None
     try:
         buffer = ReplayBuffer(1000, {"a": {"shape": 1000}})

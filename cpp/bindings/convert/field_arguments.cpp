@@ -2,9 +2,9 @@
 
 #include <algorithm>
 #include <cmath>
-#include <cstdio>
 
 #include "base/guard.hpp"
+#include "base/words.hpp"
 
 namespace py = pybind11;
 
@@ -36,12 +36,6 @@ bool same_name(PyObject* one, PyObject* other) {
     const int order = PyUnicode_Compare(one, other);
     if (order == -1 && PyErr_Occurred() != nullptr) throw py::error_already_set();
     return order == 0;
-}
-
-std::string in_words(double number) {
-    std::array<char, 32> text{};
-    std::snprintf(text.data(), text.size(), "%g", number);
-    return text.data();
 }
 
 void handle_unknown_field(BufferState& state, PyObject* name) {
@@ -92,7 +86,7 @@ void convert_priorities(const BufferState& state, const char* what, PyObject* va
     }
     if (right == n) return;
     throw_python(PyExc_ValueError, std::string(what) + ": priority " + std::to_string(right) +
-                                       " is " + in_words(all[right]) +
+                                       " is " + number_in_words(all[right]) +
                                        ", expected a finite number that is not negative and whose "
                                        "(priority + eps)^alpha fits into float32");
 }

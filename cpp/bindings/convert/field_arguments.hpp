@@ -1,5 +1,5 @@
-// What an add takes: fields by name, and numbers beside them, one for each row. For the add of a
-// buffer and that of a writer.
+// The arguments of add(), of buffers and of step writers: fields by name, and numbers beside them,
+// one for each row.
 #pragma once
 
 #include <pybind11/pybind11.h>
@@ -14,7 +14,7 @@
 #include "base/shared_copy.hpp"
 #include "convert/field_rules.hpp"
 #include "errors.hpp"
-#include "types/buffer.hpp"
+#include "state.hpp"
 
 namespace mpbuffer::bindings {
 
@@ -38,8 +38,6 @@ const Names& names();
 // Keyword names written in source are interned: equal text is nearly always the same object.
 bool same_name(PyObject* one, PyObject* other);
 
-std::string in_words(double number);
-
 // Numbers for n rows: one for each, or one for all. Not to be moved.
 struct RowNumbers {
     ConvertedNumbers numbers;
@@ -59,7 +57,7 @@ struct ConvertedPriorities : RowNumbers {
 void convert_priorities(const BufferState& state, const char* what, PyObject* value, std::size_t n,
                         ConvertedPriorities& converted);
 
-// Refuses names that the buffer does not have, or warns of each once.
+// An unknown field's name: TypeError if the buffer is strict, else a warning, once per name.
 void handle_unknown_field(BufferState& state, PyObject* name);
 
 [[noreturn]] void throw_positional(Py_ssize_t nargs);
@@ -71,7 +69,7 @@ void handle_unknown_field(BufferState& state, PyObject* name);
 // All fields of a buffer but the `computed` one, converted, each with as many rows as the others.
 class FieldArguments {
   public:
-    // What is no field is offered to `take_other(name, value)`, which returns whether it took it.
+    // `take_other(name, value)` gets arguments that are no fields; returns whether it took them.
     template <class TakeOther>
     FieldArguments(BufferState& state, std::size_t computed, PyObject* const* args,
                    Py_ssize_t nargs, PyObject* kwnames, TakeOther&& take_other) {

@@ -15,15 +15,6 @@ namespace mpbuffer::bindings {
 
 namespace {
 
-py::object steal(PyObject* object) {
-    if (object == nullptr) throw py::error_already_set();
-    return py::reinterpret_steal<py::object>(object);
-}
-
-PyArrayObject* array(const py::object& object) {
-    return reinterpret_cast<PyArrayObject*>(object.ptr());
-}
-
 std::string dtype_in_words(PyArray_Descr* descr) {
     return text_of(reinterpret_cast<PyObject*>(descr));
 }
@@ -129,7 +120,7 @@ Storing store_large_int(int type_number, PyObject* value, std::byte* to) {
                                                                  : Storing::needs_array;
 }
 
-// The scalars that environments give, without an array in between.
+// Scalars that environments return, without an array in between.
 Storing convert_scalar(const FieldRule& rule, PyObject* value, std::byte* to) {
     if (PyFloat_Check(value)) return store_as(rule.type_number, PyFloat_AS_DOUBLE(value), to);
     if (PyBool_Check(value)) return store_as(rule.type_number, value == Py_True ? 1LL : 0LL, to);
@@ -157,7 +148,7 @@ Storing convert_scalar(const FieldRule& rule, PyObject* value, std::byte* to) {
     return Storing::needs_array;
 }
 
-// Raises the Python error that is set again, as one that says which object it was about.
+// Raises the Python error that is set as one that names the object.
 [[noreturn]] void rethrow_about(const std::string& what) {
     PyObject* type = PyErr_ExceptionMatches(PyExc_OverflowError) ? PyExc_OverflowError
                      : PyErr_ExceptionMatches(PyExc_ValueError)  ? PyExc_ValueError
@@ -182,8 +173,8 @@ Storing convert_scalar(const FieldRule& rule, PyObject* value, std::byte* to) {
     throw_python_from(type, what + ": " + cause);
 }
 
-// What may be stored: any number as any other but complex as real; else what NumPy calls the same
-// kind. Whether the values fit is another question.
+// Any number may be stored as any other, except complex as real; other dtypes if NumPy calls the
+// cast one of the same kind. Whether the values fit is checked elsewhere.
 void require_castable(const std::string& what, PyArray_Descr* from, PyArray_Descr* to) {
     bool fits = false;
     const NumberKind given = number_kind(from);
@@ -205,7 +196,7 @@ void require_castable(const std::string& what, PyArray_Descr* from, PyArray_Desc
 
 py::object cast_array(const std::string& what, const py::object& source, PyArray_Descr* to,
                       const ValueRange& range) {
-    require_castable(what, PyArray_DESCR(array(source)), to);
+    require_castable(what, PyArray_DESCR(array_of(source)), to);
     try {
         require_values_fit(what, source, to, range);
     } catch (py::error_already_set& error) {
@@ -214,9 +205,7 @@ py::object cast_array(const std::string& what, const py::object& source, PyArray
         rethrow_about(what);
     }
     Py_INCREF(to);
-    constexpr int flags =
-        NPY_ARRAY_C_CONTIGUOUS | NPY_ARRAY_ALIGNED | NPY_ARRAY_NOTSWAPPED | NPY_ARRAY_FORCECAST;
-    PyObject* cast = running_python([&] { return PyArray_FromArray(array(source), to, flags); });
+    PyObject* cast = native_array(array_of(source), to);
     if (cast == nullptr) rethrow_about(what);
     return py::reinterpret_steal<py::object>(cast);
 }
@@ -236,6 +225,40 @@ py::object widened_tensor(PyObject* value) {
 
 }  // namespace
 
+std::vector<FieldRule> make_rules(const std::vector<FieldDescription>& descriptions) {
+    std::vector<FieldRule> rules;
+    for (const auto& [name, dtype, shape] : descriptions) {
+        if (PyArray_DescrCheck(dtype.ptr()) == 0) {
+            throw py::type_error("a field's dtype is no numpy.dtype");
+        }
+        PyArray_Descr* descr = descr_of(dtype);
+        FieldRule rule{};
+        rule.name = owned(PyUnicode_InternFromString(name.c_str()));
+        rule.dtype = dtype;
+        rule.type_number = descr->type_num;
+        rule.plain = PyTypeNum_ISNUMBER(descr->type_num) || PyTypeNum_ISBOOL(descr->type_num) ||
+                     PyTypeNum_ISUSERDEF(descr->type_num);
+        rule.range = std::make_unique<const ValueRange>(range_of(dtype));
+        rule.shape = shape;
+        rule.out_shape = shape;
+        rule.out_shape.insert(rule.out_shape.begin(), 0);
+        rule.item_bytes = static_cast<std::size_t>(PyDataType_ELSIZE(descr));
+        std::size_t count = 1;
+        for (const npy_intp extent : shape) {
+            if (extent < 0 ||
+                __builtin_mul_overflow(count, static_cast<std::size_t>(extent), &count) ||
+                count > (std::size_t{1} << 40)) {
+                throw py::value_error("cannot lay out field '" + name +
+                                      "': its shape is too large");
+            }
+        }
+        rule.row_bytes = rule.item_bytes * count;
+        rule.one_element = count == 1;
+        rules.push_back(std::move(rule));
+    }
+    return rules;
+}
+
 std::string shape_in_words(int ndim, const npy_intp* dims) {
     std::string text = "(";
     for (int i = 0; i < ndim; ++i) {
@@ -247,8 +270,7 @@ std::string shape_in_words(int ndim, const npy_intp* dims) {
 py::object converted_to(const std::string& what, const py::object& value, const py::object& dtype) {
     if (!PyArray_DescrCheck(dtype.ptr())) throw py::type_error("expected a numpy.dtype");
     const py::object native = dtype.attr("newbyteorder")("=");
-    return cast_array(what, as_array(what, value.ptr()),
-                      reinterpret_cast<PyArray_Descr*>(native.ptr()), range_of(native));
+    return cast_array(what, as_array(what, value.ptr()), descr_of(native), range_of(native));
 }
 
 std::string type_in_words(PyObject* value) {
@@ -286,7 +308,7 @@ py::object as_array(const std::string& what, PyObject* value) {
     });
     if (converted == nullptr) rethrow_about(what);
     py::object result = py::reinterpret_steal<py::object>(converted);
-    if (PyArray_TYPE(array(result)) == NPY_OBJECT) {
+    if (PyArray_TYPE(array_of(result)) == NPY_OBJECT) {
         throw_python(PyExc_TypeError, what + ": got a " + type_in_words(value) +
                                           " that NumPy can only hold as an object, expected an "
                                           "array, a number or nested lists of one length");
@@ -317,10 +339,10 @@ void convert_field(const FieldRule& rule, PyObject* value, ConvertedField& conve
     }
     const std::string what = "cannot add field " + rule.text();
     const py::object source = as_array(what, value);
-    (void)require_rows(rule, array(source));  // before its values are looked at
+    (void)require_rows(rule, array_of(source));  // before its values are looked at
     converted.owner = cast_array(what, source, rule.descr(), *rule.range);
-    converted.rows = require_rows(rule, array(converted.owner));
-    converted.values = static_cast<const std::byte*>(PyArray_DATA(array(converted.owner)));
+    converted.rows = require_rows(rule, array_of(converted.owner));
+    converted.values = values_of<const std::byte>(converted.owner);
 }
 
 void convert_numbers(const char* what, PyObject* value, ConvertedNumbers& converted) {
@@ -337,12 +359,11 @@ void convert_numbers(const char* what, PyObject* value, ConvertedNumbers& conver
         return one(number);
     }
     const py::object source = as_array(what, value);
-    const auto descr = steal(reinterpret_cast<PyObject*>(PyArray_DescrFromType(NPY_DOUBLE)));
-    const py::object numbers =
-        cast_array(what, source, reinterpret_cast<PyArray_Descr*>(descr.ptr()), ValueRange());
-    converted.values = static_cast<const double*>(PyArray_DATA(array(numbers)));
-    converted.count = PyArray_SIZE(array(numbers));
-    converted.scalar = PyArray_NDIM(array(numbers)) == 0;
+    const py::object doubles = owned(PyArray_DescrFromType(NPY_DOUBLE));
+    const py::object numbers = cast_array(what, source, descr_of(doubles), ValueRange());
+    converted.values = values_of<const double>(numbers);
+    converted.count = PyArray_SIZE(array_of(numbers));
+    converted.scalar = PyArray_NDIM(array_of(numbers)) == 0;
     converted.owner = numbers;
 }
 

@@ -1,5 +1,5 @@
-// How a Python value becomes rows of a field, and a field becomes an array. Built once, at
-// construction, so that a hot call only follows it.
+// How a Python value becomes rows of a field, and a field becomes an array. Built once, when the
+// buffer is opened; hot calls only follow it.
 #pragma once
 
 #include <pybind11/pybind11.h>
@@ -9,6 +9,7 @@
 #include <cstdint>
 #include <memory>
 #include <string>
+#include <tuple>
 #include <vector>
 
 #include "base/shared_copy.hpp"
@@ -21,19 +22,24 @@ struct FieldRule {
     pybind11::object name;            // an interned str
     pybind11::object dtype;           // native byte order
     int type_number;                  // NumPy's
-    bool plain;                       // a number: the type number and byte order say it all
+    bool plain;                       // a number: type number and byte order identify the dtype
     std::vector<npy_intp> shape;      // of one row
     std::vector<npy_intp> out_shape;  // the same behind a place for the batch size
     std::size_t item_bytes;
     std::size_t row_bytes;
     std::size_t offset;
     bool one_element;
-    std::unique_ptr<const ValueRange> range;  // apart: values of the field's dtype do not need it
+    std::unique_ptr<const ValueRange> range;  // not inline: values of the field's dtype skip it
 
-    PyArray_Descr* descr() const { return reinterpret_cast<PyArray_Descr*>(dtype.ptr()); }
+    PyArray_Descr* descr() const { return descr_of(dtype); }
     std::string text() const;        // "'obs'"
     std::string shape_text() const;  // "(4,)"
 };
+
+// A field's name, dtype in native byte order, and shape.
+using FieldDescription = std::tuple<std::string, pybind11::object, std::vector<npy_intp>>;
+// The rules of a row's fields, without their offsets. Raises TypeError, ValueError.
+std::vector<FieldRule> make_rules(const std::vector<FieldDescription>& descriptions);
 
 // One field's rows for one add: where they lie, and what keeps them alive. A scalar lies in the
 // object itself, which therefore must not move.
@@ -44,9 +50,9 @@ struct ConvertedField {
     alignas(16) std::array<std::byte, 32> scalar;
 };
 
-// KeyError, TypeError or ValueError, each naming the field, what came and what was expected: what
-// the field cannot represent is an error, what has to be rounded is not. Never keeps a reference to
-// `value` without its being C-contiguous in the field's dtype.
+// KeyError, TypeError or ValueError, naming the field, what came and what was expected. A value
+// that the field cannot represent is an error; one that is rounded is not. Keeps a reference to
+// `value` only if it is C-contiguous in the field's dtype.
 void convert_field(const FieldRule& rule, PyObject* value, ConvertedField& converted);
 
 // A scalar or an array of numbers as doubles. `scalar` tells which.
@@ -59,7 +65,7 @@ struct ConvertedNumbers {
 };
 void convert_numbers(const char* what, PyObject* value, ConvertedNumbers& converted);
 
-// A NumPy array that shares the value's memory where it can: of an array, a tensor, a list.
+// A NumPy array of an array, a tensor or a list; shares the value's memory where possible.
 pybind11::object as_array(const std::string& what, PyObject* value);
 
 // An array of that dtype, by the rules of fields.

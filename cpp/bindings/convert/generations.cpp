@@ -61,14 +61,11 @@ SampleBlock SampleBlock::allocate(std::size_t count, std::uint64_t handle) {
 
 py::object SampleBlock::to_array(std::size_t count) const {
     npy_intp dims[1] = {static_cast<npy_intp>(count)};
-    PyObject* result = PyArray_SimpleNewFromData(1, dims, NPY_INT64, indexes);
-    if (result == nullptr) throw py::error_already_set();
-    auto object = py::reinterpret_steal<py::object>(result);
-    if (PyArray_SetBaseObject(reinterpret_cast<PyArrayObject*>(result), owner.inc_ref().ptr()) <
-        0) {
+    py::object array = owned(PyArray_SimpleNewFromData(1, dims, NPY_INT64, indexes));
+    if (PyArray_SetBaseObject(array_of(array), owner.inc_ref().ptr()) < 0) {
         throw py::error_already_set();
     }
-    return object;
+    return array;
 }
 
 std::uint64_t* generations_beside(std::int64_t* indexes, std::size_t count, std::uint64_t handle) {

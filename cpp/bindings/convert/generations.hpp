@@ -1,9 +1,9 @@
 // Which rows an array of indexes means.
 //
 // A sample's indexes and the generations (seqs) of the rows drawn lie in one block of memory, which
-// the array's base keeps alive. An array, slice or tensor that shares that memory is recognised by
-// its address, so that an update finds the generation of each index with nothing asked of the user.
-// A copy is not. What asks which blocks live needs the GIL.
+// the array's base keeps alive. An update recognises an array, slice or tensor of that memory by
+// its address, and so finds the generation of each index without the user's help. Copies are not
+// recognised. Calls that look up blocks need the GIL.
 #pragma once
 
 #include <pybind11/pybind11.h>
@@ -27,8 +27,8 @@ struct SampleBlock {
 // of that handle; nullptr if in none. ValueError if in another buffer's.
 std::uint64_t* generations_beside(std::int64_t* indexes, std::size_t count, std::uint64_t handle);
 
-// The live block of a handle in which `address` lies, if any. It is found with the GIL; an array
-// over the block keeps it alive while its generations are read without.
+// The live block of a handle in which `address` lies, if any. Construction needs the GIL; an array
+// over the block keeps it alive while its generations are read without the GIL.
 class GenerationsBeside {
   public:
     GenerationsBeside() = default;  // of no block

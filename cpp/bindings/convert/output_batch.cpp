@@ -4,8 +4,9 @@
 #include <string>
 
 #include "convert/field_arguments.hpp"
+#include "convert/generations.hpp"
 #include "errors.hpp"
-#include "types/buffer.hpp"
+#include "state.hpp"
 
 namespace py = pybind11;
 
@@ -13,17 +14,13 @@ namespace mpbuffer::bindings {
 
 namespace {
 
-PyArrayObject* array(const py::object& object) {
-    return reinterpret_cast<PyArrayObject*>(object.ptr());
-}
-
 void set_item(const py::dict& dict, PyObject* key, const py::object& value) {
     if (PyDict_SetItem(dict.ptr(), key, value.ptr()) < 0) throw py::error_already_set();
 }
 
 std::string array_in_words(PyArray_Descr* descr, int ndim, const npy_intp* dims) {
     return "shape " + shape_in_words(ndim, dims) + " and dtype " +
-           py::str(py::handle(reinterpret_cast<PyObject*>(descr))).cast<std::string>();
+           text_of(reinterpret_cast<PyObject*>(descr));
 }
 
 // What the dict has by that name, or nothing. Comparing keys may run Python code.
@@ -47,7 +44,7 @@ py::object writable_array(const py::dict& out, PyObject* name, PyArray_Descr* de
                                           ", expected a numpy.ndarray of " +
                                           array_in_words(descr, ndim, dims));
     }
-    auto* const given = array(value);
+    auto* const given = array_of(value);
     const bool fits =
         PyArray_NDIM(given) == ndim && std::equal(dims, dims + ndim, PyArray_DIMS(given)) &&
         PyArray_EquivTypes(PyArray_DESCR(given), descr) != 0 && PyArray_ISCARRAY(given);
@@ -72,8 +69,8 @@ struct Place {
 };
 
 Place place_of(const py::object& values, PyObject* name) {
-    const auto* first = static_cast<const std::byte*>(PyArray_DATA(array(values)));
-    return {first, first + PyArray_NBYTES(array(values)), name};
+    const auto* first = values_of<const std::byte>(values);
+    return {first, first + PyArray_NBYTES(array_of(values)), name};
 }
 
 void require_apart(std::vector<Place>& places) {
@@ -92,15 +89,6 @@ void require_apart(std::vector<Place>& places) {
 bool has_field(const BufferState& state, PyObject* name) {
     return std::any_of(state.rules.begin(), state.rules.end(),
                        [name](const FieldRule& rule) { return same_name(rule.name.ptr(), name); });
-}
-
-py::object descr_of(int type_number) {
-    return py::reinterpret_steal<py::object>(
-        reinterpret_cast<PyObject*>(PyArray_DescrFromType(type_number)));
-}
-
-PyArray_Descr* descr(const py::object& dtype) {
-    return reinterpret_cast<PyArray_Descr*>(dtype.ptr());
 }
 
 py::object array_from(RecycledMemory* memory, PyArray_Descr* descr, int ndim,
@@ -123,8 +111,7 @@ OutputArrays::OutputArrays(const BufferState& state, std::size_t rows, RecycledM
         dims[0] = static_cast<npy_intp>(rows);
         const auto ndim = static_cast<int>(dims.size());
         arrays.push_back(array_from(memory, rule.descr(), ndim, dims.data()));
-        targets.push_back({static_cast<std::byte*>(PyArray_DATA(array(arrays.back()))), rule.offset,
-                           rule.row_bytes});
+        targets.push_back({values_of<std::byte>(arrays.back()), rule.offset, rule.row_bytes});
     }
 }
 
@@ -176,9 +163,9 @@ void OutputBatch::make_fresh(const BufferState& state, std::size_t rows, BatchPa
     targets_ = std::move(fields.targets);
     const npy_intp dims[1] = {static_cast<npy_intp>(rows)};
     if (parts.weights) {
-        const py::object dtype = descr_of(NPY_FLOAT32);
-        const py::object weights = array_from(memory, descr(dtype), 1, dims);
-        weights_ = static_cast<float*>(PyArray_DATA(array(weights)));
+        const py::object dtype = owned(PyArray_DescrFromType(NPY_FLOAT32));
+        const py::object weights = array_from(memory, descr_of(dtype), 1, dims);
+        weights_ = values_of<float>(weights);
         set_item(dict_, names().weights, weights);
     }
     if (parts.indexes) {
@@ -197,7 +184,7 @@ void OutputBatch::take_over(const BufferState& state, std::size_t rows, BatchPar
             writable_array(dict_, name, descr, static_cast<int>(dims.size()), dims.data());
         places.push_back(place_of(values, name));
         kept_alive_.push_back(values);
-        return PyArray_DATA(array(values));
+        return PyArray_DATA(array_of(values));
     };
     for (const FieldRule& rule : state.rules) {
         dims = rule.out_shape;
@@ -207,13 +194,13 @@ void OutputBatch::take_over(const BufferState& state, std::size_t rows, BatchPar
     }
     dims = {static_cast<npy_intp>(rows)};
     if (parts.weights) {
-        const py::object dtype = descr_of(NPY_FLOAT32);
-        weights_ = static_cast<float*>(take(names().weights, descr(dtype)));
+        const py::object dtype = owned(PyArray_DescrFromType(NPY_FLOAT32));
+        weights_ = static_cast<float*>(take(names().weights, descr_of(dtype)));
     }
     other_weights_ = !parts.weights && !has_field(state, names().weights);
     if (parts.indexes || (find(dict_, names().indexes) && !has_field(state, names().indexes))) {
-        const py::object dtype = descr_of(NPY_INT64);
-        indexes_ = static_cast<std::int64_t*>(take(names().indexes, descr(dtype)));
+        const py::object dtype = owned(PyArray_DescrFromType(NPY_INT64));
+        indexes_ = static_cast<std::int64_t*>(take(names().indexes, descr_of(dtype)));
         generations_ = generations_beside(indexes_, rows, state.handle);
     }
     require_apart(places);

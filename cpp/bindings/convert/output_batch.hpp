@@ -1,4 +1,4 @@
-// Where rows go that are read out of a buffer: fresh arrays, or those of an earlier batch.
+// Arrays that rows are read into: fresh ones, or those of an earlier batch.
 #pragma once
 
 #include <pybind11/pybind11.h>
@@ -44,8 +44,8 @@ class OutputBatch {
                 RecycledMemory& memory);
 
     SampleTarget target() const { return {targets_, indexes_, generations_, weights_}; }
-    // The dict, as a new reference, once the rows are in the arrays. Removes "weights" that are not
-    // of these rows.
+    // The dict, as a new reference, once the rows are in the arrays. Removes "weights" of other
+    // rows.
     PyObject* take_dict();
 
   private:

@@ -18,13 +18,11 @@ constexpr const char* capsule_name = "mpbuffer.recycled_memory";
 
 py::object fresh_array(PyArray_Descr* descr, int ndim, const npy_intp* dims, void* data) {
     Py_INCREF(descr);
-    PyObject* result = PyArray_NewFromDescr(&PyArray_Type, descr, ndim, dims, nullptr, data,
-                                            data == nullptr ? 0 : NPY_ARRAY_CARRAY, nullptr);
-    if (result == nullptr) throw py::error_already_set();
-    return py::reinterpret_steal<py::object>(result);
+    return owned(PyArray_NewFromDescr(&PyArray_Type, descr, ndim, dims, nullptr, data,
+                                      data == nullptr ? 0 : NPY_ARRAY_CARRAY, nullptr));
 }
 
-// What an array's base holds: one block, and where it goes if that is still there.
+// Held by an array's base: one block, and the memory that it returns to, if that still exists.
 struct RecycledMemory::Loan {
     Blocks block;
     std::weak_ptr<RecycledMemory> owner;
@@ -75,8 +73,7 @@ bool RecycledMemory::may_be_reused(const Block& block) const {
            running_python([&block] { return block.copied.attr("query")().cast<bool>(); });
 }
 
-// One block, or none. Of events the oldest tells enough: the later ones are most likely not over
-// before it.
+// One block, or none. Only the oldest block's event is queried: later ones hardly end before it.
 RecycledMemory::Blocks RecycledMemory::spare_block(std::size_t bytes) {
     mark_returned();
     Blocks found;
@@ -122,7 +119,7 @@ py::object RecycledMemory::array(PyArray_Descr* descr, int ndim, const npy_intp*
     PyObject* const capsule = PyCapsule_New(loan.get(), capsule_name, take_back);
     if (capsule == nullptr) throw py::error_already_set();
     (void)loan.release();
-    if (PyArray_SetBaseObject(reinterpret_cast<PyArrayObject*>(result.ptr()), capsule) < 0) {
+    if (PyArray_SetBaseObject(array_of(result), capsule) < 0) {
         throw py::error_already_set();
     }
     return result;

@@ -1,12 +1,12 @@
 // Memory of arrays, reused for later arrays once nothing references it.
 //
-// A large array that is freed gives its pages back to the kernel, which clears them for the next
-// one: for Atari rows that takes as long as copying the rows. Here an array's base is a capsule,
-// which every view, tensor and memoryview of the array keeps alive, however NumPy shortens the
-// chain of bases. The capsule's destructor gives the block back, to whatever array object comes
-// next: what a program sets on an array of its own (shape, dtype, flags) ends with that object.
+// Freeing a large array returns its pages to the kernel, which clears them before their next use:
+// for Atari rows that takes as long as copying the rows. Here an array's base is a capsule, which
+// every view, tensor and memoryview of the array keeps alive, however NumPy shortens the chain of
+// bases. The capsule's destructor returns the block for a later array object; what a program sets
+// on an array (shape, dtype, flags) ends with that object.
 //
-// Everything needs the GIL. array() may run Python code, which may call the same object.
+// All calls need the GIL. array() may run Python code, which may call the same object.
 #pragma once
 
 #include <pybind11/pybind11.h>
@@ -30,12 +30,12 @@ class RecycledMemory : public std::enable_shared_from_this<RecycledMemory> {
     static constexpr std::size_t least_bytes = std::size_t{64} << 10;
 
     RecycledMemory() = default;
-    // Page-locked memory from the module torch, small arrays included. A block is reused only after
-    // the GPU has done what the current CUDA stream had been asked to do when nothing referenced
-    // the block any more. A block that is dropped is torch's, which follows its own rules.
+    // Page-locked memory from the module torch, for small arrays too. A block is reused only after
+    // nothing references it and the GPU has finished the work that was queued in the current CUDA
+    // stream until then. A block that is dropped goes back to torch.
     explicit RecycledMemory(pybind11::object torch) : torch_(std::move(torch)) {}
 
-    // How much memory is kept that no array has.
+    // How much memory may be kept that no array uses.
     void keep_at_most(std::size_t bytes);
 
     // An array whose values are whatever was there before.

@@ -18,10 +18,6 @@ namespace mpbuffer::bindings {
 
 namespace {
 
-PyArrayObject* array(const py::object& object) {
-    return reinterpret_cast<PyArrayObject*>(object.ptr());
-}
-
 py::object dtype_object(PyArray_Descr* descr) {
     return py::reinterpret_borrow<py::object>(reinterpret_cast<PyObject*>(descr));
 }
@@ -167,26 +163,23 @@ int part_of(int type_number) {
                             ? py::repr(value.attr("__getitem__")(py::slice(0, 40, 1)))
                             : py::str(value))
                            .cast<std::string>();
-    if (PyArray_SIZE(array(source)) > 1) text += " (number " + std::to_string(place) + ")";
+    if (PyArray_SIZE(array_of(source)) > 1) text += " (number " + std::to_string(place) + ")";
     throw_unfit(what, text, expected);
 }
 
 void require_in_range(const std::string& what, const py::object& source, const ValueRange& range) {
-    const int type_number = loop_type(PyArray_DESCR(array(source)));
+    const int type_number = loop_type(PyArray_DESCR(array_of(source)));
     const bool direct =
-        type_number == PyArray_TYPE(array(source)) && PyArray_ISCARRAY_RO(array(source));
-    const auto numbers = direct ? source : py::reinterpret_steal<py::object>(running_python([&] {
-        return PyArray_FromArray(array(source), PyArray_DescrFromType(type_number),
-                                 NPY_ARRAY_C_CONTIGUOUS | NPY_ARRAY_ALIGNED | NPY_ARRAY_NOTSWAPPED);
-    }));
-    if (!numbers) throw py::error_already_set();
+        type_number == PyArray_TYPE(array_of(source)) && PyArray_ISCARRAY_RO(array_of(source));
+    const py::object numbers = direct ? source : native_array(array_of(source), type_number, 0);
     const npy_intp parts = PyTypeNum_ISCOMPLEX(type_number) ? 2 : 1;
-    const npy_intp count = PyArray_SIZE(array(numbers)) * parts;
+    const npy_intp count = PyArray_SIZE(array_of(numbers)) * parts;
     std::optional<npy_intp> outside;
     {
         const CoreCall call;
         let_others_scan(static_cast<std::size_t>(count));
-        outside = first_outside(part_of(type_number), PyArray_DATA(array(numbers)), count, range);
+        outside =
+            first_outside(part_of(type_number), PyArray_DATA(array_of(numbers)), count, range);
     }
     if (outside) throw_unfit_at(what, source, *outside / parts, range.words);
 }
@@ -202,7 +195,7 @@ void require_unchanged(const std::string& what, const py::object& source, PyArra
         };
         const py::object became = cast(source, dtype);
         // NumPy finds out how long a text must be, but for texts of no fixed length.
-        const bool sized = text && PyArray_TYPE(array(source)) != NPY_VSTRING;
+        const bool sized = text && PyArray_TYPE(array_of(source)) != NPY_VSTRING;
         py::object same = sized ? numpy.attr("equal")(became, cast(source, dtype.attr("char")))
                                 : numpy.attr("equal")(cast(became, source.attr("dtype")), source);
         if (!text) same = numpy.attr("logical_or")(same, numpy.attr("isnat")(source));
@@ -227,7 +220,7 @@ void require_fields_fit(const std::string& what, const py::object& source, PyArr
             source_names.is_none() ? source : py::object(source[py::sequence(source_names)[i]]);
         const py::object dtype = target[names[i]].attr("base");
         require_values_fit(what + ", " + py::repr(names[i]).cast<std::string>() + " of it", part,
-                           reinterpret_cast<PyArray_Descr*>(dtype.ptr()), range_of(dtype));
+                           descr_of(dtype), range_of(dtype));
     }
 }
 
@@ -265,7 +258,7 @@ NumberKind number_kind(PyArray_Descr* descr) {
 
 void require_values_fit(const std::string& what, const py::object& source, PyArray_Descr* to,
                         const ValueRange& range) {
-    PyArray_Descr* const from = PyArray_DESCR(array(source));
+    PyArray_Descr* const from = PyArray_DESCR(array_of(source));
     // Casts of other packages, and from one unit of time to another, are called safe and are not.
     const bool may_lie = PyTypeNum_ISUSERDEF(to->type_num) ||
                          (PyTypeNum_ISDATETIME(to->type_num) && from->type_num == to->type_num);

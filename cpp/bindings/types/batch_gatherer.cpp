@@ -13,9 +13,10 @@
 #include "base/error.hpp"
 #include "base/guard.hpp"
 #include "convert/output_batch.hpp"
+#include "convert/sample_arguments.hpp"
 #include "errors.hpp"
 #include "os/threads.hpp"
-#include "types/buffer.hpp"
+#include "state.hpp"
 
 namespace py = pybind11;
 
@@ -23,7 +24,7 @@ namespace mpbuffer::bindings {
 
 namespace {
 
-// How often a waiting thread looks whether a signal has come.
+// How often a waiting thread checks for signals.
 constexpr auto signal_check = std::chrono::milliseconds(50);
 
 }  // namespace
@@ -53,8 +54,8 @@ struct Job {
     std::exception_ptr error;
 };
 
-// A thread, and the jobs it was given, which come and go under the GIL. The core must live until
-// the thread was stopped.
+// A thread and its jobs, which are added and taken under the GIL. The core must live until the
+// thread is stopped.
 class Workshop {
   public:
     explicit Workshop(ReplayBuffer& core) : core_(core) {
@@ -72,8 +73,8 @@ class Workshop {
     Workshop(const Workshop&) = delete;
     Workshop& operator=(const Workshop&) = delete;
 
-    // In a forked child there is no thread, and what it was doing stands still for ever: there a
-    // workshop is dropped without being destroyed.
+    // A forked child has no such thread, and the thread's work never goes on there: a child drops a
+    // workshop without destroying it.
     static std::shared_ptr<Workshop> start(ReplayBuffer& core) {
         return {new Workshop(core), [here = fork_generation()](Workshop* shop) {
                     if (here == fork_generation()) delete shop;
@@ -154,7 +155,7 @@ class Workshop {
 };
 
 BatchGatherer::BatchGatherer(py::object buffer, std::size_t rows, std::size_t prefetch,
-                             bool return_indexes, const py::object& torch)
+                             bool return_indexes, const py::object& beta, const py::object& torch)
     : buffer_(std::move(buffer)),
       rows_(rows),
       prefetch_(prefetch),
@@ -162,7 +163,8 @@ BatchGatherer::BatchGatherer(py::object buffer, std::size_t rows, std::size_t pr
       made_in_(fork_generation()),
       memory_(torch.is_none() ? std::make_shared<RecycledMemory>()
                               : std::make_shared<RecycledMemory>(torch)) {
-    // As much as is handed out or under way at once.
+    set_beta(beta);
+    // As much as is in use or being gathered at once.
     memory_->keep_at_most((prefetch + 1) * batch_bytes(state_of(buffer_), rows));
 }
 
@@ -170,16 +172,16 @@ BatchGatherer::~BatchGatherer() { close(); }
 
 bool BatchGatherer::in_child() const { return made_in_ != fork_generation(); }
 
-std::unique_ptr<Job> BatchGatherer::make_job(py::handle buffer, double beta,
+std::unique_ptr<Job> BatchGatherer::make_job(py::handle buffer,
                                              const std::shared_ptr<RecycledMemory>& memory) const {
-    return std::make_unique<Job>(state_of(buffer), rows_, beta, return_indexes_, *memory);
+    return std::make_unique<Job>(state_of(buffer), rows_, beta_, return_indexes_, *memory);
 }
 
 std::shared_ptr<Workshop> BatchGatherer::workshop() {
     if (in_child()) {
         throw_python(PyExc_RuntimeError,
-                     "cannot take batches in a forked child: they are gathered by a thread of its "
-                     "parent; call batches() there");
+                     "cannot take a batch in a forked child: a thread of its parent gathers them; "
+                     "call batches() in the child");
     }
     if (workshop_ && workshop_->stopped()) discard();
     if (!buffer_) throw BufferClosed("cannot take a batch: these batches were closed");
@@ -187,12 +189,14 @@ std::shared_ptr<Workshop> BatchGatherer::workshop() {
     return workshop_;
 }
 
-py::dict BatchGatherer::next(double beta) {
+void BatchGatherer::set_beta(const py::object& beta) { beta_ = convert_beta(beta.ptr()); }
+
+py::dict BatchGatherer::next() {
     if (!buffer_) throw BufferClosed("cannot take a batch: these batches were closed");
     const py::object buffer = buffer_;
     const std::shared_ptr<RecycledMemory> memory = memory_;
     if (prefetch_ == 0) {
-        const std::unique_ptr<Job> job = make_job(buffer, beta, memory);
+        const std::unique_ptr<Job> job = make_job(buffer, memory);
         ReplayBuffer& core = *state_of(buffer).core;
         job->gather(core);
         return py::reinterpret_steal<py::dict>(job->batch.take_dict());
@@ -200,7 +204,7 @@ py::dict BatchGatherer::next(double beta) {
     for (;;) {
         const std::shared_ptr<Workshop> shop = workshop();
         const auto top_up = [&] {
-            while (shop->under_way() < prefetch_) shop->submit(make_job(buffer, beta, memory));
+            while (shop->under_way() < prefetch_) shop->submit(make_job(buffer, memory));
         };
         top_up();
         std::unique_ptr<Job> job = shop->take();
@@ -272,9 +276,11 @@ void add_batch_gatherer_type(py::module_& module) {
     });
     py::class_<BatchGatherer>(module, "BatchGatherer", collected,
                               py::metaclass(reinterpret_cast<PyObject*>(&PyType_Type)))
-        .def(py::init<py::object, std::size_t, std::size_t, bool, py::object>(), py::arg("buffer"),
-             py::arg("rows"), py::arg("prefetch"), py::arg("return_indexes"), py::arg("torch"))
-        .def("next", &BatchGatherer::next, py::arg("beta"))
+        .def(py::init<py::object, std::size_t, std::size_t, bool, py::object, py::object>(),
+             py::arg("buffer"), py::arg("rows"), py::arg("prefetch"), py::arg("return_indexes"),
+             py::arg("beta"), py::arg("torch"))
+        .def_property("beta", &BatchGatherer::beta, &BatchGatherer::set_beta)
+        .def("next", &BatchGatherer::next)
         .def("close", &BatchGatherer::close);
 }
 

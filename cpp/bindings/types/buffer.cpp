@@ -2,21 +2,16 @@
 
 #include <algorithm>
 #include <array>
-#include <cmath>
-#include <cstdio>
-#include <cstring>
-#include <limits>
-#include <optional>
-#include <utility>
+#include <string>
 
-#include "base/error.hpp"
-#include "base/guard.hpp"
 #include "convert/field_arguments.hpp"
-#include "convert/generations.hpp"
 #include "convert/output_batch.hpp"
-#include "docstrings.hpp"
+#include "convert/sample_arguments.hpp"
 #include "errors.hpp"
-#include "types/step_writer.hpp"
+#include "finished_rows.hpp"
+#include "state.hpp"
+#include "types/buffer_docstrings.hpp"
+#include "types/heap_type.hpp"
 
 namespace py = pybind11;
 
@@ -63,7 +58,7 @@ PyObject* add_steps(BufferState& state, const FieldArguments& given, const doubl
     steps.priorities = priorities;
     state.steps->push(steps);
     state.episode_length += given.rows();
-    const WrittenRows written = write_staged(state, *state.steps, nullptr);
+    const WrittenRows written = write_finished(state, *state.steps, nullptr);
     if (written.rows == 0) Py_RETURN_NONE;
     return PyLong_FromUnsignedLongLong(written.first_slot);
 }
@@ -103,20 +98,6 @@ PyObject* add(PyObject* self, PyObject* const* args, Py_ssize_t nargs, PyObject*
     });
 }
 
-std::size_t convert_batch_size(const char* method, PyObject* value) {
-    if (value == nullptr) {
-        throw_python(PyExc_TypeError, std::string(method) + "() needs a batch_size");
-    }
-    const Py_ssize_t size =
-        running_python([value] { return PyNumber_AsSsize_t(value, PyExc_OverflowError); });
-    if (size == -1 && PyErr_Occurred() != nullptr) throw py::error_already_set();
-    if (size < 1) {
-        throw_python(PyExc_ValueError, "cannot sample: batch_size is " + std::to_string(size) +
-                                           ", expected at least 1");
-    }
-    return static_cast<std::size_t>(size);
-}
-
 // Uniform draws; any process. A uniform buffer's method of that kind is called sample.
 template <bool called_sample>
 PyObject* sample_uniform(PyObject* self, PyObject* const* args, Py_ssize_t nargs,
@@ -153,41 +134,6 @@ PyObject* sample(PyObject* self, PyObject* const* args, Py_ssize_t nargs, PyObje
     });
 }
 
-// A generation that cannot be the slot's is none: its index was changed after sampling.
-std::uint64_t of_slot(std::uint64_t generation, std::int64_t slot, std::uint64_t capacity) {
-    return generation % capacity == static_cast<std::uint64_t>(slot) ? generation : 0;
-}
-
-// Those that the caller names, in place of what was found beside the indexes.
-void convert_generations(const BufferState& state, PyObject* value, ConvertedIndexes& indexes) {
-    const std::size_t n = indexes.slots.size();
-    const char* const what = "cannot update priorities: generations";
-    const py::object source = as_array(what, value);
-    auto* const raw = reinterpret_cast<PyArrayObject*>(source.ptr());
-    if (!PyTypeNum_ISINTEGER(PyArray_TYPE(raw)) ||
-        static_cast<std::size_t>(PyArray_SIZE(raw)) != n) {
-        throw_python(PyExc_ValueError,
-                     std::string(what) + " are " + std::to_string(PyArray_SIZE(raw)) +
-                         " values of dtype " +
-                         text_of(reinterpret_cast<PyObject*>(PyArray_DESCR(raw))) + ", expected " +
-                         std::to_string(n) + " integers");
-    }
-    PyArray_Descr* wanted = PyArray_DescrFromType(NPY_UINT64);
-    const auto cast = py::reinterpret_steal<py::object>(running_python([&] {
-        return PyArray_FromArray(raw, wanted,
-                                 NPY_ARRAY_C_CONTIGUOUS | NPY_ARRAY_ALIGNED | NPY_ARRAY_FORCECAST);
-    }));
-    if (!cast) throw py::error_already_set();
-    const auto* first = static_cast<const std::uint64_t*>(
-        PyArray_DATA(reinterpret_cast<PyArrayObject*>(cast.ptr())));
-    const std::uint64_t capacity = state.core->capacity();
-    const CoreCall call;
-    let_others_scan(n);
-    for (std::size_t i = 0; i < n; ++i) {
-        indexes.generations[i] = of_slot(first[i], indexes.slots[i], capacity);
-    }
-}
-
 PyObject* update_priorities(PyObject* self, PyObject* const* args, Py_ssize_t nargs,
                             PyObject* kwnames) {
     return guarded([&]() -> PyObject* {
@@ -215,8 +161,6 @@ PyObject* update_priorities(PyObject* self, PyObject* const* args, Py_ssize_t na
     });
 }
 
-PyTypeObject* base_type = nullptr;
-
 PyObject* new_object(PyTypeObject* type, PyObject*, PyObject*) {
     PyObject* self = type->tp_alloc(type, 0);
     if (self != nullptr) reinterpret_cast<BufferObject*>(self)->state = nullptr;
@@ -236,11 +180,6 @@ void deallocate(PyObject* self) {
     Py_DECREF(type);
 }
 
-PyMethodDef method(const char* name, _PyCFunctionFastWithKeywords call, const char* doc) {
-    return {name, reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(call)),
-            METH_FASTCALL | METH_KEYWORDS, doc};
-}
-
 py::object make_type(const char* name, const char* doc, PyMethodDef* methods, py::handle base) {
     PyType_Slot slots[] = {{Py_tp_doc, const_cast<char*>(doc)},
                            {Py_tp_new, reinterpret_cast<void*>(new_object)},
@@ -249,159 +188,30 @@ py::object make_type(const char* name, const char* doc, PyMethodDef* methods, py
                            {0, nullptr}};
     PyType_Spec spec{name, sizeof(BufferObject), 0, Py_TPFLAGS_DEFAULT | Py_TPFLAGS_BASETYPE,
                      slots};
-    PyObject* type =
-        base ? PyType_FromSpecWithBases(&spec, py::make_tuple(base).ptr()) : PyType_FromSpec(&spec);
-    if (type == nullptr) throw py::error_already_set();
-    return py::reinterpret_steal<py::object>(type);
+    return owned(base ? PyType_FromSpecWithBases(&spec, py::make_tuple(base).ptr())
+                      : PyType_FromSpec(&spec));
 }
 
 }  // namespace
-
-BufferObject& buffer_object(py::handle object) {
-    if (PyObject_TypeCheck(object.ptr(), base_type) == 0) {
-        throw_python(PyExc_TypeError, "expected a buffer, got a " + type_in_words(object.ptr()));
-    }
-    return *reinterpret_cast<BufferObject*>(object.ptr());
-}
-
-double convert_beta(PyObject* value) {
-    const double beta = running_python([value] { return PyFloat_AsDouble(value); });
-    if (beta == -1.0 && PyErr_Occurred() != nullptr) throw py::error_already_set();
-    if (!(beta >= 0) || !std::isfinite(beta)) {
-        throw_python(PyExc_ValueError, "cannot sample: beta is " + in_words(beta) +
-                                           ", expected a finite number of at least 0");
-    }
-    return beta;
-}
-
-BufferState& state_of(py::handle object) { return state_of(buffer_object(object)); }
-
-BufferState& state_of(BufferObject& object) {
-    BufferState* state = object.state;
-    if (state == nullptr || !state->core) {
-        throw BufferClosed("cannot use this buffer: its constructor has not run");
-    }
-    if (!state->core->is_open()) {
-        throw BufferClosed("cannot use '" + state->core->name() + "': this handle was closed");
-    }
-    return *state;
-}
-
-namespace {
-
-// Whole numbers of another dtype, or not laid out for direct use, as a fresh int64 array.
-py::object to_int64(const std::string& what, PyArrayObject* raw) {
-    constexpr int flags =
-        NPY_ARRAY_C_CONTIGUOUS | NPY_ARRAY_ALIGNED | NPY_ARRAY_NOTSWAPPED | NPY_ARRAY_FORCECAST;
-    const auto cast_to = [flags](PyArrayObject* from, int type_number) {
-        PyObject* result = running_python(
-            [&] { return PyArray_FromArray(from, PyArray_DescrFromType(type_number), flags); });
-        if (result == nullptr) throw py::error_already_set();
-        return py::reinterpret_steal<py::object>(result);
-    };
-    const int type_number = PyArray_TYPE(raw);
-    if (PyTypeNum_ISFLOAT(type_number)) {
-        const py::object doubles = cast_to(raw, NPY_DOUBLE);
-        auto* const values = reinterpret_cast<PyArrayObject*>(doubles.ptr());
-        const auto* first = static_cast<const double*>(PyArray_DATA(values));
-        for (npy_intp i = 0; i < PyArray_SIZE(values); ++i) {
-            if (!(std::abs(first[i]) < 0x1p53 && first[i] == std::floor(first[i]))) {
-                throw_python(PyExc_TypeError, what + ": index " + std::to_string(i) + " is " +
-                                                  in_words(first[i]) + ", expected a whole number");
-            }
-        }
-        return cast_to(values, NPY_INT64);
-    }
-    if (!PyTypeNum_ISINTEGER(type_number)) {
-        throw_python(PyExc_TypeError, what + " have dtype " +
-                                          text_of(reinterpret_cast<PyObject*>(PyArray_DESCR(raw))) +
-                                          ", expected whole numbers");
-    }
-    return cast_to(raw, NPY_INT64);
-}
-
-}  // namespace
-
-ConvertedIndexes convert_indexes(const BufferState& state, const char* verb, PyObject* value) {
-    const std::string what = std::string("cannot ") + verb + ": indexes";
-    py::object source = as_array(what, value);
-    auto* raw = reinterpret_cast<PyArrayObject*>(source.ptr());
-    // Of unsigned ones those beyond int64 come out negative, and out of range.
-    const bool shared = (PyArray_EquivTypenums(PyArray_TYPE(raw), NPY_INT64) != 0 ||
-                         PyArray_EquivTypenums(PyArray_TYPE(raw), NPY_UINT64) != 0) &&
-                        PyArray_ISNOTSWAPPED(raw) && PyArray_ISALIGNED(raw);
-    const auto count = static_cast<std::size_t>(PyArray_SIZE(raw));
-    if (!shared) {
-        source = to_int64(what, raw);
-        raw = reinterpret_cast<PyArrayObject*>(source.ptr());
-    }
-    py::object iterator;  // where one stride does not reach all
-    if (PyArray_NDIM(raw) > 1) {
-        iterator =
-            py::reinterpret_steal<py::object>(PyArray_IterNew(reinterpret_cast<PyObject*>(raw)));
-        if (!iterator) throw py::error_already_set();
-    }
-    const auto* const first = reinterpret_cast<const std::int64_t*>(PyArray_BYTES(raw));
-    const GenerationsBeside beside =
-        shared ? GenerationsBeside(first, state.handle) : GenerationsBeside();
-    const std::uint64_t capacity = state.core->capacity();
-    ConvertedIndexes converted;
-    std::optional<std::pair<std::size_t, std::int64_t>> outside;
-    const auto take = [&](std::size_t i, const std::int64_t* address) {
-        const std::int64_t slot = *address;
-        if (slot < 0 || static_cast<std::uint64_t>(slot) >= capacity) {
-            outside = {i, slot};
-            return false;
-        }
-        converted.slots[i] = slot;
-        converted.generations[i] = of_slot(beside.of(address), slot, capacity);
-        return true;
-    };
-    {
-        const CoreCall call;
-        let_others_scan(count);
-        converted.slots.resize(count);
-        converted.generations.resize(count);
-        if (!iterator) {
-            const npy_intp step = PyArray_NDIM(raw) == 1 ? PyArray_STRIDE(raw, 0) : 0;
-            const char* at = PyArray_BYTES(raw);
-            for (std::size_t i = 0; i < count; ++i, at += step) {
-                if (!take(i, reinterpret_cast<const std::int64_t*>(at))) break;
-            }
-        } else {
-            auto* const at = reinterpret_cast<PyArrayIterObject*>(iterator.ptr());
-            for (std::size_t i = 0; i < count; ++i) {
-                if (!take(i, static_cast<const std::int64_t*>(PyArray_ITER_DATA(at)))) break;
-                PyArray_ITER_NEXT(at);
-            }
-        }
-    }
-    if (outside) {
-        throw_python(PyExc_IndexError, what + ": index " + std::to_string(outside->first) + " is " +
-                                           std::to_string(outside->second) +
-                                           ", expected one in [0, " + std::to_string(capacity) +
-                                           ")");
-    }
-    return converted;
-}
 
 void add_buffer_types(py::module_& module) {
     static PyMethodDef uniform_methods[] = {
-        method("add", add, docstrings::uniform_add),
-        method("sample", sample_uniform<true>, docstrings::uniform_sample),
+        hot_call("add", add, docstrings::uniform_add),
+        hot_call("sample", sample_uniform<true>, docstrings::uniform_sample),
         {nullptr, nullptr, 0, nullptr}};
     static PyMethodDef prioritized_methods[] = {
-        method("add", add, docstrings::prioritized_add),
-        method("sample", sample, docstrings::prioritized_sample),
-        method("sample_uniform", sample_uniform<false>, docstrings::sample_uniform),
-        method("update_priorities", update_priorities, docstrings::update_priorities),
+        hot_call("add", add, docstrings::prioritized_add),
+        hot_call("sample", sample, docstrings::prioritized_sample),
+        hot_call("sample_uniform", sample_uniform<false>, docstrings::sample_uniform),
+        hot_call("update_priorities", update_priorities, docstrings::update_priorities),
         {nullptr, nullptr, 0, nullptr}};
     const py::object uniform = make_type("mpbuffer._core.ReplayBuffer", docstrings::uniform_type,
                                          uniform_methods, py::handle());
     const py::object prioritized =
         make_type("mpbuffer._core.PrioritizedReplayBuffer", docstrings::prioritized_type,
                   prioritized_methods, uniform);
-    base_type = reinterpret_cast<PyTypeObject*>(uniform.ptr());
+    buffer_type = reinterpret_cast<PyTypeObject*>(uniform.ptr());
+    add_buffer_methods(module, uniform, prioritized);
     module.attr("ReplayBuffer") = uniform;
     module.attr("PrioritizedReplayBuffer") = prioritized;
 }

@@ -15,7 +15,7 @@ namespace mpbuffer::bindings {
 
 namespace {
 
-// What handlers raised: the last exception, with the earlier ones as its context.
+// Exceptions of handlers: the last one, with the earlier ones as its context.
 class Raised {
   public:
     void take() {
@@ -40,7 +40,7 @@ struct Section {
     Raised raised;
 };
 
-// All of them are used by the main thread with the GIL, and live on while the interpreter ends.
+// The main thread uses them with the GIL. Never destroyed: the interpreter may still be ending.
 Section* innermost = nullptr;
 const py::object* getsignal = nullptr;
 const py::object* set_signal = nullptr;
@@ -57,8 +57,8 @@ py::object handler_of(std::size_t number) {
     return handler;
 }
 
-// Returns the handler that was replaced; none outside of what Python takes for the main thread.
-// Handlers that are due run first, may set others, and make it fail if they raise: it is repeated.
+// Returns the handler that was replaced; none outside the thread that Python takes for the main
+// one. Handlers that are due run first, may set others, and may raise; then the call is repeated.
 py::object set_handler(std::size_t signal, const py::object& handler, Raised& raised) {
     constexpr int attempts = 100;
     const int number = static_cast<int>(signal);
@@ -87,7 +87,7 @@ void note(std::size_t number) {
     }
 }
 
-// A handler that is back may run, and have sections of its own, before the next one is back.
+// A restored handler may run, and have sections of its own, before the next one is restored.
 void restore(Section& section) {
     for (std::size_t number = 1; number < NSIG; ++number) {
         const py::object& handler = section.handlers[number];
@@ -133,7 +133,7 @@ void leave() {
     section->raised.raise();
 }
 
-// What is due there is due in the parent.
+// Signals that are due in a section are the parent's.
 void forget_in_child() {
     while (innermost != nullptr) {
         restore(*innermost);

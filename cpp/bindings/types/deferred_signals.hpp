@@ -1,12 +1,12 @@
 // Sections in which no Python handler of a signal runs, and therefore no handler raises.
 //
-// A section replaces the handlers by one that takes note. Its end puts them back and then calls
-// those that were due, once each. An exception of a handler that was due before the section, or in
-// it, comes out of the end, when all handlers are back: a section always runs as a whole.
+// A section replaces all handlers by one that records signals. Its end restores them, then calls
+// each that is due, once. An exception of a handler that was due before or in the section is raised
+// by the section's end, after all handlers are restored: a section always runs to its end.
 //
-// Signals are neither blocked nor sent again: a wake-up descriptor, as asyncio has one, hears of
-// each once, and system calls are restarted as before. Only the main thread runs handlers; in
-// others a section does nothing. In a child that is forked meanwhile the handlers are back.
+// Signals are neither blocked nor sent again: a wake-up descriptor, such as asyncio's, gets each
+// one once, and system calls restart as before. Only the main thread runs handlers; in other
+// threads a section does nothing. A child that is forked meanwhile has the original handlers.
 #pragma once
 
 #include <pybind11/pybind11.h>

@@ -6,6 +6,8 @@
 #include "base/words.hpp"
 #include "convert/role_line.hpp"
 #include "inspect/inspection.hpp"
+#include "numpy_api.hpp"
+#include "segment/names.hpp"
 #include "segment/segment_file.hpp"
 #include "segment/sweep.hpp"
 
@@ -111,10 +113,8 @@ py::dict inspect(const std::string& name, bool every_slot) {
 py::list list_of_names(const std::vector<std::string>& names) {
     py::list all;
     for (const std::string& name : names) {
-        PyObject* text =
-            PyUnicode_DecodeFSDefaultAndSize(name.data(), static_cast<Py_ssize_t>(name.size()));
-        if (text == nullptr) throw py::error_already_set();
-        all.append(py::reinterpret_steal<py::object>(text));
+        all.append(owned(
+            PyUnicode_DecodeFSDefaultAndSize(name.data(), static_cast<Py_ssize_t>(name.size()))));
     }
     return all;
 }
@@ -127,12 +127,13 @@ py::list sweep(bool look_only) {
 
 }  // namespace
 
-void add_inspection_calls(py::module_& module) {
+void add_segment_calls(py::module_& module) {
     module.def("inspect", inspect, py::arg("name"), py::arg("every_slot"),
                "What a segment of this user looks like, without becoming part of it.");
     module.def("segments", segments, "Names of this user's segments, dead ones included.");
     module.def("sweep", sweep, py::arg("look_only") = false,
                "Removes this user's dead segments and returns their names.");
+    module.def("generate_name", generate_name, "A name for a segment without one.");
 }
 
 }  // namespace mpbuffer::bindings

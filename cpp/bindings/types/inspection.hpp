@@ -5,7 +5,7 @@
 
 namespace mpbuffer::bindings {
 
-// Adds inspect, segments and sweep to the module.
-void add_inspection_calls(pybind11::module_& module);
+// Adds to the module: inspect, segments, sweep, generate_name.
+void add_segment_calls(pybind11::module_& module);
 
 }  // namespace mpbuffer::bindings

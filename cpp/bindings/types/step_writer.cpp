@@ -2,19 +2,20 @@
 
 #include <pybind11/stl.h>
 
-#include <algorithm>
 #include <cmath>
-#include <cstring>
 #include <memory>
 #include <optional>
 #include <utility>
 
 #include "base/error.hpp"
+#include "base/words.hpp"
 #include "convert/field_arguments.hpp"
-#include "convert/output_batch.hpp"
-#include "docstrings.hpp"
 #include "errors.hpp"
-#include "os/fork_watch.hpp"
+#include "finished_rows.hpp"
+#include "numpy_api.hpp"
+#include "state.hpp"
+#include "types/heap_type.hpp"
+#include "types/step_writer_docstrings.hpp"
 
 namespace py = pybind11;
 
@@ -35,7 +36,7 @@ struct WriterState {
     }
     bool from_values() const { return rows->rule().priority_from_values; }
     WrittenRows write(BufferState& state) const {
-        return write_staged(state, *rows, priorities_of ? priorities_of.ptr() : nullptr);
+        return write_finished(state, *rows, priorities_of ? priorities_of.ptr() : nullptr);
     }
 };
 
@@ -62,167 +63,24 @@ WriterState& writer_of(WriterObject& object) {
     return *state;
 }
 
-WriterState& writer_of(py::handle object) { return writer_of(writer_object(object)); }
-
 // Again, after values were converted: their code may have closed anything.
 void still_open(WriterObject& object) { (void)writer_of(object).buffer_state(); }
 
-const FieldRule* find_rule(const std::vector<FieldRule>& rules, const std::string& name) {
-    for (const FieldRule& rule : rules) {
-        if (rule.name.cast<std::string>() == name) return &rule;
-    }
-    return nullptr;
-}
-
-const FieldRule& rule_named(const std::vector<FieldRule>& rules, const std::string& name) {
-    const FieldRule* rule = find_rule(rules, name);
-    if (rule == nullptr) throw py::value_error("n-step rows need field '" + name + "'");
-    return *rule;
-}
-
-FloatField float_field(const FieldRule& rule) {
-    if (rule.type_number != NPY_FLOAT && rule.type_number != NPY_DOUBLE) {
-        throw py::value_error("field " + rule.text() + " is neither float32 nor float64");
-    }
-    return {rule.offset, rule.row_bytes / rule.item_bytes, rule.type_number == NPY_DOUBLE};
-}
-
-std::optional<EpisodeFlag> find_flag(const std::vector<FieldRule>& rules, const char* name) {
-    const FieldRule* rule = find_rule(rules, name);
-    if (rule == nullptr || !rule->one_element || rule->item_bytes > 8) return std::nullopt;
-    // Of another package's integers none has the sign of a float alone.
-    const bool floating =
-        PyTypeNum_ISFLOAT(rule->type_number) || PyTypeNum_ISUSERDEF(rule->type_number);
-    if (!floating && !PyTypeNum_ISINTEGER(rule->type_number) &&
-        !PyTypeNum_ISBOOL(rule->type_number)) {
-        return std::nullopt;
-    }
-    return EpisodeFlag{rule->offset, rule->item_bytes, floating};
-}
-
-bool is_among(const std::vector<std::string>& all, const std::string& name) {
-    return std::find(all.begin(), all.end(), name) != all.end();
-}
-
-// What the function says of finished rows.
-void ask_for_priorities(BufferState& state, RowBatch& batch, PyObject* priorities_of) {
-    const std::size_t n = batch.rows();
-    const OutputArrays output(state, n);
-    for (std::size_t i = 0; i < n; ++i) {
-        for (const FieldTarget& field : output.targets) {
-            std::memcpy(field.values + i * field.bytes, batch.record(i) + field.offset,
-                        field.bytes);
-        }
-    }
-    const py::dict rows = output.to_dict(state);
-    const auto said = py::reinterpret_steal<py::object>(
-        running_python([&] { return PyObject_CallOneArg(priorities_of, rows.ptr()); }));
-    if (!said) throw py::error_already_set();
-    ConvertedPriorities priorities;
-    convert_priorities(state, "cannot take what priorities() returned", said.ptr(), n, priorities);
-    const std::span<const double> all = priorities.all(n);
-    for (std::size_t i = 0; i < n; ++i) batch.set_priority(i, all[i]);
-}
-
-}  // namespace
-
-FoldPlan plan_fold(const std::vector<FieldRule>& rules, std::size_t stride,
-                   const NstepNames* names) {
-    FoldPlan plan{{}, no_field};
-    NstepRule& rule = plan.rule;
-    rule.stride = stride;
-    rule.done = find_flag(rules, "done");
-    rule.terminated = find_flag(rules, "terminated");
-    rule.truncated = find_flag(rules, "truncated");
-    std::vector<std::string> from_last = {"done", "terminated", "truncated"};
-    if (names != nullptr) {
-        const auto& [steps, gamma, rewards, next, discount] = *names;
-        rule.steps = steps;
-        rule.gamma = gamma;
-        for (const std::string& name : rewards) {
-            rule.rewards.push_back(float_field(rule_named(rules, name)));
-        }
-        for (const std::string& name : next) {
-            from_last.push_back(rule_named(rules, name).name.cast<std::string>());
-        }
-        if (!discount.empty()) {
-            const FieldRule& field = rule_named(rules, discount);
-            rule.discount = float_field(field);
-            plan.computed = static_cast<std::size_t>(&field - rules.data());
-        }
-    }
-    std::vector<StepField> fields;
-    for (const FieldRule& field : rules) {
-        fields.push_back(
-            {field.offset, field.row_bytes, is_among(from_last, field.name.cast<std::string>())});
-    }
-    rule.take_fields(std::move(fields));
-    return plan;
-}
-
-namespace {
-
-// In a child that was forked while rows were being written, these are the parent's.
-struct RowsOfParent {};
-
-}  // namespace
-
-WrittenRows write_staged(BufferState& buffer, StagedRows& staged, PyObject* priorities_of) {
-    ReplayBuffer& core = *buffer.core;
-    if (staged.finished() == 0) return {};
-    RowBatch batch = staged.take();
-    WrittenRows outcome;
-    const auto give_back = [&] {
-        outcome.rows = batch.written;
-        staged.give_back(std::move(batch));
-    };
-    if (batch.rows() == 0) {  // another thread was faster
-        give_back();
-        return {};
-    }
-    const auto require_own_rows = [&batch] {
-        if (batch.generation != fork_generation()) throw RowsOfParent();
-    };
-    try {
-        if (priorities_of != nullptr) ask_for_priorities(buffer, batch, priorities_of);
-        require_own_rows();
-        outcome.first_slot = write_rows(core, batch, [&] {
-            run_signal_handlers();
-            require_own_rows();
-        });
-    } catch (const RowsOfParent&) {
-        return {};
-    } catch (...) {
-        give_back();
-        throw;
-    }
-    give_back();
-    return outcome;
-}
-
-namespace {
-
-// Environments' numbers for n rows; ascending from 0 if none are given.
+// The environment's number for each row.
 std::vector<std::int64_t> convert_environments(const std::string& what, PyObject* value,
                                                std::size_t environments) {
     const py::object source = as_array(what, value);
-    auto* const raw = reinterpret_cast<PyArrayObject*>(source.ptr());
+    PyArrayObject* const raw = array_of(source);
     if (PyArray_NDIM(raw) > 1 ||
         (!PyTypeNum_ISINTEGER(PyArray_TYPE(raw)) && PyArray_SIZE(raw) != 0)) {
-        throw_python(PyExc_TypeError,
-                     what + ": got shape " + shape_in_words(PyArray_NDIM(raw), PyArray_DIMS(raw)) +
-                         " and dtype " + text_of(reinterpret_cast<PyObject*>(PyArray_DESCR(raw))) +
-                         ", expected whole numbers, one for each row");
+        throw_python(PyExc_TypeError, what + ": got shape " +
+                                          shape_in_words(PyArray_NDIM(raw), PyArray_DIMS(raw)) +
+                                          " and dtype " + text_of(dtype_of(raw).ptr()) +
+                                          ", expected whole numbers, one for each row");
     }
-    const auto cast = py::reinterpret_steal<py::object>(running_python([raw] {
-        return PyArray_FromArray(raw, PyArray_DescrFromType(NPY_INT64),
-                                 NPY_ARRAY_C_CONTIGUOUS | NPY_ARRAY_ALIGNED | NPY_ARRAY_NOTSWAPPED |
-                                     NPY_ARRAY_FORCECAST);
-    }));
-    if (!cast) throw py::error_already_set();
-    auto* const numbers = reinterpret_cast<PyArrayObject*>(cast.ptr());
-    const auto* first = static_cast<const std::int64_t*>(PyArray_DATA(numbers));
-    const auto count = static_cast<std::size_t>(PyArray_SIZE(numbers));
+    const py::object numbers = native_array(raw, NPY_INT64);
+    const auto* first = values_of<std::int64_t>(numbers);
+    const auto count = static_cast<std::size_t>(PyArray_SIZE(raw));
     for (std::size_t i = 0; i < count; ++i) {
         if (first[i] < 0 || static_cast<std::uint64_t>(first[i]) >= environments) {
             throw_python(PyExc_IndexError, what + ": number " + std::to_string(i) + " is " +
@@ -243,13 +101,13 @@ void convert_values(const char* name, PyObject* value, std::size_t n, bool may_b
     for (const double number : converted.all(n)) {
         if (!std::isfinite(number) && !(may_be_nan && std::isnan(number))) {
             throw_python(PyExc_ValueError,
-                         what + ": got " + in_words(number) + ", expected finite numbers" +
+                         what + ": got " + number_in_words(number) + ", expected finite numbers" +
                              (may_be_nan ? ", or NaN where it is not known" : ""));
         }
     }
 }
 
-// What came beside the fields; null: not given.
+// Arguments beside the fields; null: not given.
 struct GivenBeside {
     PyObject* envs = nullptr;
     PyObject* priorities = nullptr;
@@ -281,7 +139,7 @@ struct GivenBeside {
     }
 };
 
-// The same, converted: what `steps` then points to.
+// The same, converted; `steps` points into it.
 class Beside {
   public:
     Beside(const WriterState& writer, const BufferState& state, const GivenBeside& given,
@@ -302,8 +160,8 @@ class Beside {
         if (is_given(given.priorities)) {
             if (from_values || writer.priorities_of) {
                 throw_python(PyExc_TypeError,
-                             "cannot add priorities: they are computed, as priorities= of "
-                             "writer() says");
+                             "cannot add priorities: they are computed, because writer() was "
+                             "given priorities=");
             }
             convert_priorities(state, "cannot add priorities", given.priorities, n, priorities_);
             steps.priorities = priorities_.first();
@@ -324,7 +182,7 @@ class Beside {
             }
         } else if (given.q != nullptr || given.v != nullptr || given.next_v != nullptr) {
             throw_python(PyExc_TypeError,
-                         "cannot add q, v or next_v: they are for writer(priorities=\"td\")");
+                         "cannot add q, v or next_v: they need writer(priorities=\"td\")");
         }
     }
     Beside(const Beside&) = delete;
@@ -369,46 +227,52 @@ PyObject* add(PyObject* self, PyObject* const* args, Py_ssize_t nargs, PyObject*
     });
 }
 
-std::uint64_t flush(const py::object& self) {
-    const WriterState& writer = writer_of(self);
+std::uint64_t flush(py::handle self) {
+    const WriterState& writer = writer_of(writer_object(self));
     return writer.write(writer.buffer_state()).rows;
 }
 
-std::uint64_t end_episodes(const py::object& self, const py::object& envs) {
-    const WriterState& writer = writer_of(self);
+std::uint64_t end_episodes(py::handle self, const py::object& envs) {
+    WriterObject& object = writer_object(self);
+    const WriterState& writer = writer_of(object);
     BufferState& state = writer.buffer_state();
     if (envs.is_none()) {
         writer.rows->cut_off_all();
     } else {
         const auto environments = convert_environments("cannot end episodes: envs", envs.ptr(),
                                                        writer.rows->environments());
-        still_open(writer_object(self));
+        still_open(object);
         writer.rows->cut_off(environments);
     }
     return writer.write(state).rows;
 }
 
-void close(const py::object& self) {
-    WriterState* writer = writer_object(self).state;
-    if (writer == nullptr || !writer->open) return;
-    writer->open = false;
-    if (writer->rows->counts().staged == 0) return;
+bool is_closed(py::handle self) {
+    const WriterState* writer = writer_object(self).state;
+    return writer == nullptr || !writer->open;
+}
+
+void close(py::handle self) {
+    if (is_closed(self)) return;
+    WriterState& writer = *writer_object(self).state;
+    writer.open = false;
+    if (writer.rows->counts().staged == 0) return;
     try {
-        writer->rows->cut_off_all();
-        writer->write(writer->buffer_state());
+        writer.rows->cut_off_all();
+        writer.write(writer.buffer_state());
     } catch (...) {
-        writer->rows->drop();
+        writer.rows->drop();
         throw;
     }
 }
 
-void open(const py::object& self, const py::object& buffer, std::uint64_t flush_every,
+void open(py::handle self, const py::object& buffer, std::uint64_t flush_every,
           std::size_t environments, const std::optional<NstepNames>& names,
           const py::object& priorities_of, bool from_values) {
     WriterObject& object = writer_object(self);
     if (object.state != nullptr) throw py::value_error("this writer is open already");
     const BufferState& state = state_of(buffer);
-    FoldPlan plan = plan_fold(state.rules, state.core->shape().stride, names ? &*names : nullptr);
+    NstepPlan plan = plan_nstep(state.rules, state.core->shape().stride, names ? &*names : nullptr);
     plan.rule.priority_from_values = from_values;
     auto writer = std::make_unique<WriterState>();
     writer->buffer = buffer;
@@ -420,11 +284,9 @@ void open(const py::object& self, const py::object& buffer, std::uint64_t flush_
     object.state = writer.release();
 }
 
-py::tuple counts(const py::object& self) {
+StagingCounts counts(py::handle self) {
     const WriterState* writer = writer_object(self).state;
-    if (writer == nullptr) return py::make_tuple(0, 0, 0);
-    const StagingCounts now = writer->rows->counts();
-    return py::make_tuple(now.steps, now.staged, now.written);
+    return writer == nullptr ? StagingCounts() : writer->rows->counts();
 }
 
 PyObject* new_object(PyTypeObject* type, PyObject*, PyObject*) {
@@ -459,10 +321,8 @@ void deallocate(PyObject* self) {
 }  // namespace
 
 void add_step_writer_type(py::module_& module) {
-    static PyMethodDef methods[] = {
-        {"add", reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(add)),
-         METH_FASTCALL | METH_KEYWORDS, docstrings::step_writer_add},
-        {nullptr, nullptr, 0, nullptr}};
+    static PyMethodDef methods[] = {hot_call("add", add, docstrings::step_writer_add),
+                                    {nullptr, nullptr, 0, nullptr}};
     PyType_Slot slots[] = {{Py_tp_doc, const_cast<char*>(docstrings::step_writer_type)},
                            {Py_tp_new, reinterpret_cast<void*>(new_object)},
                            {Py_tp_dealloc, reinterpret_cast<void*>(deallocate)},
@@ -472,41 +332,25 @@ void add_step_writer_type(py::module_& module) {
                            {0, nullptr}};
     PyType_Spec spec{"mpbuffer._core.StepWriter", sizeof(WriterObject), 0,
                      Py_TPFLAGS_DEFAULT | Py_TPFLAGS_BASETYPE | Py_TPFLAGS_HAVE_GC, slots};
-    PyObject* type = PyType_FromSpec(&spec);
-    if (type == nullptr) throw py::error_already_set();
-    step_writer_type = reinterpret_cast<PyTypeObject*>(type);
-    module.attr("StepWriter") = py::reinterpret_steal<py::object>(type);
-    module.def("open_writer", open, py::arg("writer"), py::arg("buffer"), py::arg("flush_every"),
-               py::arg("environments"), py::arg("nstep"), py::arg("priorities_of"),
-               py::arg("from_values"));
-    module.def("flush_writer", flush, py::arg("writer"));
-    module.def("end_episodes_of", end_episodes, py::arg("writer"), py::arg("envs"));
-    module.def("close_writer", close, py::arg("writer"));
-    module.def(
-        "writer_is_open",
-        [](const py::object& self) {
-            const WriterState* writer = writer_object(self).state;
-            return writer != nullptr && writer->open;
-        },
-        py::arg("writer"));
-    module.def("writer_counts", counts, py::arg("writer"));
-    module.def(
-        "set_nstep",
-        [](const py::object& self, const NstepNames& names) {
-            BufferState& state = state_of(self);
-            FoldPlan plan = plan_fold(state.rules, state.core->shape().stride, &names);
-            state.steps = std::make_unique<StagedRows>(std::move(plan.rule), 1);
-            state.computed = plan.computed;
-            state.nstep = names;
-        },
-        py::arg("buffer"), py::arg("nstep"));
-    module.def(
-        "nstep",
-        [](const py::object& self) {
-            const BufferState* state = buffer_object(self).state;
-            return state == nullptr ? state_of(self).nstep : state->nstep;
-        },
-        py::arg("buffer"));
+    const py::object type = owned(PyType_FromSpec(&spec));
+    step_writer_type = reinterpret_cast<PyTypeObject*>(type.ptr());
+    module.attr("StepWriter") = type;
+    HeapType(type)
+        .def("_open", open, py::arg("buffer"), py::arg("flush_every"), py::arg("environments"),
+             py::arg("nstep"), py::arg("priorities_of"), py::arg("from_values"))
+        .def("flush", flush, docstrings::flush)
+        .def("on_episode_end", end_episodes, py::arg("envs") = py::none(), docstrings::end_episodes)
+        .def("close", close, docstrings::close_writer)
+        .property("closed", is_closed, "Whether it was closed.")
+        .property(
+            "steps", [](py::handle self) { return counts(self).steps; },
+            "How many steps add() has taken, in this process.")
+        .property(
+            "rows_staged", [](py::handle self) { return counts(self).staged; },
+            "How many steps and rows wait, in this process, to become rows of the buffer.")
+        .property(
+            "rows_written", [](py::handle self) { return counts(self).written; },
+            "How many rows this process has written through it.");
 }
 
 }  // namespace mpbuffer::bindings

@@ -11,9 +11,7 @@
 #include "base/error.hpp"
 #include "convert/role_line.hpp"
 #include "errors.hpp"
-#include "interruptible_options.hpp"
 #include "numpy_api.hpp"
-#include "types/buffer.hpp"
 #include "weights/shared_weights.hpp"
 
 namespace py = pybind11;
@@ -21,6 +19,13 @@ namespace py = pybind11;
 namespace mpbuffer::bindings {
 
 namespace {
+
+// Ctrl-C interrupts the creation.
+SegmentOptions interruptible_options() {
+    SegmentOptions options;
+    options.progress = [](std::size_t) { run_signal_handlers(); };
+    return options;
+}
 
 struct Parts {
     std::vector<std::byte*> pointers;
@@ -32,7 +37,7 @@ Parts parts_of(const py::list& arrays, bool to_write) {
     Parts parts;
     for (const py::handle each : arrays) {
         if (!PyArray_Check(each.ptr())) throw_python(PyExc_TypeError, "expected NumPy arrays");
-        auto* array = reinterpret_cast<PyArrayObject*>(each.ptr());
+        PyArrayObject* const array = array_of(each);
         const int needed = NPY_ARRAY_C_CONTIGUOUS | (to_write ? NPY_ARRAY_WRITEABLE : 0);
         if (!PyArray_CHKFLAGS(array, needed)) {
             throw_python(PyExc_ValueError, to_write ? "expected writable C-contiguous arrays"

@@ -1,5 +1,5 @@
-// The type behind mpbuffer.SharedWeights: arrays as lists, in the order of their description. What
-// the arrays are called and what may be in them is Python's affair; lengths are checked here.
+// The type behind mpbuffer.SharedWeights. It takes arrays as lists, in the order of their
+// description, and checks their lengths. Python checks names, dtypes and shapes.
 #pragma once
 
 #include <pybind11/pybind11.h>

@@ -1,0 +1,317 @@
+#include <pybind11/stl.h>
+
+#include <algorithm>
+#include <cstring>
+#include <memory>
+#include <optional>
+#include <utility>
+
+#include "base/error.hpp"
+#include "base/guard.hpp"
+#include "convert/output_batch.hpp"
+#include "convert/role_line.hpp"
+#include "convert/sample_arguments.hpp"
+#include "errors.hpp"
+#include "finished_rows.hpp"
+#include "format/row_schema.hpp"
+#include "state.hpp"
+#include "types/buffer.hpp"
+#include "types/buffer_docstrings.hpp"
+#include "types/heap_type.hpp"
+
+namespace py = pybind11;
+
+namespace pybind11::detail {
+
+// A method's argument `self`: the state of an open buffer, or its core; BufferClosed if not open.
+template <>
+struct type_caster<mpbuffer::bindings::BufferState> {
+    static constexpr auto name = const_name("ReplayBuffer");
+    template <class>
+    using cast_op_type = mpbuffer::bindings::BufferState&;
+    bool load(handle object, bool) {
+        state_ = &mpbuffer::bindings::state_of(object);
+        return true;
+    }
+    operator mpbuffer::bindings::BufferState&() { return *state_; }
+
+  private:
+    mpbuffer::bindings::BufferState* state_ = nullptr;
+};
+
+template <>
+struct type_caster<mpbuffer::ReplayBuffer> : type_caster<mpbuffer::bindings::BufferState> {
+    template <class T>
+    using cast_op_type = pybind11::detail::cast_op_type<T>;  // a pointer or a reference
+    operator mpbuffer::ReplayBuffer&() {
+        return *static_cast<mpbuffer::bindings::BufferState&>(*this).core;
+    }
+    operator mpbuffer::ReplayBuffer*() { return &static_cast<mpbuffer::ReplayBuffer&>(*this); }
+};
+
+}  // namespace pybind11::detail
+
+namespace mpbuffer::bindings {
+
+namespace {
+
+using Fields = std::vector<FieldDescription>;
+
+// Lays out the rows of these fields, and says how they are folded if they are n-step rows.
+Schema lay_out(BufferState& state, const Fields& fields, bool strict,
+               const std::optional<NstepNames>& nstep) {
+    state.rules = make_rules(fields);
+    state.strict = strict;
+    std::vector<Field> parts;
+    for (const FieldRule& rule : state.rules) {
+        parts.push_back({rule.name.cast<std::string>(), rule.row_bytes,
+                         static_cast<std::size_t>(PyDataType_ALIGNMENT(rule.descr()))});
+    }
+    Schema schema(std::move(parts));
+    for (std::size_t i = 0; i < fields.size(); ++i) {
+        state.rules[i].offset = schema.fields()[i].offset;
+    }
+    if (nstep) {
+        NstepPlan plan = plan_nstep(state.rules, schema.stride(), &*nstep);
+        state.steps = std::make_unique<StagedRows>(std::move(plan.rule), 1);
+        state.computed = plan.computed;
+        state.nstep = nstep;
+    }
+    return schema;
+}
+
+void require_unopened(const BufferObject& object) {
+    if (object.state != nullptr) throw py::value_error("this buffer object is open already");
+}
+
+void create(py::handle self, const std::string& name, std::uint64_t size, const Fields& fields,
+            bool prioritized, double alpha, double eps, std::uint64_t seed, bool strict,
+            const std::optional<NstepNames>& nstep, const std::string& description,
+            bool interleave_nodes, bool nameless, bool overwrite, const py::object& progress) {
+    require_unopened(buffer_object(self));
+    auto state = std::make_unique<BufferState>();
+    const Schema schema = lay_out(*state, fields, strict, nstep);
+    const RingShape shape{size, schema.row_bytes(), schema.stride(), prioritized, alpha, eps};
+    SegmentOptions options;
+    options.interleave_nodes = interleave_nodes;
+    options.nameless = nameless;
+    options.overwrite = overwrite;
+    options.progress = [&progress](std::size_t done) {
+        run_signal_handlers();
+        running_python([&] { progress(done); });
+    };
+    state->core = ReplayBuffer::create({name, shape, seed, description, options});
+    require_unopened(buffer_object(self));
+    buffer_object(self).state = state.release();
+}
+
+// How many rows make a segment of at most that share of what may be allocated now.
+std::uint64_t largest_size(const Fields& fields, bool prioritized, const std::string& description,
+                           double share, bool nameless) {
+    BufferState state;
+    const Schema schema = lay_out(state, fields, false, std::nullopt);
+    constexpr double largest_segment = 0x1p45;
+    const auto free = static_cast<double>(largest_room(nameless ? "" : SegmentOptions().directory));
+    const double room = std::min(share * free, largest_segment);
+    const auto fits = [&](std::uint64_t size) {
+        const RingShape shape{size, schema.row_bytes(), schema.stride(), prioritized, 0.0, 0.0};
+        return static_cast<double>(plan_segment(shape, description, 0).total_bytes) <= room;
+    };
+    std::uint64_t least = 0;
+    std::uint64_t beyond =
+        static_cast<std::uint64_t>(room) / (schema.stride() + sizeof(std::uint64_t)) + 1;
+    while (beyond - least > 1) {
+        const std::uint64_t middle = least + (beyond - least) / 2;
+        (fits(middle) ? least : beyond) = middle;
+    }
+    return least;
+}
+
+py::bytes attach(py::handle self, const std::string& name, int descriptor) {
+    require_unopened(buffer_object(self));
+    auto state = std::make_unique<BufferState>();
+    state->core = descriptor < 0 ? ReplayBuffer::attach(name)
+                                 : ReplayBuffer::attach_descriptor(descriptor, name);
+    const py::bytes description(state->core->description());
+    buffer_object(self).state = state.release();
+    return description;
+}
+
+void set_fields(BufferState& state, const Fields& fields, bool strict,
+                const std::optional<NstepNames>& nstep) {
+    const Schema schema = lay_out(state, fields, strict, nstep);
+    const RingEntry& shape = state.core->shape();
+    if (schema.row_bytes() != shape.row_bytes || schema.stride() != shape.stride) {
+        throw SegmentMismatch("cannot attach '" + state.core->name() +
+                              "': its fields make rows of " + std::to_string(schema.row_bytes()) +
+                              " bytes, its header says " + std::to_string(shape.row_bytes));
+    }
+}
+
+// Opens `self`, an object of another class, on what `other` has open.
+void take_over(py::handle self, py::handle other) {
+    require_unopened(buffer_object(self));
+    std::swap(buffer_object(self).state, buffer_object(other).state);
+}
+
+py::list fields(const BufferState& state) {
+    py::list all;
+    for (const FieldRule& rule : state.rules) {
+        all.append(py::make_tuple(rule.name, rule.dtype, py::cast(rule.shape)));
+    }
+    return all;
+}
+
+bool is_closed(py::handle self) {
+    const BufferState* state = buffer_object(self).state;
+    return state == nullptr || !state->core->is_open();
+}
+
+void close(py::handle self) {
+    if (is_closed(self)) return;
+    BufferState& state = *buffer_object(self).state;
+    state.core->close();
+    state.sample_memory.reset();
+}
+
+std::string name(py::handle self) {
+    const BufferState* state = buffer_object(self).state;
+    return (state == nullptr ? state_of(self) : *state).core->name();
+}
+
+std::optional<NstepNames> nstep(py::handle self) {
+    const BufferState* state = buffer_object(self).state;
+    return (state == nullptr ? state_of(self) : *state).nstep;
+}
+
+void clear(BufferState& state) {
+    if (state.steps) state.steps->drop();
+    state.core->clear();
+    state.episode_length = 0;
+}
+
+void end_episode(BufferState& state) {
+    state.episode_length = 0;
+    if (!state.steps) return;
+    state.steps->cut_off_all();
+    write_finished(state, *state.steps, nullptr);
+}
+
+py::dict all_rows(BufferState& state, const py::object& shuffle) {
+    const int shuffled = running_python([&] { return PyObject_IsTrue(shuffle.ptr()); });
+    if (shuffled < 0) throw py::error_already_set();
+    std::optional<OutputArrays> output;
+    std::size_t room = 0;
+    const auto make_room = [&](std::size_t rows) -> std::span<const FieldTarget> {
+        room = rows;
+        return output.emplace(state, rows).targets;
+    };
+    const std::size_t rows = state.core->read_all(shuffled != 0, make_room, run_signal_handlers);
+    py::dict all = output->to_dict(state);
+    if (rows == room) return all;
+    const py::slice present(py::int_(0), py::int_(rows), py::none());
+    for (const FieldRule& rule : state.rules) all[rule.name] = all[rule.name][present];
+    return all;
+}
+
+py::dict rows_at(BufferState& state, const py::object& indexes) {
+    const ConvertedIndexes converted = convert_indexes(state, "read rows", indexes.ptr());
+    const OutputArrays output(state, converted.slots.size());
+    const std::vector<std::uint64_t> slots(converted.slots.begin(), converted.slots.end());
+    std::optional<std::uint64_t> missing;
+    state.core->read_slots(slots, output.targets, run_signal_handlers, &missing);
+    if (missing) {
+        throw IndexOutOfRange("cannot read slot " + std::to_string(*missing) + " of '" +
+                              state.core->name() + "': it holds no complete row");
+    }
+    return output.to_dict(state);
+}
+
+py::object generations(BufferState& state, const py::object& indexes) {
+    ConvertedIndexes converted = convert_indexes(state, "get generations", indexes.ptr());
+    state.core->find_generations(converted.slots, converted.generations);
+    py::object result = new_array(converted.slots.size(), NPY_UINT64);
+    auto* const values = values_of<std::uint64_t>(result);
+    const CoreCall call;
+    let_others_copy(converted.generations.size() * sizeof *values);
+    std::copy(converted.generations.begin(), converted.generations.end(), values);
+    return result;
+}
+
+py::object leaves(const BufferState& state) {
+    const std::vector<float> all = state.core->leaves();
+    py::object result = new_array(all.size(), NPY_FLOAT32);
+    std::memcpy(values_of<float>(result), all.data(), all.size() * sizeof(float));
+    return result;
+}
+
+py::list processes(const ReplayBuffer& core) {
+    py::list all;
+    for (const ProcessStatus& each : core.processes()) {
+        all.append(py::make_tuple(each.number, each.pid, std::string(1, each.state), each.rows,
+                                  each.skips, each.steals));
+    }
+    return all;
+}
+
+}  // namespace
+
+void add_buffer_methods(py::module_& module, py::handle uniform, py::handle prioritized) {
+    module.def("largest_size", largest_size, py::arg("fields"), py::arg("prioritized"),
+               py::arg("description"), py::arg("share"), py::arg("nameless"));
+    HeapType(uniform)
+        .def("_create", create, py::arg("name"), py::arg("size"), py::arg("fields"),
+             py::arg("prioritized"), py::arg("alpha"), py::arg("eps"), py::arg("seed"),
+             py::arg("strict"), py::arg("nstep"), py::arg("description"),
+             py::arg("interleave_nodes"), py::arg("nameless"), py::arg("overwrite"),
+             py::arg("progress"))
+        .def("_attach", attach, py::arg("name"), py::arg("descriptor"))
+        .def("_set_fields", set_fields, py::arg("fields"), py::arg("strict"), py::arg("nstep"))
+        .def("_take_over", take_over, py::arg("other"))
+        .def("_fields", fields)
+        .def("_nstep", nstep)
+        .def("_data_descriptor", [](const ReplayBuffer& core) { return core.data_descriptor(); })
+        .def("_processes", processes)
+        .def("_encode_sample", rows_at, py::arg("indexes"), docstrings::encode_sample)
+        .def("__len__", &ReplayBuffer::stored_size)
+        .def("close", close, docstrings::close)
+        .def("clear", clear, docstrings::clear)
+        .def("get_stored_size", &ReplayBuffer::stored_size, docstrings::get_stored_size)
+        .def("get_buffer_size", &ReplayBuffer::capacity, docstrings::get_buffer_size)
+        .def("get_next_index", &ReplayBuffer::next_slot, docstrings::get_next_index)
+        .def("get_all_transitions", all_rows, py::arg("shuffle") = false,
+             docstrings::get_all_transitions)
+        .def("rows_added", &ReplayBuffer::rows_added, docstrings::rows_added)
+        .def("on_episode_end", end_episode, docstrings::on_episode_end)
+        .def(
+            "get_current_episode_len",
+            [](const BufferState& state) { return state.episode_length; },
+            docstrings::get_current_episode_len)
+        .def(
+            "is_Nstep", [](py::handle self) { return nstep(self).has_value(); },
+            docstrings::is_nstep)
+        .property("name", name, docstrings::name)
+        .property("closed", is_closed, "Whether this handle was closed.")
+        .property(
+            "_row_bytes", [](const ReplayBuffer& core) { return core.shape().row_bytes; },
+            "Bytes of one row.")
+        .property("_prioritized", &ReplayBuffer::prioritized,
+                  "Whether the segment has priorities.");
+    HeapType(prioritized)
+        .def("_learner_status",
+             [](const ReplayBuffer& core) { return dict_of_learner(core.learner_status()); })
+        .def("_leaves", leaves, docstrings::leaves)
+        .def("_tree_total", &ReplayBuffer::total, docstrings::tree_total)
+        .def("get_max_priority", &ReplayBuffer::max_priority, docstrings::get_max_priority)
+        .def("get_generations", generations, py::arg("indexes"), docstrings::get_generations)
+        .def("acquire_learner", &ReplayBuffer::take_learner_role, docstrings::acquire_learner)
+        .def("release_learner", &ReplayBuffer::release_learner, docstrings::release_learner)
+        .property(
+            "alpha", [](const ReplayBuffer& core) { return core.shape().alpha; },
+            "Exponent of the priorities.")
+        .property(
+            "eps", [](const ReplayBuffer& core) { return core.shape().eps; },
+            "The number that is added to every priority.");
+}
+
+}  // namespace mpbuffer::bindings

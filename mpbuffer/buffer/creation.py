@@ -1,0 +1,110 @@
+"""Checks of the arguments that a buffer is created with."""
+
+from __future__ import annotations
+
+import logging
+import secrets
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from mpbuffer._arguments.integers import whole_number
+from mpbuffer.buffer.nstep import NstepRule, check_nstep, nstep_rule
+from mpbuffer.buffer.schema import Field, fields_from
+
+__all__ = [
+    "CreationLog",
+    "EnvDict",
+    "accept_cpprb_arguments",
+    "checked_exponent",
+    "checked_fields",
+    "checked_seed",
+    "checked_size",
+]
+
+EnvDict = Mapping[str, Mapping[str, Any]]
+
+_MOST_ROWS = 2**40
+
+
+def checked_size(size: float) -> int:
+    """Return how many rows; a float must be whole."""
+    is_whole = isinstance(size, (float, np.floating)) and float(size).is_integer()
+    return whole_number("size", int(size) if is_whole else size, 1, _MOST_ROWS)
+
+
+def checked_fields(
+    env_dict: EnvDict | None,
+    default_dtype: npt.DTypeLike | None,
+    Nstep: Mapping[str, Any] | None,
+    *,
+    prioritized: bool,
+    warned_frame: int,
+) -> tuple[list[Field], NstepRule | None]:
+    """Return a new buffer's fields, the discount's included, and its n-step rule."""
+    default = np.float32 if default_dtype is None else default_dtype
+    given = {} if env_dict is None else env_dict
+    fields = fields_from(given, default, warned_frame=warned_frame + 1)
+    nstep = None if Nstep is None else nstep_rule(Nstep)
+    if nstep is not None:
+        if nstep.discount and all(field != nstep.discount for field, _, _ in fields):
+            fields.append((nstep.discount, np.dtype(np.float32), [1]))
+        check_nstep(nstep, fields)
+    if prioritized:
+        reserved = {"priorities", "weights", "indexes"} & {field for field, _, _ in fields}
+        if reserved:
+            names = ", ".join(map(repr, sorted(reserved)))
+            raise ValueError(f"a field name is reserved in prioritized buffers: {names}")
+    return fields, nstep
+
+
+def checked_seed(seed: int | None) -> int:
+    """Return the seed; a random one for None."""
+    return secrets.randbits(64) if seed is None else whole_number("seed", seed, 0, 2**64 - 1)
+
+
+def checked_exponent(name: str, value: float) -> float:
+    """Return alpha or eps, whose name it is."""
+    number = float(value)
+    if not 0 <= number < float("inf"):
+        raise ValueError(f"{name} must be a finite number of at least 0, got {value!r}")
+    return number
+
+
+def accept_cpprb_arguments(ctx: Any, backend: str | None) -> None:
+    """Check ``ctx`` and ``backend`` as cpprb's multi-process classes do; neither is used."""
+    if backend not in (None, "sharedctypes", "SharedMemory"):
+        raise ValueError(f"backend must be 'sharedctypes' or 'SharedMemory', got {backend!r}")
+    manager_state = getattr(ctx, "_state", None)
+    if manager_state is not None and hasattr(ctx, "shutdown"):
+        initial, started = 0, 1
+        if manager_state.value == initial:
+            ctx.start()
+        elif manager_state.value != started:
+            from multiprocessing import ProcessError
+
+            raise ProcessError("ctx is a SyncManager that has been shut down")
+
+
+# Asked for once: a handler that raises inside getLogger() leaves a lock of logging's taken.
+_LOGGER = logging.getLogger("mpbuffer")
+
+
+class CreationLog:
+    """Logs the progress of an allocation once a second."""
+
+    def __init__(self, name: str, logger: Any) -> None:
+        usable = isinstance(logger, (logging.Logger, logging.LoggerAdapter))
+        self._logger = logger if usable else _LOGGER
+        self._name = name
+        self._next = time.monotonic() + 1.0
+
+    def __call__(self, done: int) -> None:
+        """Take note that so many bytes are allocated."""
+        now = time.monotonic()
+        if now >= self._next:
+            self._next = now + 1.0
+            self._logger.info("creating %r: %.1f GB allocated", self._name, done / 2**30)

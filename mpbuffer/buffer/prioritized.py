@@ -1,0 +1,129 @@
+"""The buffer that the learner samples in proportion to priorities."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy.typing as npt
+
+from mpbuffer import _core
+from mpbuffer.buffer.batches import Batches
+from mpbuffer.buffer.creation import EnvDict
+from mpbuffer.buffer.replay_buffer import ReplayBuffer
+from mpbuffer.buffer.statuses import LearnerStatus
+
+__all__ = ["PrioritizedReplayBuffer"]
+
+
+class PrioritizedReplayBuffer(_core.PrioritizedReplayBuffer, ReplayBuffer):
+    """A replay buffer in shared memory, sampled in proportion to (priority + eps) ** alpha.
+
+    Schaul et al., "Prioritized experience replay", 2016: proportional prioritization, stratified
+    draws, importance weights. Any number of processes add rows. One process at a time is the
+    learner, which calls sample() and update_priorities(). Everything else is as in ReplayBuffer.
+
+    Parameters
+    ----------
+    size, env_dict, default_dtype, name, overwrite, seed, strict, numa_interleave : optional
+    Nstep, ctx, backend, logger, check_for_update : optional
+        As for ReplayBuffer. No field may be named ``priorities``, ``weights`` or ``indexes``.
+    alpha : float, optional
+        Exponent of the priorities, at least 0 (0: uniform).
+    eps : float, optional
+        Added to every priority, at least 0. With 0, rows of priority 0 are never drawn.
+    """
+
+    def __init__(
+        self,
+        size: float,
+        env_dict: EnvDict | None = None,
+        *,
+        alpha: float = 0.6,
+        eps: float = 1e-4,
+        default_dtype: npt.DTypeLike | None = None,
+        name: str | None = None,
+        overwrite: bool = False,
+        seed: int | None = None,
+        strict: bool = False,
+        numa_interleave: bool = False,
+        Nstep: Mapping[str, Any] | None = None,
+        ctx: Any = None,
+        backend: str | None = None,
+        logger: Any = None,
+        check_for_update: bool = False,
+    ) -> None:
+        self._make(
+            size,
+            env_dict,
+            default_dtype,
+            name,
+            overwrite,
+            seed,
+            strict,
+            numa_interleave,
+            Nstep,
+            ctx,
+            backend,
+            logger,
+            prioritized=True,
+            alpha=alpha,
+            eps=eps,
+        )
+
+    def batches(  # type: ignore[override]
+        self,
+        batch_size: int,
+        beta: float = 0.4,
+        *,
+        prefetch: int = 0,
+        tensors: bool = False,
+        pin_memory: bool = False,
+    ) -> Batches:
+        """Return an endless iterator over samples, in memory that is reused.
+
+        For the learner, as sample(). Prefetched batches use priorities that are up to `prefetch`
+        updates old. Updates stay exact, as described for update_priorities().
+
+        Parameters
+        ----------
+        batch_size : int
+            Rows of each batch, at least 1.
+        beta : float, optional
+            Exponent of the importance weights, at least 0. The iterator's attribute ``beta``
+            changes it for later draws.
+        prefetch, tensors, pin_memory : optional
+            As for ReplayBuffer.
+
+        Returns
+        -------
+        Batches
+            For one thread, which closes it at the end. It raises what sample() does.
+
+        Raises
+        ------
+        TypeError, ValueError, ImportError, RuntimeError
+            As for ReplayBuffer. TypeError if `beta` is no number, ValueError if it is negative or
+            not finite.
+        """
+        return Batches(
+            self,
+            batch_size,
+            beta=beta,
+            return_indexes=True,
+            prefetch=prefetch,
+            tensors=tensors,
+            pin_memory=pin_memory,
+        )
+
+    def learner_status(self) -> LearnerStatus:
+        """Return the statistics that the learner last published. Any process may call it.
+
+        All figures are 0 if the learner died while publishing them.
+
+        Raises
+        ------
+        LearnerBusy
+            If the learner was stopped while publishing.
+        """
+        return LearnerStatus(**self._learner_status())
