@@ -4,8 +4,8 @@
 A configuration passes if spin's search completed (nothing cut off by depth, memory or time) with
 0 errors. A flaw passes if the assertion named beside it, or a cycle without progress, is reported.
 Needs spin and a C compiler. `--short`: the small configurations and the flaws that show fast.
-`--write-tables`: puts what came out into README.md, between the lines that say so. Half of this file is
-the table of configurations and flaws.
+`--write-tables`: puts what came out into README.md, between the lines that say so. Half of this
+file is the table of configurations and flaws.
 """
 
 from __future__ import annotations

@@ -143,9 +143,9 @@ MUTANTS = [
     Mutant(
         "add never gives up",
         "flaw 10",
-        "ring/slot_ring.hpp",
-        "                if (now >= deadline) break;\n",
-        "                if (now < deadline) continue;\n",
+        "buffer/replay_buffer.cpp",
+        "if (now >= deadline) throw_slots_held(added, n);",
+        "if (now >= deadline && added > n) throw_slots_held(added, n);",
         "mpbuffer_stops --only all_slots_held --hits 50",
     ),
     Mutant(
@@ -316,8 +316,8 @@ MUTANTS = [
         "a successor does not wait for what is being written",
         "flaw 2",
         "select/prioritized.cpp",
-        "        if (newest >= cleared_ && !(present && seq >= newest)) mark_pending(slot, newest);\n",
-        "        (void)newest;\n",
+        "if (newest >= cleared_ && !(present && seq >= newest)) mark_pending(slot, newest);\n",
+        "(void)newest;\n",
         "mpbuffer_stops --only claim_taken --hits 800",
     ),
     Mutant(
