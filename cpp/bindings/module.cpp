@@ -11,12 +11,7 @@
 #include "os/end_with_learner.hpp"
 #include "segment/names.hpp"
 #include "source_digest.hpp"
-#include "types/batch_gatherer.hpp"
-#include "types/buffer.hpp"
-#include "types/deferred_signals.hpp"
-#include "types/inspection.hpp"
-#include "types/step_writer.hpp"
-#include "types/weights.hpp"
+#include "types/registrations.hpp"
 
 namespace py = pybind11;
 

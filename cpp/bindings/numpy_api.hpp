@@ -14,6 +14,8 @@
 
 #include <cstddef>
 
+#include "gil.hpp"
+
 namespace mpbuffer::bindings {
 
 // A new reference; throws the Python error that is set if there is none.
@@ -43,12 +45,21 @@ Value* values_of(pybind11::handle array) {
 // C-contiguous, aligned and in native byte order; `flags` may add NPY_ARRAY_FORCECAST. The array
 // itself where it is that already. A new reference, or nullptr with the Python error set. May run
 // Python code. Steals `descr`.
-PyObject* native_array(PyArrayObject* from, PyArray_Descr* descr, int flags = NPY_ARRAY_FORCECAST);
+inline PyObject* native_array(PyArrayObject* from, PyArray_Descr* descr,
+                              int flags = NPY_ARRAY_FORCECAST) {
+    constexpr int native = NPY_ARRAY_C_CONTIGUOUS | NPY_ARRAY_ALIGNED | NPY_ARRAY_NOTSWAPPED;
+    return running_python([=] { return PyArray_FromArray(from, descr, native | flags); });
+}
 // The same; throws the error.
-pybind11::object native_array(PyArrayObject* from, int type_number,
-                              int flags = NPY_ARRAY_FORCECAST);
+inline pybind11::object native_array(PyArrayObject* from, int type_number,
+                                     int flags = NPY_ARRAY_FORCECAST) {
+    return owned(native_array(from, PyArray_DescrFromType(type_number), flags));
+}
 
 // A new array of shape (count,), whose values are not set.
-pybind11::object new_array(std::size_t count, int type_number);
+inline pybind11::object new_array(std::size_t count, int type_number) {
+    npy_intp dims[1] = {static_cast<npy_intp>(count)};
+    return owned(PyArray_SimpleNew(1, dims, type_number));
+}
 
 }  // namespace mpbuffer::bindings

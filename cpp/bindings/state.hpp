@@ -12,8 +12,8 @@
 
 #include "buffer/replay_buffer.hpp"
 #include "convert/field_rules.hpp"
-#include "convert/nstep_plan.hpp"
 #include "convert/recycled_memory.hpp"
+#include "nstep_rows.hpp"
 #include "write/row_writer.hpp"
 
 namespace mpbuffer::bindings {

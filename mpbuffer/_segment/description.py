@@ -14,15 +14,6 @@ import numpy as np
 
 from mpbuffer.errors import SegmentMismatch
 
-__all__ = [
-    "as_described",
-    "dtype_from_json",
-    "dtype_to_json",
-    "name_from_json",
-    "refusing_damage",
-    "shape_from_json",
-]
-
 _MOST_ELEMENTS = 2**40
 _FIRST_NUMBER_OF_OTHERS = 256  # NumPy's own dtypes have smaller ones, but for StringDType
 _PACKAGES_OF_DTYPES = ("ml_dtypes",)  # those whose dtypes any process finds by name

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import math
 import os
 import re
-import select
 import signal
 import subprocess
 import sys
@@ -14,7 +14,7 @@ import time
 from collections.abc import Iterable
 
 from mpbuffer import _core
-from mpbuffer._segment.process_identity import ProcessIdentity, pidfd_of
+from mpbuffer._segment.process_identity import ProcessIdentity, pidfd_of, readable
 
 __all__ = ["keep_after_exit"]
 
@@ -103,7 +103,7 @@ def _absolute(paths: Iterable[str]) -> list[str]:
 def _pid_once_attached(name: str, pipe: int) -> int:
     said, deadline = b"", time.monotonic() + _WAIT_AT_MOST
     while not said.endswith(b" attached\n"):
-        part = os.read(pipe, 65536) if _is_readable(pipe, deadline - time.monotonic()) else b""
+        part = os.read(pipe, 65536) if readable([pipe], deadline - time.monotonic()) else b""
         if not part:
             why = said.decode(errors="replace").strip() or "it printed nothing"
             raise RuntimeError(f"cannot keep '{name}': its keeper did not attach: {why}")
@@ -126,16 +126,10 @@ def keep() -> None:
     buffer.close()
 
 
-def _is_readable(descriptor: int, seconds: float | None) -> bool:
-    looking = select.poll()  # select() knows no descriptors above 1023
-    looking.register(descriptor, select.POLLIN)
-    return bool(looking.poll(None if seconds is None else max(0.0, seconds) * 1000))
-
-
 def _wait_for_end(process: ProcessIdentity) -> None:
     ended = pidfd_of(process.pid)
     while process.is_alive():
         if ended is None:
             time.sleep(_POLL)
         else:
-            _is_readable(ended, None)
+            readable([ended], math.inf)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import os
+import select
+from collections.abc import Iterable
 from typing import NamedTuple
 
-__all__ = ["ProcessIdentity", "pidfd_of"]
+__all__ = ["ProcessIdentity", "pidfd_of", "readable"]
 
 
 class ProcessIdentity(NamedTuple):
@@ -56,3 +59,15 @@ def pidfd_of(pid: int) -> int | None:
         return os.pidfd_open(pid)
     except (AttributeError, OSError):
         return None
+
+
+def readable(descriptors: Iterable[int], seconds: float = 0.0) -> list[int]:
+    """Wait until a descriptor is readable or closed; return all that are.
+
+    Each wait has its own poll object: a signal handler may wait inside another wait.
+    """
+    poll = select.poll()  # select() knows no descriptors above 1023
+    for descriptor in descriptors:
+        poll.register(descriptor, select.POLLIN)
+    timeout = None if seconds == math.inf else math.ceil(1000 * max(0.0, seconds))
+    return [descriptor for descriptor, _ in poll.poll(timeout)]

@@ -15,16 +15,6 @@ from mpbuffer._arguments.integers import whole_number
 from mpbuffer.buffer.nstep import NstepRule, check_nstep, nstep_rule
 from mpbuffer.buffer.schema import Field, fields_from
 
-__all__ = [
-    "CreationLog",
-    "EnvDict",
-    "accept_cpprb_arguments",
-    "checked_exponent",
-    "checked_fields",
-    "checked_seed",
-    "checked_size",
-]
-
 EnvDict = Mapping[str, Mapping[str, Any]]
 
 _MOST_ROWS = 2**40

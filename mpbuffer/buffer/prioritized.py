@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import numpy.typing as npt
 
 from mpbuffer import _core
@@ -115,6 +116,46 @@ class PrioritizedReplayBuffer(_core.PrioritizedReplayBuffer, ReplayBuffer):
             tensors=tensors,
             pin_memory=pin_memory,
         )
+
+    def get_generations(self, indexes: npt.ArrayLike) -> npt.NDArray[np.uint64]:
+        """Return which rows the indexes mean, to be passed to update_priorities() later.
+
+        For the learner, as sample().
+
+        Parameters
+        ----------
+        indexes : array_like of int
+            (n,) slots.
+
+        Returns
+        -------
+        numpy.ndarray
+            uint64 (n,). If `indexes` shares a sample's memory: the rows sampled. Else the rows that
+            this handle last sampled in these slots; where it never sampled one, the row that the
+            last sample() saw there, or that this handle has added since. 0 for a slot without a
+            row.
+
+        Raises
+        ------
+        LearnerBusy
+            If another handle has the learner's role.
+        """
+        return super().get_generations(indexes)
+
+    def acquire_learner(self) -> None:
+        """Take the learner's role now, instead of at the first sample().
+
+        A stray sample() in another process then fails there, and not in the learner. Takes some
+        15 ns for each row there is, as the first sample() would.
+
+        Raises
+        ------
+        LearnerBusy
+            If another handle has the role; names it, at once.
+        BufferClosed
+            After close().
+        """
+        super().acquire_learner()
 
     def learner_status(self) -> LearnerStatus:
         """Return the statistics that the learner last published. Any process may call it.

@@ -11,16 +11,9 @@ from mpbuffer import _core
 from mpbuffer._segment.exit import close_at_exit
 from mpbuffer._segment.handing_on import NotCopied, descriptor_for_child, names_of, opened_copy
 from mpbuffer._segment.keeper import keep_after_exit
+from mpbuffer.buffer import creation
 from mpbuffer.buffer.batches import Batches
-from mpbuffer.buffer.creation import (
-    CreationLog,
-    EnvDict,
-    accept_cpprb_arguments,
-    checked_exponent,
-    checked_fields,
-    checked_seed,
-    checked_size,
-)
+from mpbuffer.buffer.creation import EnvDict
 from mpbuffer.buffer.description import describe, read_description
 from mpbuffer.buffer.statuses import ProcessStatus
 from mpbuffer.buffer.step_writer import PrioritiesOf, StepWriter
@@ -160,14 +153,14 @@ class ReplayBuffer(_core.ReplayBuffer, NotCopied):
         alpha: float = 0.0,
         eps: float = 0.0,
     ) -> None:
-        rows = checked_size(size)
-        fields, nstep = checked_fields(
+        rows = creation.checked_size(size)
+        fields, nstep = creation.checked_fields(
             env_dict, default_dtype, Nstep, prioritized=prioritized, warned_frame=4
         )
-        number = checked_seed(seed)
+        number = creation.checked_seed(seed)
         segment_name, nameless = names_of(name, bool(overwrite))
-        exponents = checked_exponent("alpha", alpha), checked_exponent("eps", eps)
-        accept_cpprb_arguments(ctx, backend)
+        exponents = creation.checked_exponent("alpha", alpha), creation.checked_exponent("eps", eps)
+        creation.accept_cpprb_arguments(ctx, backend)
         self._create(
             segment_name,
             rows,
@@ -181,7 +174,7 @@ class ReplayBuffer(_core.ReplayBuffer, NotCopied):
             bool(numa_interleave),
             nameless,
             bool(overwrite),
-            CreationLog(segment_name, logger),
+            creation.CreationLog(segment_name, logger),
         )
         close_at_exit(self)
 
@@ -224,7 +217,7 @@ class ReplayBuffer(_core.ReplayBuffer, NotCopied):
         if not 0.0 < share <= 1.0:
             raise ValueError(f"share must be in (0, 1], got {share}")
         prioritized = issubclass(cls, _core.PrioritizedReplayBuffer)
-        fields, nstep = checked_fields(
+        fields, nstep = creation.checked_fields(
             env_dict, default_dtype, Nstep, prioritized=prioritized, warned_frame=3
         )
         description = describe(prioritized, fields, False, nstep)
@@ -264,6 +257,24 @@ class ReplayBuffer(_core.ReplayBuffer, NotCopied):
             f"<{kind} {self.name!r}: {len(self)} of {self.get_buffer_size()} rows "
             f"of {self._row_bytes} bytes>"
         )
+
+    def get_all_transitions(self, shuffle: bool = False) -> dict[str, npt.NDArray[Any]]:
+        """Return a copy of all complete rows.
+
+        Any process may call it. It takes O(size). A row that is overwritten meanwhile comes out as
+        the old row, as the new one, or not at all, never mixed.
+
+        Parameters
+        ----------
+        shuffle : bool, optional
+            Whether the rows come in random order; else by slot.
+
+        Returns
+        -------
+        dict of str to numpy.ndarray
+            For each field an array of shape ``(rows,) + shape``.
+        """
+        return super().get_all_transitions(bool(shuffle))
 
     def batches(
         self,

@@ -133,6 +133,32 @@ class StepWriter(_core.StepWriter):
         self._flush_every, self._n_envs, self._buffer_name = rows, environments, buffer.name
         close_at_exit(self, uses_others=True)
 
+    def on_episode_end(self, envs: npt.ArrayLike | None = None) -> int:
+        """End episodes that no flag has ended, as if truncated, and write all finished rows.
+
+        Steps whose rows were waiting for more get a row each, of as many steps as there are. Where
+        a flag has ended the episode, nothing changes.
+
+        Parameters
+        ----------
+        envs : array_like of int, optional
+            Which environments: what ``VectorTransitions.reset()`` returns. Default: all.
+
+        Returns
+        -------
+        int
+            How many rows were written.
+
+        Raises
+        ------
+        TypeError, IndexError
+            If `envs` are no numbers of environments. Nothing has changed then.
+        SlotsHeld, OSError, BufferClosed
+            As ``buffer.add``; rows that were not written stay staged. So do they after an exception
+            of `priorities`.
+        """
+        return super().on_episode_end(envs)
+
     @property
     def flush_every(self) -> int:
         """How many finished rows are written together."""

@@ -6,16 +6,6 @@ import sys
 from collections.abc import Iterator
 from typing import Any
 
-__all__ = [
-    "DISABLED",
-    "NEXT_STEP",
-    "SAME_STEP",
-    "mode_name",
-    "mode_of_package",
-    "resets_twice",
-    "told_mode",
-]
-
 NEXT_STEP, SAME_STEP, DISABLED = "NextStep", "SameStep", "Disabled"
 
 

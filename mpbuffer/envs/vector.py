@@ -9,15 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mpbuffer import _core
-from mpbuffer.envs.autoreset import (
-    DISABLED,
-    NEXT_STEP,
-    SAME_STEP,
-    mode_name,
-    mode_of_package,
-    resets_twice,
-    told_mode,
-)
+from mpbuffer.envs import autoreset as modes
 from mpbuffer.envs.infos import Infos, checked_infos, final_of
 from mpbuffer.envs.spaces import TransitionNames, arrays_of, schema_from, spaces_of
 
@@ -120,10 +112,10 @@ class VectorTransitions:
         self._obs = arrays_of(observation_space, obs)
         self._next_obs = arrays_of(observation_space, next_obs)
         self._act = arrays_of(action_space, act)
-        told = told_mode(envs) if autoreset is None else autoreset
+        told = modes.told_mode(envs) if autoreset is None else autoreset
         self._assumed = told is None
-        self._mode = mode_name(mode_of_package(envs) if told is None else told)
-        self._resets_twice = self._mode == NEXT_STEP and resets_twice(envs)
+        self._mode = modes.mode_name(modes.mode_of_package(envs) if told is None else told)
+        self._resets_twice = self._mode == modes.NEXT_STEP and modes.resets_twice(envs)
         count = getattr(envs, "num_envs", None)
         self._count: int | None = None if count is None else int(count)
         self._last: list[npt.NDArray[Any]] | None = None
@@ -238,7 +230,7 @@ class VectorTransitions:
             truncations = _flags("truncated", truncated, count)
         acted = [_of_each(each.field, each.inside(actions), count) for each in self._act]
         not_stepped = self._over
-        if self._mode == DISABLED and not_stepped is not self._none:
+        if self._mode == modes.DISABLED and not_stepped is not self._none:
             raise ValueError(
                 f"cannot take a step of environments {np.flatnonzero(not_stepped).tolist()}: their "
                 "episodes have ended and autoreset is disabled; call envs.reset(options="
@@ -271,7 +263,7 @@ class VectorTransitions:
         self._over = self._none
         self._at_start = not_stepped
         if len(ended):
-            if self._mode == SAME_STEP:
+            if self._mode == modes.SAME_STEP:
                 self._at_start = over
             else:
                 self._over = over
@@ -298,7 +290,7 @@ class VectorTransitions:
     ) -> list[npt.NDArray[Any]]:
         """Return the observations that the step led to; an episode ended with it."""
         finals = [final_of(infos, int(env)) for env in ended]
-        if self._mode != SAME_STEP:
+        if self._mode != modes.SAME_STEP:
             found = next((key for key, _ in filter(None, finals)), None)
             if self._assumed and found is not None:
                 raise ValueError(

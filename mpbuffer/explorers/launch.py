@@ -85,8 +85,8 @@ def _require_working_directory() -> None:
     except FileNotFoundError as error:
         raise FileNotFoundError(
             errno.ENOENT,
-            "cannot start an explorer: this program's working directory was deleted; change to one"
-            " that exists (os.chdir), or use start_method='fork'",
+            "the working directory of this program was deleted; change to one that exists"
+            " (os.chdir), or use start_method='fork'",
         ) from error
 
 

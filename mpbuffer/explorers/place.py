@@ -6,12 +6,11 @@ import contextlib
 import dataclasses
 import math
 import os
-import select
 import signal
 import time
 from typing import Any
 
-from mpbuffer._segment.process_identity import pidfd_of
+from mpbuffer._segment.process_identity import pidfd_of, readable
 from mpbuffer.explorers.process import FAILED, FINISHED, STARTED
 
 __all__ = ["ExplorerStatus", "Place"]
@@ -99,7 +98,7 @@ class Place:
     @property
     def is_alive(self) -> bool:
         """Whether it has a running process now."""
-        return self.process is not None and not _is_readable(self._end)
+        return self.process is not None and not readable([self._end])
 
     def take(self, process: Any, connection: Any, *, is_child: bool) -> None:
         """Record the process that was started; multiprocess's server did it unless `is_child`."""
@@ -109,7 +108,7 @@ class Place:
         self._started_at = time.monotonic()
         self._is_child = is_child
         self._pidfd = pidfd_of(self.pid)
-        if self._pidfd is not None and not is_child and _is_readable(process.sentinel):
+        if self._pidfd is not None and not is_child and readable([process.sentinel]):
             os.close(self._pidfd)  # perhaps another process's: the server has reaped this one
             self._pidfd = None
 
@@ -181,17 +180,11 @@ class Place:
             return f"was killed by signal {-self.exit_code}"
 
 
-def _is_readable(descriptor: int, seconds: float = 0.0) -> bool:
-    looking = select.poll()  # select() knows no descriptors above 1023
-    looking.register(descriptor, select.POLLIN)
-    return bool(looking.poll(math.ceil(1000 * seconds)))
-
-
 def _code_from_server(pipe: int) -> int | None:
     """Return the exit code from multiprocess's server; None if the server has ended too."""
     from multiprocess.forkserver import read_signed
 
     try:
-        return int(read_signed(pipe)) if _is_readable(pipe, _SECONDS_OF_THE_SERVER) else None
+        return int(read_signed(pipe)) if readable([pipe], _SECONDS_OF_THE_SERVER) else None
     except (EOFError, OSError):
         return None

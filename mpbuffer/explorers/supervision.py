@@ -5,15 +5,13 @@ from __future__ import annotations
 import logging
 import math
 import os
-import select
 import signal
 import threading
 import time
-from collections.abc import Iterable
 from typing import NamedTuple
 
 from mpbuffer import _core
-from mpbuffer._segment.process_identity import ProcessIdentity
+from mpbuffer._segment.process_identity import ProcessIdentity, readable
 from mpbuffer.errors import ExplorerFailed
 from mpbuffer.explorers.launch import start_process
 from mpbuffer.explorers.place import Place
@@ -181,14 +179,14 @@ class Supervision:
 
     def wait(self, seconds: float) -> None:
         """Wait for a message or an exit of an explorer, but only a short while."""
-        _readable(self._descriptors, min(max(seconds, 0.0), _SECONDS_BETWEEN_CHECKS))
+        readable(self._descriptors, min(max(seconds, 0.0), _SECONDS_BETWEEN_CHECKS))
 
     def hear(self) -> None:
         """Read the explorers' messages, and reap those that have exited."""
-        if not _readable(self._descriptors, 0.0):
+        if not readable(self._descriptors, 0.0):
             return
         with signals_deferred, self._lock:
-            ready = set(_readable(self._descriptors, 0.0))  # again, under the lock
+            ready = set(readable(self._descriptors, 0.0))  # again, under the lock
             for place in self._living():
                 end, *connection = place.descriptors
                 if end in ready or ready.intersection(connection):
@@ -279,14 +277,3 @@ class Supervision:
         with signals_deferred, self._lock:
             for place in self._living():
                 place.signal(signal.SIGKILL)
-
-
-def _readable(descriptors: Iterable[int], seconds: float) -> list[int]:
-    """Wait until one is readable; return those, and those that were closed meanwhile.
-
-    Each wait has its own poll object: a signal handler may wait inside another wait.
-    """
-    poll = select.poll()
-    for descriptor in descriptors:
-        poll.register(descriptor, select.POLLIN)
-    return [descriptor for descriptor, _ in poll.poll(math.ceil(1000 * seconds))]

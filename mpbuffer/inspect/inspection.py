@@ -128,61 +128,48 @@ def _identity_and_rows(report: Report) -> tuple[Any, int]:
     return report.get("created_at"), report.get("rows_added", 0)
 
 
-def _report(facts: Report) -> Report:
-    report = {key: value for key, value in facts.items() if key not in ("header", "kind")}
-    if not facts["readable"]:
+def _report(report: Report) -> Report:
+    if not report["readable"]:
         return report
-    report["processes"] = [dict(each) for each in facts["processes"]]
     report["alive"] = sum(each["state"] != "X" for each in report["processes"])
-    if facts["kind"] == "weights":
-        return _report_of_weights(report)
-    header = dict(facts["header"])
-    text = header.pop("description")
-    report.update(header)
-    report["class"] = "PrioritizedReplayBuffer" if header["prioritized"] else "ReplayBuffer"
+    add_fields = _add_arrays if "weights" in report else _add_fields
     problem = None
     try:
-        fields, report["strict"], _ = read_description(facts["name"], text)
-        named = json.loads(text)["class"]
-        if named != report["class"]:
-            problem = f"it is described as a {named!r}, its header is that of a {report['class']}"
-        elif _row_bytes(fields) != header["row_bytes"]:
-            problem = (
-                f"its fields make rows of {_row_bytes(fields)} bytes, its header says "
-                f"{header['row_bytes']}"
-            )
-        report["fields"] = [
-            {"name": name, "dtype": _dtype_name(dtype), "shape": list(shape)}
-            for name, dtype, shape in fields
-        ]
+        problem = add_fields(report, report.pop("description"))
     except SegmentMismatch as error:
         if isinstance(error.__cause__, ImportError):
-            report["notes"] = [*report["notes"], str(error)]
+            report["notes"].append(str(error))
         else:
             problem = str(error)
-    except (ValueError, RecursionError, OverflowError, AttributeError) as error:
-        problem = f"its description is damaged ({error!r})"
     if problem is not None:
         report["damages"] += 1
-        report["damage"] = [*report["damage"], problem]
+        report["damage"].append(problem)
     return report
 
 
-def _report_of_weights(report: Report) -> Report:
+def _add_fields(report: Report, description: bytes) -> str | None:
+    """Add a buffer's fields; return what its description and its header disagree about."""
+    report["class"] = "PrioritizedReplayBuffer" if report["prioritized"] else "ReplayBuffer"
+    fields, report["strict"], _ = read_description(report["name"], description)
+    report["fields"] = [
+        {"name": name, "dtype": _dtype_name(dtype), "shape": list(shape)}
+        for name, dtype, shape in fields
+    ]
+    named, row_bytes = json.loads(description).get("class"), _row_bytes(fields)
+    if named != report["class"]:
+        return f"it is described as a {named!r}, its header is that of a {report['class']}"
+    if row_bytes != report["row_bytes"]:
+        return f"its fields make rows of {row_bytes} bytes, its header says {report['row_bytes']}"
+    return None
+
+
+def _add_arrays(report: Report, description: bytes) -> None:
+    """Add the arrays of weights."""
     report["class"] = "SharedWeights"
-    try:
-        parts = read_weights_description(report["name"], report.pop("description"))
-        report["fields"] = [
-            {"name": part.name, "dtype": part.torch or str(part.dtype), "shape": list(part.shape)}
-            for part in parts
-        ]
-    except SegmentMismatch as error:
-        if isinstance(error.__cause__, ImportError):
-            report["notes"] = [*report["notes"], str(error)]
-        else:
-            report["damages"] += 1
-            report["damage"] = [*report["damage"], str(error)]
-    return report
+    report["fields"] = [
+        {"name": part.name, "dtype": part.torch or str(part.dtype), "shape": list(part.shape)}
+        for part in read_weights_description(report["name"], description)
+    ]
 
 
 def _row_bytes(fields: Sequence[Field]) -> int:

@@ -13,15 +13,6 @@ from mpbuffer._arguments.tensors import as_plain_array, as_tensor, is_tensor, to
 from mpbuffer._segment.description import as_described
 from mpbuffer.weights.parts import Part
 
-__all__ = [
-    "array_of",
-    "check_like",
-    "copy_into",
-    "first_version_of",
-    "tell_autograd",
-    "writable_array",
-]
-
 
 def array_of(name: str, value: Any) -> tuple[npt.NDArray[Any], str | None]:
     """Return the value as an array, without a copy where possible, and its torch dtype's name."""

@@ -20,14 +20,7 @@ from mpbuffer._segment.handing_on import (
     opened_copy,
     opened_once_there,
 )
-from mpbuffer.weights.arrays import (
-    array_of,
-    check_like,
-    copy_into,
-    first_version_of,
-    tell_autograd,
-    writable_array,
-)
+from mpbuffer.weights import arrays as conversions
 from mpbuffer.weights.parts import Part, describe, read_description
 
 __all__ = ["PublisherStatus", "SharedWeights", "WeightsVersion"]
@@ -139,7 +132,7 @@ class SharedWeights(NotCopied):
         segment_name, nameless = names_of(name, bool(overwrite))
         parts, arrays = [], []
         for key, value in weights.items():
-            part, array = first_version_of(key, value)
+            part, array = conversions.first_version_of(key, value)
             parts.append(part)
             arrays.append(array)
         self._parts = tuple(parts)
@@ -321,7 +314,9 @@ class SharedWeights(NotCopied):
             values = self._values_of(out, "read into")
             arrays = []
             for part, value in zip(self._parts, values, strict=True):
-                array, target = writable_array(part, value, f"cannot read into {self.name!r}")
+                array, target = conversions.writable_array(
+                    part, value, f"cannot read into {self.name!r}"
+                )
                 arrays.append(array)
                 if target is not None:
                     copied_after.append((target, array))
@@ -330,8 +325,8 @@ class SharedWeights(NotCopied):
             return None
         if out is not None:
             for target, array in copied_after:
-                copy_into(target, array)
-            tell_autograd(values)
+                conversions.copy_into(target, array)
+            conversions.tell_autograd(values)
             return WeightsVersion(out, *got)
         return WeightsVersion(
             {
@@ -389,11 +384,11 @@ class SharedWeights(NotCopied):
         return [weights[part.name] for part in self._parts]
 
     def _arrays_of(self, weights: Any, verb: str) -> list[npt.NDArray[Any]]:
-        arrays = []
+        arrays, what = [], f"cannot {verb} {self.name!r}"
         for part, value in zip(self._parts, self._values_of(weights, verb), strict=True):
-            array, torch_dtype = array_of(part.name, value)
+            array, torch_dtype = conversions.array_of(part.name, value)
             if array.dtype != part.dtype and array.dtype.newbyteorder("=") == part.dtype:
                 array = array.astype(part.dtype)
-            check_like(part, array.shape, array.dtype, torch_dtype, f"cannot {verb} {self.name!r}")
+            conversions.check_like(part, array.shape, array.dtype, torch_dtype, what)
             arrays.append(np.ascontiguousarray(array).reshape(part.shape))
         return arrays

@@ -121,9 +121,9 @@ def test_what_cannot_be_fields():
         mpbuffer.schema_from(3)
     with pytest.raises(TypeError, match="cannot find the spaces of Discrete"):
         mpbuffer.schema_from(act)
-    with pytest.raises(ValueError, match=r"two fields would be called 'obs'"):
+    with pytest.raises(ValueError, match=r"two fields would be named 'obs'"):
         mpbuffer.schema_from(act, act, act="obs")
-    with pytest.raises(ValueError, match=r"two would be called 'obs\.a\.b'"):
+    with pytest.raises(ValueError, match=r"two would be named 'obs\.a\.b'"):
         mpbuffer.schema_from(spaces.Dict({"a.b": act, "a": spaces.Dict({"b": act})}), act)
     with pytest.raises(ValueError, match=r"'obs\.0'.* no elements"):
         mpbuffer.schema_from(spaces.Tuple([spaces.Box(0, 1, (0, 2))]), act)

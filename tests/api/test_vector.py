@@ -503,7 +503,7 @@ def test_a_mode_that_is_not_told_is_refused_with_the_remedy():
     observations, _ = envs.reset(seed=SEED)
     actions = actions_for(envs, observations)
     result = envs.step(actions)
-    with pytest.raises(ValueError, match=r"cannot tell when WithoutMode resets.*'SameStep' if in"):
+    with pytest.raises(ValueError, match=r"cannot tell when WithoutMode resets.*'SameStep' if it resets in"):
         mpbuffer.VectorTransitions(WithoutMode(envs))
     for mode in ("SameStep", vector.AutoresetMode.SAME_STEP):
         transitions = mpbuffer.VectorTransitions(WithoutMode(envs), autoreset=mode)
@@ -763,5 +763,5 @@ def test_names_are_those_of_the_schema(envs):
     rows = transitions.step(actions, *envs.step(actions))
     assert set(rows) == set(mpbuffer.schema_from(envs, **names))
     assert rows["done"].tolist() == [False, False, False, True]
-    with pytest.raises(ValueError, match="two fields would be called 'rew'"):
+    with pytest.raises(ValueError, match="two fields would be named 'rew'"):
         mpbuffer.VectorTransitions(envs, terminated="rew")

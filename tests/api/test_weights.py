@@ -171,8 +171,8 @@ def test_bad_creation(arguments, error, words):
     ("weights", "error", "words"),
     [
         ([1], TypeError, "expected a mapping"),
-        ({"a": SMALL["a"]}, KeyError, r"misses \['b'\]"),
-        ({**SMALL, "c": 1}, KeyError, r"not in the first version.*\['c'\]"),
+        ({"a": SMALL["a"]}, KeyError, r"missing arrays \['b'\]"),
+        ({**SMALL, "c": 1}, KeyError, r"the first version did not have.*\['c'\]"),
         ({**SMALL, "a": np.zeros((3, 2), "f4")}, ValueError, r"'a' has shape \(3, 2\).*\(2, 3\)"),
         ({**SMALL, "b": [7]}, ValueError, r"'b' has shape \(1,\), expected \(\)"),
         ({**SMALL, "a": np.zeros((2, 3))}, TypeError, "'a' has dtype float64, expected float32"),
@@ -192,7 +192,7 @@ def test_bad_publication(weights, error, words):
     ("out", "error", "words"),
     [
         ([1], TypeError, "expected a mapping"),
-        ({"a": np.zeros((2, 3), "f4")}, KeyError, "misses"),
+        ({"a": np.zeros((2, 3), "f4")}, KeyError, "missing"),
         ({"a": np.zeros((2, 3), "f4"), "b": 7}, TypeError, "'b' is a int"),
         ({"a": np.zeros((2, 3)), "b": np.array(0)}, TypeError, "float64, expected float32"),
         ({"a": np.zeros((6,), "f4"), "b": np.array(0)}, ValueError, r"\(6,\), expected \(2, 3\)"),

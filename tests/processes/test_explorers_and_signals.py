@@ -18,11 +18,12 @@ from watched_processes import DEADLINE, run_python
 
 import mpbuffer
 from mpbuffer import Explorers
+from mpbuffer._segment import process_identity
 from mpbuffer.explorers import explorers, launch, place, supervision
 
 pytestmark = pytest.mark.timeout(90)
 
-TRACED = {module.__file__ for module in (explorers, launch, place, supervision)}
+TRACED = {module.__file__ for module in (explorers, launch, place, supervision, process_identity)}
 POINTS = 12  # of some 1,500
 
 

@@ -124,9 +124,9 @@ def test_a_keeper_that_does_not_start_is_an_error_with_its_words(monkeypatch, tm
     ("attributes", "why"),
     [
         ({"frozen": True}, "this program is frozen"),
-        ({"executable": ""}, "does not tell of a Python"),
-        ({"executable": None}, "does not tell of a Python"),
-        ({"executable": "/usr/sbin/uwsgi"}, "'/usr/sbin/uwsgi', which is no Python"),
+        ({"executable": ""}, "sys.executable is empty"),
+        ({"executable": None}, "sys.executable is empty"),
+        ({"executable": "/usr/sbin/uwsgi"}, "'/usr/sbin/uwsgi', which is not named"),
     ],
 )
 def test_no_program_is_started_in_place_of_an_interpreter(monkeypatch, attributes, why):

@@ -81,4 +81,4 @@ def test_an_explorer_that_can_start_no_thread_tells_so():
             except mpbuffer.ExplorerFailed as error:
                 print(str(error).splitlines()[-1])
     """)
-    assert "can start no more threads" in lines[0] and "raise the limit" in lines[0]
+    assert "cannot start a thread" in lines[0] and "raise the limit" in lines[0]

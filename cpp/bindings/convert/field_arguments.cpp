@@ -10,23 +10,12 @@ namespace py = pybind11;
 
 namespace mpbuffer::bindings {
 
-namespace {
-
 PyObject* interned(const char* text) {
-    PyObject* name = PyUnicode_InternFromString(text);
-    if (name == nullptr) throw py::error_already_set();
-    return name;
+    return owned(PyUnicode_InternFromString(text)).release().ptr();
 }
 
-}  // namespace
-
 const Names& names() {
-    static const auto* all = new Names{
-        interned("priorities"),  interned("weights"), interned("indexes"),
-        interned("batch_size"),  interned("beta"),    interned("return_indexes"),
-        interned("generations"), interned("out"),     interned("envs"),
-        interned("q"),           interned("v"),       interned("next_v"),
-    };
+    static const auto* all = new Names;
     return *all;
 }
 

@@ -19,19 +19,20 @@
 namespace mpbuffer::bindings {
 
 // Names of arguments, interned.
+PyObject* interned(const char* text);
 struct Names {
-    PyObject* priorities;
-    PyObject* weights;
-    PyObject* indexes;
-    PyObject* batch_size;
-    PyObject* beta;
-    PyObject* return_indexes;
-    PyObject* generations;
-    PyObject* out;
-    PyObject* envs;
-    PyObject* q;
-    PyObject* v;
-    PyObject* next_v;
+    PyObject* priorities = interned("priorities");
+    PyObject* weights = interned("weights");
+    PyObject* indexes = interned("indexes");
+    PyObject* batch_size = interned("batch_size");
+    PyObject* beta = interned("beta");
+    PyObject* return_indexes = interned("return_indexes");
+    PyObject* generations = interned("generations");
+    PyObject* out = interned("out");
+    PyObject* envs = interned("envs");
+    PyObject* q = interned("q");
+    PyObject* v = interned("v");
+    PyObject* next_v = interned("next_v");
 };
 const Names& names();
 

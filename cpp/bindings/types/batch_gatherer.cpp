@@ -1,4 +1,6 @@
-#include "types/batch_gatherer.hpp"
+// While next() waits or makes arrays, other Python code may run: signal handlers, the garbage
+// collector, other threads. It may call anything, next() and close() of the same gatherer included.
+// So next() owns what it works with, and checks again after each such moment.
 
 #include <chrono>
 #include <condition_variable>
@@ -17,6 +19,7 @@
 #include "errors.hpp"
 #include "os/threads.hpp"
 #include "state.hpp"
+#include "types/registrations.hpp"
 
 namespace py = pybind11;
 
@@ -26,8 +29,6 @@ namespace {
 
 // How often a waiting thread checks for signals.
 constexpr auto signal_check = std::chrono::milliseconds(50);
-
-}  // namespace
 
 struct Job {
     Job(const BufferState& state, std::size_t rows, double beta, bool return_indexes,
@@ -154,28 +155,62 @@ class Workshop {
     std::thread thread_;
 };
 
-BatchGatherer::BatchGatherer(py::object buffer, std::size_t rows, std::size_t prefetch,
-                             bool return_indexes, const py::object& beta, const py::object& torch)
-    : buffer_(std::move(buffer)),
-      rows_(rows),
-      prefetch_(prefetch),
-      return_indexes_(return_indexes),
-      made_in_(fork_generation()),
-      memory_(torch.is_none() ? std::make_shared<RecycledMemory>()
-                              : std::make_shared<RecycledMemory>(torch)) {
-    set_beta(beta);
-    // As much as is in use or being gathered at once.
-    memory_->keep_at_most((prefetch + 1) * batch_bytes(state_of(buffer_), rows));
-}
+// All calls need the GIL; none holds it while it waits.
+class BatchGatherer {
+  public:
+    // Keeps the buffer object alive. `prefetch`: how many batches are gathered ahead; with 0,
+    // next() gathers each batch, and there is no thread. `return_indexes` is for uniform buffers;
+    // others always return them. `torch`: the module, for page-locked memory; or None.
+    BatchGatherer(py::object buffer, std::size_t rows, std::size_t prefetch, bool return_indexes,
+                  const py::object& beta, const py::object& torch)
+        : buffer_(std::move(buffer)),
+          rows_(rows),
+          prefetch_(prefetch),
+          beta_(convert_beta(beta.ptr())),
+          return_indexes_(return_indexes),
+          memory_(torch.is_none() ? std::make_shared<RecycledMemory>()
+                                  : std::make_shared<RecycledMemory>(torch)) {
+        // As much as is in use or being gathered at once.
+        memory_->keep_at_most((prefetch + 1) * batch_bytes(state_of(buffer_), rows));
+    }
+    ~BatchGatherer() { close(); }
 
-BatchGatherer::~BatchGatherer() { close(); }
+    // The batch drawn longest ago, in arrays of its own, or the error that its sample ended with;
+    // after an error all others are discarded. Blocks until the batch is gathered, and runs signal
+    // handlers meanwhile. Batches drawn before a release_learner() are discarded, and next() asks
+    // for the role again. BufferClosed after close(); RuntimeError in a forked child, which has no
+    // such thread.
+    py::dict next();
 
-bool BatchGatherer::in_child() const { return made_in_ != fork_generation(); }
+    // The exponent of the importance weights of later draws.
+    double beta() const { return beta_; }
+    void set_beta(const py::object& beta) { beta_ = convert_beta(beta.ptr()); }
 
-std::unique_ptr<Job> BatchGatherer::make_job(py::handle buffer,
-                                             const std::shared_ptr<RecycledMemory>& memory) const {
-    return std::make_unique<Job>(state_of(buffer), rows_, beta_, return_indexes_, *memory);
-}
+    // Discards the batches gathered ahead, waits for the one being gathered, and drops the buffer.
+    // Batches already returned stay valid. Twice is once.
+    void close();
+
+    // Kept alive; the garbage collector must know of it.
+    py::handle buffer() const { return buffer_; }
+
+  private:
+    std::unique_ptr<Job> make_job(py::handle buffer,
+                                  const std::shared_ptr<RecycledMemory>& memory) const {
+        return std::make_unique<Job>(state_of(buffer), rows_, beta_, return_indexes_, *memory);
+    }
+    std::shared_ptr<Workshop> workshop();
+    void discard();
+    bool in_child() const { return made_in_ != fork_generation(); }
+
+    py::object buffer_;  // none once closed
+    std::size_t rows_;
+    std::size_t prefetch_;
+    double beta_;
+    bool return_indexes_;
+    std::uint64_t made_in_ = fork_generation();
+    std::shared_ptr<RecycledMemory> memory_;
+    std::shared_ptr<Workshop> workshop_;
+};
 
 std::shared_ptr<Workshop> BatchGatherer::workshop() {
     if (in_child()) {
@@ -188,8 +223,6 @@ std::shared_ptr<Workshop> BatchGatherer::workshop() {
     if (!workshop_) workshop_ = Workshop::start(*state_of(buffer_).core);
     return workshop_;
 }
-
-void BatchGatherer::set_beta(const py::object& beta) { beta_ = convert_beta(beta.ptr()); }
 
 py::dict BatchGatherer::next() {
     if (!buffer_) throw BufferClosed("cannot take a batch: these batches were closed");
@@ -244,8 +277,6 @@ void BatchGatherer::close() {
     memory_.reset();
     discard();
 }
-
-namespace {
 
 // Null until __init__ has run.
 BatchGatherer* gatherer_in(PyObject* self) {

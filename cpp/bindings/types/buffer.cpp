@@ -1,5 +1,3 @@
-#include "types/buffer.hpp"
-
 #include <algorithm>
 #include <array>
 #include <string>
@@ -7,11 +5,12 @@
 #include "convert/field_arguments.hpp"
 #include "convert/output_batch.hpp"
 #include "convert/sample_arguments.hpp"
+#include "docstrings.hpp"
 #include "errors.hpp"
-#include "finished_rows.hpp"
+#include "nstep_rows.hpp"
 #include "state.hpp"
-#include "types/buffer_docstrings.hpp"
 #include "types/heap_type.hpp"
+#include "types/registrations.hpp"
 
 namespace py = pybind11;
 
@@ -161,12 +160,6 @@ PyObject* update_priorities(PyObject* self, PyObject* const* args, Py_ssize_t na
     });
 }
 
-PyObject* new_object(PyTypeObject* type, PyObject*, PyObject*) {
-    PyObject* self = type->tp_alloc(type, 0);
-    if (self != nullptr) reinterpret_cast<BufferObject*>(self)->state = nullptr;
-    return self;
-}
-
 void deallocate(PyObject* self) {
     PyTypeObject* type = Py_TYPE(self);
     // A running error must survive what closing the buffer does.
@@ -182,7 +175,7 @@ void deallocate(PyObject* self) {
 
 py::object make_type(const char* name, const char* doc, PyMethodDef* methods, py::handle base) {
     PyType_Slot slots[] = {{Py_tp_doc, const_cast<char*>(doc)},
-                           {Py_tp_new, reinterpret_cast<void*>(new_object)},
+                           {Py_tp_new, reinterpret_cast<void*>(new_without_state<BufferObject>)},
                            {Py_tp_dealloc, reinterpret_cast<void*>(deallocate)},
                            {Py_tp_methods, methods},
                            {0, nullptr}};

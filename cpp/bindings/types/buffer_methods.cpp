@@ -12,12 +12,11 @@
 #include "convert/role_line.hpp"
 #include "convert/sample_arguments.hpp"
 #include "errors.hpp"
-#include "finished_rows.hpp"
 #include "format/row_schema.hpp"
+#include "nstep_rows.hpp"
 #include "state.hpp"
-#include "types/buffer.hpp"
-#include "types/buffer_docstrings.hpp"
 #include "types/heap_type.hpp"
+#include "types/registrations.hpp"
 
 namespace py = pybind11;
 
@@ -197,16 +196,14 @@ void end_episode(BufferState& state) {
     write_finished(state, *state.steps, nullptr);
 }
 
-py::dict all_rows(BufferState& state, const py::object& shuffle) {
-    const int shuffled = running_python([&] { return PyObject_IsTrue(shuffle.ptr()); });
-    if (shuffled < 0) throw py::error_already_set();
+py::dict all_rows(BufferState& state, bool shuffle) {
     std::optional<OutputArrays> output;
     std::size_t room = 0;
     const auto make_room = [&](std::size_t rows) -> std::span<const FieldTarget> {
         room = rows;
         return output.emplace(state, rows).targets;
     };
-    const std::size_t rows = state.core->read_all(shuffled != 0, make_room, run_signal_handlers);
+    const std::size_t rows = state.core->read_all(shuffle, make_room, run_signal_handlers);
     py::dict all = output->to_dict(state);
     if (rows == room) return all;
     const py::slice present(py::int_(0), py::int_(rows), py::none());
@@ -257,61 +254,81 @@ py::list processes(const ReplayBuffer& core) {
 }  // namespace
 
 void add_buffer_methods(py::module_& module, py::handle uniform, py::handle prioritized) {
-    module.def("largest_size", largest_size, py::arg("fields"), py::arg("prioritized"),
-               py::arg("description"), py::arg("share"), py::arg("nameless"));
+    module.def("largest_size", largest_size, "How many rows fit into a share of free memory.",
+               py::arg("fields"), py::arg("prioritized"), py::arg("description"), py::arg("share"),
+               py::arg("nameless"));
     HeapType(uniform)
-        .def("_create", create, py::arg("name"), py::arg("size"), py::arg("fields"),
-             py::arg("prioritized"), py::arg("alpha"), py::arg("eps"), py::arg("seed"),
-             py::arg("strict"), py::arg("nstep"), py::arg("description"),
-             py::arg("interleave_nodes"), py::arg("nameless"), py::arg("overwrite"),
-             py::arg("progress"))
-        .def("_attach", attach, py::arg("name"), py::arg("descriptor"))
-        .def("_set_fields", set_fields, py::arg("fields"), py::arg("strict"), py::arg("nstep"))
-        .def("_take_over", take_over, py::arg("other"))
-        .def("_fields", fields)
-        .def("_nstep", nstep)
-        .def("_data_descriptor", [](const ReplayBuffer& core) { return core.data_descriptor(); })
-        .def("_processes", processes)
-        .def("_encode_sample", rows_at, py::arg("indexes"), docstrings::encode_sample)
-        .def("__len__", &ReplayBuffer::stored_size)
-        .def("close", close, docstrings::close)
-        .def("clear", clear, docstrings::clear)
-        .def("get_stored_size", &ReplayBuffer::stored_size, docstrings::get_stored_size)
-        .def("get_buffer_size", &ReplayBuffer::capacity, docstrings::get_buffer_size)
-        .def("get_next_index", &ReplayBuffer::next_slot, docstrings::get_next_index)
-        .def("get_all_transitions", all_rows, py::arg("shuffle") = false,
-             docstrings::get_all_transitions)
-        .def("rows_added", &ReplayBuffer::rows_added, docstrings::rows_added)
-        .def("on_episode_end", end_episode, docstrings::on_episode_end)
-        .def(
-            "get_current_episode_len",
-            [](const BufferState& state) { return state.episode_length; },
-            docstrings::get_current_episode_len)
-        .def(
-            "is_Nstep", [](py::handle self) { return nstep(self).has_value(); },
-            docstrings::is_nstep)
-        .property("name", name, docstrings::name)
-        .property("closed", is_closed, "Whether this handle was closed.")
-        .property(
-            "_row_bytes", [](const ReplayBuffer& core) { return core.shape().row_bytes; },
-            "Bytes of one row.")
-        .property("_prioritized", &ReplayBuffer::prioritized,
-                  "Whether the segment has priorities.");
+        .bind("_create", create)
+        .bind("_attach", attach)
+        .bind("_set_fields", set_fields)
+        .bind("_take_over", take_over)
+        .bind("_fields", fields)
+        .bind("_nstep", nstep)
+        .bind("_data_descriptor", [](const ReplayBuffer& core) { return core.data_descriptor(); })
+        .bind("_processes", processes)
+        .bind("_encode_sample", rows_at)
+        .bind("get_all_transitions", all_rows)
+        .bind("__len__", &ReplayBuffer::stored_size)
+        .def("close",
+             R"(Close this handle; remove the segment if it was the last one. Twice is once.
+
+Waits for calls of other threads through this handle, not for other processes.)",
+             close)
+        .def("clear", R"(Remove all rows; the next one goes to slot 0. Any process may call it.
+
+Rows that others are adding at that moment may come before or after. The
+largest priority is 1.0 again.)",
+             clear)
+        .def("get_stored_size", R"(Return how many complete rows are there.
+
+Exact when nobody is adding. Takes no time that depends on the size, except
+once after a clear() or after a process died inside a call: then it counts.)",
+             &ReplayBuffer::stored_size)
+        .def("get_buffer_size", "Return how many rows fit.", &ReplayBuffer::capacity)
+        .def("get_next_index", "Return the slot that the next row will go to.",
+             &ReplayBuffer::next_slot)
+        .def("rows_added",
+             "Return how many rows all processes have added since creation, ended ones included.",
+             &ReplayBuffer::rows_added)
+        .def("on_episode_end", R"(End the episode: get_current_episode_len() starts again.
+
+With ``Nstep=``, writes the rows of add()'s last steps, each with as many steps
+as there are. After a step whose flag ended the episode, none are left. Raises
+what add() does; then the rows are kept, and the next call writes them.)",
+             end_episode)
+        .def("get_current_episode_len",
+             "Return the steps added through this handle since on_episode_end() or clear().",
+             [](const BufferState& state) { return state.episode_length; })
+        .def("is_Nstep", "Return whether the buffer was made with ``Nstep=``.",
+             [](py::handle self) { return nstep(self).has_value(); })
+        .property("name", "The name that ``mpbuffer.attach`` takes: the argument, or a fresh one.",
+                  name)
+        .property("closed", "Whether this handle was closed.", is_closed)
+        .property("_row_bytes", "Bytes of one row.",
+                  [](const ReplayBuffer& core) { return core.shape().row_bytes; })
+        .property("_prioritized", "Whether the segment has priorities.",
+                  &ReplayBuffer::prioritized);
     HeapType(prioritized)
-        .def("_learner_status",
-             [](const ReplayBuffer& core) { return dict_of_learner(core.learner_status()); })
-        .def("_leaves", leaves, docstrings::leaves)
-        .def("_tree_total", &ReplayBuffer::total, docstrings::tree_total)
-        .def("get_max_priority", &ReplayBuffer::max_priority, docstrings::get_max_priority)
-        .def("get_generations", generations, py::arg("indexes"), docstrings::get_generations)
-        .def("acquire_learner", &ReplayBuffer::take_learner_role, docstrings::acquire_learner)
-        .def("release_learner", &ReplayBuffer::release_learner, docstrings::release_learner)
-        .property(
-            "alpha", [](const ReplayBuffer& core) { return core.shape().alpha; },
-            "Exponent of the priorities.")
-        .property(
-            "eps", [](const ReplayBuffer& core) { return core.shape().eps; },
-            "The number that is added to every priority.");
+        .bind("_learner_status",
+              [](const ReplayBuffer& core) { return dict_of_learner(core.learner_status()); })
+        .def("_leaves", "Return the leaves: float32 (size,), 0 where there is nothing to draw.",
+             leaves)
+        .def("_tree_total", "Return the sum at the root of the learner's tree.",
+             &ReplayBuffer::total)
+        .def("get_max_priority",
+             "Return the largest priority supplied since creation or clear(), at least 1.0.",
+             &ReplayBuffer::max_priority)
+        .bind("get_generations", generations)
+        .bind("acquire_learner", &ReplayBuffer::take_learner_role)
+        .def("release_learner",
+             R"(Give up the learner's role, if this handle has it; another process can take it.
+
+Batches gathered ahead are discarded. Only a call takes the role again.)",
+             &ReplayBuffer::release_learner)
+        .property("alpha", "Exponent of the priorities.",
+                  [](const ReplayBuffer& core) { return core.shape().alpha; })
+        .property("eps", "The number that is added to every priority.",
+                  [](const ReplayBuffer& core) { return core.shape().eps; });
 }
 
 }  // namespace mpbuffer::bindings

@@ -1,5 +1,3 @@
-#include "types/deferred_signals.hpp"
-
 #include <sys/syscall.h>
 #include <unistd.h>
 
@@ -8,6 +6,8 @@
 #include <memory>
 #include <optional>
 #include <utility>
+
+#include "types/registrations.hpp"
 
 namespace py = pybind11;
 

@@ -1,37 +1,21 @@
-#include "types/inspection.hpp"
+#include "inspect/inspection.hpp"
 
 #include <pybind11/stl.h>
 
 #include "base/guard.hpp"
 #include "base/words.hpp"
 #include "convert/role_line.hpp"
-#include "inspect/inspection.hpp"
 #include "numpy_api.hpp"
 #include "segment/names.hpp"
 #include "segment/segment_file.hpp"
 #include "segment/sweep.hpp"
+#include "types/registrations.hpp"
 
 namespace py = pybind11;
 
 namespace mpbuffer::bindings {
 
 namespace {
-
-// Bytes, because a damaged description need not be text.
-py::dict dict_of_header(const Inspection& report) {
-    const RingEntry& ring = report.header.ring[0];
-    py::dict all;
-    all["format"] = format_in_words(report.header.format);
-    all["created_at"] = in_seconds(report.header.created_at);
-    all["description"] = py::bytes(report.description);
-    all["prioritized"] = ring.prioritized != 0;
-    all["size"] = ring.capacity;
-    all["row_bytes"] = ring.row_bytes;
-    all["stride"] = ring.stride;
-    all["alpha"] = ring.alpha;
-    all["eps"] = ring.eps;
-    return all;
-}
 
 py::dict dict_of_weights(const Inspection& report) {
     py::dict all;
@@ -81,24 +65,28 @@ py::dict inspect(const std::string& name, bool every_slot) {
     all["notes"] = report.notes;
     all["readable"] = report.refusal.empty();
     if (!report.refusal.empty()) return all;
-    all["kind"] = report.header.kind == SegmentKind::weights ? "weights" : "transitions";
+    all["format"] = format_in_words(report.header.format);
+    all["created_at"] = in_seconds(report.header.created_at);
+    all["description"] = py::bytes(report.description);  // a damaged one need not be text
+    all["processes"] = list_of_processes(report);
     if (report.header.kind == SegmentKind::weights) {
-        all["format"] = format_in_words(report.header.format);
-        all["created_at"] = in_seconds(report.header.created_at);
-        all["description"] = py::bytes(report.description);
         all["weights"] = dict_of_weights(report);
-        all["processes"] = list_of_processes(report);
         all["publisher"] = dict_of_holder(report.role.line.holder);
         all["publisher"]["role_held"] = report.role.held;
         return all;
     }
-    all["header"] = dict_of_header(report);
+    const RingEntry& ring = report.header.ring[0];
+    all["prioritized"] = ring.prioritized != 0;
+    all["size"] = ring.capacity;
+    all["row_bytes"] = ring.row_bytes;
+    all["stride"] = ring.stride;
+    all["alpha"] = ring.alpha;
+    all["eps"] = ring.eps;
     all["position"] = report.position;
     all["clear_before"] = report.clear_before;
     all["rows"] = report.rows;
     all["max_priority"] = report.max_priority;
     all["rows_added"] = report.rows_added;
-    all["processes"] = list_of_processes(report);
     all["learner"] = dict_of_learner(report.role.line);
     all["learner"]["role_held"] = report.role.held;
     all["learner"]["published_at"] = in_seconds(report.role.line.figures.published_at);

@@ -1,5 +1,3 @@
-#include "types/step_writer.hpp"
-
 #include <pybind11/stl.h>
 
 #include <cmath>
@@ -10,12 +8,13 @@
 #include "base/error.hpp"
 #include "base/words.hpp"
 #include "convert/field_arguments.hpp"
+#include "docstrings.hpp"
 #include "errors.hpp"
-#include "finished_rows.hpp"
+#include "nstep_rows.hpp"
 #include "numpy_api.hpp"
 #include "state.hpp"
 #include "types/heap_type.hpp"
-#include "types/step_writer_docstrings.hpp"
+#include "types/registrations.hpp"
 
 namespace py = pybind11;
 
@@ -27,9 +26,9 @@ struct WriterState {
     py::object buffer;
     py::object priorities_of;  // a function, or nothing
     std::unique_ptr<StagedRows> rows;
-    std::uint64_t flush_every = 0;
-    std::size_t computed = no_field;
-    bool open = false;
+    std::uint64_t flush_every;
+    std::size_t computed;
+    bool open = true;
 
     BufferState& buffer_state() const {
         return state_of(*reinterpret_cast<BufferObject*>(buffer.ptr()));
@@ -64,7 +63,7 @@ WriterState& writer_of(WriterObject& object) {
 }
 
 // Again, after values were converted: their code may have closed anything.
-void still_open(WriterObject& object) { (void)writer_of(object).buffer_state(); }
+void require_open(WriterObject& object) { (void)writer_of(object).buffer_state(); }
 
 // The environment's number for each row.
 std::vector<std::int64_t> convert_environments(const std::string& what, PyObject* value,
@@ -108,7 +107,7 @@ void convert_values(const char* name, PyObject* value, std::size_t n, bool may_b
 }
 
 // Arguments beside the fields; null: not given.
-struct GivenBeside {
+struct OtherArguments {
     PyObject* envs = nullptr;
     PyObject* priorities = nullptr;
     PyObject* q = nullptr;
@@ -140,10 +139,10 @@ struct GivenBeside {
 };
 
 // The same, converted; `steps` points into it.
-class Beside {
+class ConvertedOthers {
   public:
-    Beside(const WriterState& writer, const BufferState& state, const GivenBeside& given,
-           Steps& steps) {
+    ConvertedOthers(const WriterState& writer, const BufferState& state,
+                    const OtherArguments& given, Steps& steps) {
         const std::size_t n = steps.count;
         if (is_given(given.envs)) {
             environments_ =
@@ -185,8 +184,8 @@ class Beside {
                          "cannot add q, v or next_v: they need writer(priorities=\"td\")");
         }
     }
-    Beside(const Beside&) = delete;
-    Beside& operator=(const Beside&) = delete;
+    ConvertedOthers(const ConvertedOthers&) = delete;
+    ConvertedOthers& operator=(const ConvertedOthers&) = delete;
 
   private:
     std::vector<std::int64_t> environments_;
@@ -215,14 +214,14 @@ PyObject* add(PyObject* self, PyObject* const* args, Py_ssize_t nargs, PyObject*
         WriterObject& object = *reinterpret_cast<WriterObject*>(self);
         const WriterState& writer = writer_of(object);
         BufferState& state = writer.buffer_state();
-        GivenBeside beside;
+        OtherArguments others;
         const FieldArguments given(
             state, writer.computed, args, nargs, kwnames,
-            [&](PyObject* name, PyObject* value) { return beside.take(*state.core, name, value); });
+            [&](PyObject* name, PyObject* value) { return others.take(*state.core, name, value); });
         Steps steps{given.rows(), given.sources()};
-        std::optional<Beside> converted;
-        if (beside.any() || writer.from_values()) converted.emplace(writer, state, beside, steps);
-        still_open(object);
+        std::optional<ConvertedOthers> converted;
+        if (others.any() || writer.from_values()) converted.emplace(writer, state, others, steps);
+        require_open(object);
         return PyLong_FromUnsignedLongLong(push(writer, state, steps));
     });
 }
@@ -241,7 +240,7 @@ std::uint64_t end_episodes(py::handle self, const py::object& envs) {
     } else {
         const auto environments = convert_environments("cannot end episodes: envs", envs.ptr(),
                                                        writer.rows->environments());
-        still_open(object);
+        require_open(object);
         writer.rows->cut_off(environments);
     }
     return writer.write(state).rows;
@@ -274,25 +273,14 @@ void open(py::handle self, const py::object& buffer, std::uint64_t flush_every,
     const BufferState& state = state_of(buffer);
     NstepPlan plan = plan_nstep(state.rules, state.core->shape().stride, names ? &*names : nullptr);
     plan.rule.priority_from_values = from_values;
-    auto writer = std::make_unique<WriterState>();
-    writer->buffer = buffer;
-    if (!priorities_of.is_none()) writer->priorities_of = priorities_of;
-    writer->rows = std::make_unique<StagedRows>(std::move(plan.rule), environments);
-    writer->computed = plan.computed;
-    writer->flush_every = flush_every;
-    writer->open = true;
-    object.state = writer.release();
+    object.state = new WriterState{buffer, priorities_of.is_none() ? py::object() : priorities_of,
+                                   std::make_unique<StagedRows>(std::move(plan.rule), environments),
+                                   flush_every, plan.computed};
 }
 
 StagingCounts counts(py::handle self) {
     const WriterState* writer = writer_object(self).state;
     return writer == nullptr ? StagingCounts() : writer->rows->counts();
-}
-
-PyObject* new_object(PyTypeObject* type, PyObject*, PyObject*) {
-    PyObject* self = type->tp_alloc(type, 0);
-    if (self != nullptr) reinterpret_cast<WriterObject*>(self)->state = nullptr;
-    return self;
 }
 
 int traverse(PyObject* self, visitproc visit, void* arg) {
@@ -324,7 +312,7 @@ void add_step_writer_type(py::module_& module) {
     static PyMethodDef methods[] = {hot_call("add", add, docstrings::step_writer_add),
                                     {nullptr, nullptr, 0, nullptr}};
     PyType_Slot slots[] = {{Py_tp_doc, const_cast<char*>(docstrings::step_writer_type)},
-                           {Py_tp_new, reinterpret_cast<void*>(new_object)},
+                           {Py_tp_new, reinterpret_cast<void*>(new_without_state<WriterObject>)},
                            {Py_tp_dealloc, reinterpret_cast<void*>(deallocate)},
                            {Py_tp_traverse, reinterpret_cast<void*>(traverse)},
                            {Py_tp_clear, reinterpret_cast<void*>(clear)},
@@ -336,21 +324,25 @@ void add_step_writer_type(py::module_& module) {
     step_writer_type = reinterpret_cast<PyTypeObject*>(type.ptr());
     module.attr("StepWriter") = type;
     HeapType(type)
-        .def("_open", open, py::arg("buffer"), py::arg("flush_every"), py::arg("environments"),
-             py::arg("nstep"), py::arg("priorities_of"), py::arg("from_values"))
-        .def("flush", flush, docstrings::flush)
-        .def("on_episode_end", end_episodes, py::arg("envs") = py::none(), docstrings::end_episodes)
-        .def("close", close, docstrings::close_writer)
-        .property("closed", is_closed, "Whether it was closed.")
-        .property(
-            "steps", [](py::handle self) { return counts(self).steps; },
-            "How many steps add() has taken, in this process.")
-        .property(
-            "rows_staged", [](py::handle self) { return counts(self).staged; },
-            "How many steps and rows wait, in this process, to become rows of the buffer.")
-        .property(
-            "rows_written", [](py::handle self) { return counts(self).written; },
-            "How many rows this process has written through it.");
+        .bind("_open", open)
+        .bind("on_episode_end", end_episodes)
+        .def("flush",
+             "Write all finished rows to the buffer; return how many. Raises as on_episode_end().",
+             flush)
+        .def("close",
+             R"(End all episodes, as on_episode_end() does, write all rows, and take no more.
+
+Twice is once. If it raises, as on_episode_end() does, it is closed all the
+same, and what was not written is lost.)",
+             close)
+        .property("closed", "Whether it was closed.", is_closed)
+        .property("steps", "How many steps add() has taken, in this process.",
+                  [](py::handle self) { return counts(self).steps; })
+        .property("rows_staged",
+                  "How many steps and rows wait, in this process, to become rows of the buffer.",
+                  [](py::handle self) { return counts(self).staged; })
+        .property("rows_written", "How many rows this process has written through it.",
+                  [](py::handle self) { return counts(self).written; });
 }
 
 }  // namespace mpbuffer::bindings

@@ -1,5 +1,3 @@
-#include "types/weights.hpp"
-
 #include <pybind11/stl.h>
 
 #include <memory>
@@ -12,6 +10,7 @@
 #include "convert/role_line.hpp"
 #include "errors.hpp"
 #include "numpy_api.hpp"
+#include "types/registrations.hpp"
 #include "weights/shared_weights.hpp"
 
 namespace py = pybind11;
@@ -121,8 +120,6 @@ void add_weights_type(py::module_& module) {
         .def("is_open", &SharedWeights::is_open)
         .def("name", &SharedWeights::name)
         .def("description", [](const SharedWeights& core) { return py::bytes(core.description()); })
-        .def("slots", &SharedWeights::slot_count)
-        .def("bytes", &SharedWeights::bytes)
         .def("repeated_reads", &SharedWeights::repeated_reads)
         .def("data_descriptor", &SharedWeights::data_descriptor);
 }

@@ -1,5 +1,7 @@
-// How rows of a buffer's fields are folded into n-step rows.
+// N-step rows: how a buffer's fields are folded, and the writing of finished rows.
 #pragma once
+
+#include <pybind11/pybind11.h>
 
 #include <cstddef>
 #include <cstdint>
@@ -8,9 +10,11 @@
 #include <vector>
 
 #include "convert/field_rules.hpp"
-#include "write/step_window.hpp"
+#include "write/row_writer.hpp"
 
 namespace mpbuffer::bindings {
+
+struct BufferState;
 
 // As mpbuffer/buffer/nstep.py has checked it: steps, gamma, names of rewards and of what is taken
 // from the last step, and the name of the discount or "".
@@ -28,5 +32,13 @@ struct NstepPlan {
 // far as they are one number each.
 NstepPlan plan_nstep(const std::vector<FieldRule>& rules, std::size_t stride,
                      const NstepNames* names);
+
+struct WrittenRows {
+    std::uint64_t rows = 0;
+    std::uint64_t first_slot = 0;
+};
+// Writes all finished rows. `priorities_of`, unless null, is called for their priorities. After an
+// exception, rows that are not written stay staged.
+WrittenRows write_finished(BufferState& buffer, StagedRows& staged, PyObject* priorities_of);
 
 }  // namespace mpbuffer::bindings

@@ -1,5 +1,4 @@
-// What help() shows of buffers. The lines up to "--" are a method's signature for
-// inspect; "$self" suits only the hot calls, which pybind11 has not bound.
+// What help() shows of the hot calls. The lines up to "--" are their signature for inspect.
 #pragma once
 
 namespace mpbuffer::bindings::docstrings {
@@ -92,146 +91,6 @@ ValueError
 KeyError, TypeError, IndexError, SlotsHeld, OSError, BufferClosed
     As for ReplayBuffer.add.
 )";
-
-inline constexpr char name[] =
-    "The name that ``mpbuffer.attach`` takes: the argument, or a fresh one.";
-
-inline constexpr char close[] = R"(close(self, /)
---
-
-Close this handle; remove the segment if it was the last one. Twice is once.
-
-Waits for calls of other threads through this handle, not for other processes.
-)";
-
-inline constexpr char clear[] = R"(clear(self, /)
---
-
-Remove all rows; the next one goes to slot 0. Any process may call it.
-
-Rows that others are adding at that moment may come before or after. The
-largest priority is 1.0 again.
-)";
-
-inline constexpr char get_stored_size[] = R"(get_stored_size(self, /)
---
-
-Return how many complete rows are there.
-
-Exact when nobody is adding. Takes no time that depends on the size, except
-once after a clear() or after a process died inside a call: then it counts.
-)";
-
-inline constexpr char get_buffer_size[] =
-    "get_buffer_size(self, /)\n--\n\nReturn how many rows fit.";
-
-inline constexpr char get_next_index[] =
-    "get_next_index(self, /)\n--\n\nReturn the slot that the next row will go to.";
-
-inline constexpr char get_all_transitions[] = R"(get_all_transitions(self, /, shuffle=False)
---
-
-Return a copy of all complete rows.
-
-Any process may call it. It takes O(size). A row that is overwritten meanwhile
-comes out as the old row, as the new one, or not at all, never mixed.
-
-Parameters
-----------
-shuffle : bool, optional
-    Whether the rows come in random order; else by slot.
-
-Returns
--------
-dict of str to numpy.ndarray
-    For each field an array of shape ``(rows,) + shape``.
-)";
-
-inline constexpr char encode_sample[] =
-    "_encode_sample(self, /, indexes)\n--\n\n"
-    "Return the rows in these slots; IndexError if one holds no complete row.";
-
-inline constexpr char rows_added[] =
-    "rows_added(self, /)\n--\n\n"
-    "Return how many rows all processes have added since creation, ended ones included.";
-
-inline constexpr char on_episode_end[] = R"(on_episode_end(self, /)
---
-
-End the episode: get_current_episode_len() starts again.
-
-With ``Nstep=``, writes the rows of add()'s last steps, each with as many steps
-as there are. After a step whose flag ended the episode, none are left. Raises
-what add() does; then the rows are kept, and the next call writes them.
-)";
-
-inline constexpr char get_current_episode_len[] =
-    "get_current_episode_len(self, /)\n--\n\n"
-    "Return the steps added through this handle since on_episode_end() or clear().";
-
-inline constexpr char is_nstep[] =
-    "is_Nstep(self, /)\n--\n\nReturn whether the buffer was made with ``Nstep=``.";
-
-inline constexpr char get_max_priority[] =
-    "get_max_priority(self, /)\n--\n\n"
-    "Return the largest priority supplied since creation or clear(), at least 1.0.";
-
-inline constexpr char get_generations[] = R"(get_generations(self, /, indexes)
---
-
-Return which rows the indexes mean, to be passed to update_priorities() later.
-
-For the learner, as sample().
-
-Parameters
-----------
-indexes : array_like of int
-    (n,) slots.
-
-Returns
--------
-numpy.ndarray
-    uint64 (n,). If `indexes` shares a sample's memory: the rows sampled. Else
-    the rows that this handle last sampled in these slots; where it never
-    sampled any, the row that the last sample() saw there, or that this handle
-    has added since. 0 for a slot without a row.
-
-Raises
-------
-LearnerBusy
-    If another handle has the learner's role.
-)";
-
-inline constexpr char acquire_learner[] = R"(acquire_learner(self, /)
---
-
-Take the learner's role now, instead of at the first sample().
-
-A stray sample() in another process then fails there, and not in the learner.
-Takes some 15 ns for each row there is, as the first sample() would.
-
-Raises
-------
-LearnerBusy
-    If another handle has the role; names it, at once.
-BufferClosed
-    After close().
-)";
-
-inline constexpr char release_learner[] = R"(release_learner(self, /)
---
-
-Give up the learner's role, if this handle has it; another process can take it.
-
-Batches gathered ahead are discarded. Only a call takes the role again.
-)";
-
-inline constexpr char leaves[] =
-    "_leaves(self, /)\n--\n\n"
-    "Return a copy of the leaves: float32 (size,), 0 where there is nothing to draw.";
-
-inline constexpr char tree_total[] =
-    "_tree_total(self, /)\n--\n\nReturn the sum at the root of the learner's tree.";
 
 inline constexpr char uniform_sample[] =
     "sample($self, /, batch_size, *, return_indexes=False, out=None)\n--\n\n"
@@ -373,6 +232,57 @@ LearnerBusy
     If another handle has the learner's role; names it.
 BufferClosed
     After close().
+)";
+
+inline constexpr char step_writer_type[] = "The core of mpbuffer.StepWriter.";
+
+inline constexpr char step_writer_add[] =
+    R"(add($self, /, *, envs=None, priorities=None, q=None, v=None, next_v=None, **fields)
+--
+
+Take one step of each environment, or of some, or of one a batch of steps.
+
+Writes the finished rows to the buffer if there are `flush_every` of them, or
+if a step ends its episode. Blocks no longer than ``buffer.add``.
+
+Parameters
+----------
+envs : array_like of int, optional
+    (n,): the environment that each row comes from, as ``envs`` of the rows
+    that ``VectorTransitions.step()`` returns. Rows of one environment are its
+    consecutive steps. Default: with n_envs=1 all rows are steps of that one;
+    else there must be n_envs rows, one for each environment in turn.
+priorities : array_like, optional
+    A scalar or shape (n,), for the rows that begin with these steps; as for
+    PrioritizedReplayBuffer.add.
+q, v : array_like, optional
+    A scalar or shape (n,), finite: the value of the action taken, and the
+    value of the state it was taken in, such as the largest of its actions'
+    values. Required with ``priorities="td"``, and only allowed then.
+next_v : array_like, optional
+    The value of the state that each step led to; NaN where it is not known.
+    Used where an episode was cut off.
+**fields : array_like
+    As for ``buffer.add``: n rows in every field except the discount. n may be
+    0.
+
+Returns
+-------
+int
+    How many rows were written to the buffer.
+
+Raises
+------
+KeyError, ValueError, TypeError
+    As for ``buffer.add``; likewise for `envs`, `q`, `v` and `next_v`. Then no
+    step was taken.
+IndexError
+    If `envs` has a number that is no environment's; no step was taken.
+SlotsHeld, OSError
+    As for ``buffer.add``. The steps are taken, and rows that could not be
+    written stay staged. So do they after an exception of `priorities`.
+BufferClosed
+    After close() of this, or of the buffer's handle; no step was taken.
 )";
 
 }  // namespace mpbuffer::bindings::docstrings

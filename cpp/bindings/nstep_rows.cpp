@@ -1,8 +1,15 @@
-#include "convert/nstep_plan.hpp"
+#include "nstep_rows.hpp"
 
-#include <algorithm>
+#include <cstring>
 #include <optional>
+#include <set>
 #include <utility>
+
+#include "convert/field_arguments.hpp"
+#include "convert/output_batch.hpp"
+#include "errors.hpp"
+#include "os/fork_watch.hpp"
+#include "state.hpp"
 
 namespace py = pybind11;
 
@@ -43,9 +50,27 @@ std::optional<EpisodeFlag> find_flag(const std::vector<FieldRule>& rules, const 
     return EpisodeFlag{rule->offset, rule->item_bytes, floating};
 }
 
-bool is_among(const std::vector<std::string>& all, const std::string& name) {
-    return std::find(all.begin(), all.end(), name) != all.end();
+// Calls the function for the priorities of finished rows.
+void compute_priorities(BufferState& state, RowBatch& batch, PyObject* priorities_of) {
+    const std::size_t n = batch.rows();
+    const OutputArrays output(state, n);
+    for (std::size_t i = 0; i < n; ++i) {
+        for (const FieldTarget& field : output.targets) {
+            std::memcpy(field.values + i * field.bytes, batch.record(i) + field.offset,
+                        field.bytes);
+        }
+    }
+    const py::dict rows = output.to_dict(state);
+    const py::object said =
+        owned(running_python([&] { return PyObject_CallOneArg(priorities_of, rows.ptr()); }));
+    ConvertedPriorities priorities;
+    convert_priorities(state, "cannot take what priorities() returned", said.ptr(), n, priorities);
+    const std::span<const double> all = priorities.all(n);
+    for (std::size_t i = 0; i < n; ++i) batch.set_priority(i, all[i]);
 }
+
+// Thrown in a child that was forked while rows were being written: they are the parent's.
+struct RowsOfParent {};
 
 }  // namespace
 
@@ -57,7 +82,7 @@ NstepPlan plan_nstep(const std::vector<FieldRule>& rules, std::size_t stride,
     rule.done = find_flag(rules, "done");
     rule.terminated = find_flag(rules, "terminated");
     rule.truncated = find_flag(rules, "truncated");
-    std::vector<std::string> from_last = {"done", "terminated", "truncated"};
+    std::set<std::string> from_last = {"done", "terminated", "truncated"};
     if (names != nullptr) {
         const auto& [steps, gamma, rewards, next, discount] = *names;
         rule.steps = steps;
@@ -66,7 +91,8 @@ NstepPlan plan_nstep(const std::vector<FieldRule>& rules, std::size_t stride,
             rule.rewards.push_back(float_field(rule_named(rules, name)));
         }
         for (const std::string& name : next) {
-            from_last.push_back(rule_named(rules, name).name.cast<std::string>());
+            (void)rule_named(rules, name);
+            from_last.insert(name);
         }
         if (!discount.empty()) {
             const FieldRule& field = rule_named(rules, discount);
@@ -77,10 +103,43 @@ NstepPlan plan_nstep(const std::vector<FieldRule>& rules, std::size_t stride,
     std::vector<StepField> fields;
     for (const FieldRule& field : rules) {
         fields.push_back(
-            {field.offset, field.row_bytes, is_among(from_last, field.name.cast<std::string>())});
+            {field.offset, field.row_bytes, from_last.contains(field.name.cast<std::string>())});
     }
     rule.take_fields(std::move(fields));
     return plan;
+}
+
+WrittenRows write_finished(BufferState& buffer, StagedRows& staged, PyObject* priorities_of) {
+    ReplayBuffer& core = *buffer.core;
+    if (staged.finished() == 0) return {};
+    RowBatch batch = staged.take();
+    WrittenRows outcome;
+    const auto give_back = [&] {
+        outcome.rows = batch.written;
+        staged.give_back(std::move(batch));
+    };
+    if (batch.rows() == 0) {  // another thread was faster
+        give_back();
+        return {};
+    }
+    const auto require_own_rows = [&batch] {
+        if (batch.generation != fork_generation()) throw RowsOfParent();
+    };
+    try {
+        if (priorities_of != nullptr) compute_priorities(buffer, batch, priorities_of);
+        require_own_rows();
+        outcome.first_slot = write_rows(core, batch, [&] {
+            run_signal_handlers();
+            require_own_rows();
+        });
+    } catch (const RowsOfParent&) {
+        return {};
+    } catch (...) {
+        give_back();
+        throw;
+    }
+    give_back();
+    return outcome;
 }
 
 }  // namespace mpbuffer::bindings
