@@ -626,7 +626,7 @@ def open_batches(scene, slot):
     scene.batches = [*scene.batches[-1:], (batches, slot, buffer)]
 
 
-@on_buffers("explorer", weight=0.3)
+@on_buffers("writer", weight=0.3)
 def open_writer(scene, slot):
     if slot is scene.world.still:
         slot = scene.moving_slot()
