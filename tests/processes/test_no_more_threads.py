@@ -58,7 +58,7 @@ def test_explorers_that_cannot_start_tell_of_threads(start_method):
             print(explorers.alive)
     """)
     assert "cannot start the process of explorer 0" in lines[0]
-    assert "threads" in lines[0] and "raise the limit" in lines[0]
+    assert "thread" in lines[0] and "raise" in lines[0]
     assert lines[1:] == ["0"]
 
 
