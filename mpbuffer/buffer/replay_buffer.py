@@ -13,7 +13,6 @@ from mpbuffer._segment.handing_on import NotCopied, descriptor_for_child, names_
 from mpbuffer._segment.keeper import keep_after_exit
 from mpbuffer.buffer import creation
 from mpbuffer.buffer.batches import Batches
-from mpbuffer.buffer.creation import EnvDict
 from mpbuffer.buffer.description import describe, read_description
 from mpbuffer.buffer.statuses import ProcessStatus
 from mpbuffer.buffer.step_writer import PrioritiesOf, StepWriter
@@ -104,7 +103,7 @@ class ReplayBuffer(_core.ReplayBuffer, NotCopied):
     def __init__(
         self,
         size: float,
-        env_dict: EnvDict | None = None,
+        env_dict: creation.EnvDict | None = None,
         *,
         default_dtype: npt.DTypeLike | None = None,
         name: str | None = None,
@@ -137,7 +136,7 @@ class ReplayBuffer(_core.ReplayBuffer, NotCopied):
     def _make(
         self,
         size: float,
-        env_dict: EnvDict | None,
+        env_dict: creation.EnvDict | None,
         default_dtype: npt.DTypeLike | None,
         name: str | None,
         overwrite: bool,
@@ -181,7 +180,7 @@ class ReplayBuffer(_core.ReplayBuffer, NotCopied):
     @classmethod
     def largest_size(
         cls,
-        env_dict: EnvDict,
+        env_dict: creation.EnvDict,
         share: float = 0.5,
         *,
         default_dtype: npt.DTypeLike | None = None,
