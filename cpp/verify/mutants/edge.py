@@ -8,18 +8,15 @@ is named beside it, which must fail. Ends with status 0 if every mutant was caug
 ninja and pybind11 beside what the tests need.
 """
 
-import argparse
 import contextlib
 import dataclasses
 import os
 import shutil
 import sys
 import sysconfig
-import tempfile
-import time
 from pathlib import Path
 
-from protocol import BUILD_SECONDS, ROOT, run
+from protocol import BUILD_SECONDS, ROOT, run, try_mutants
 
 CAMPAIGN = ROOT / "tests/support/edge_campaign.py"
 CAMPAIGN_SECONDS = 900
@@ -154,42 +151,22 @@ class Workshop:
                 f"caught: {faults[0]}" if faults else "FAILED OTHERWISE\n" + outcome.stdout[-2000:]
             )
 
+    def check_unchanged(self, mutants):
+        built, log = self.build()
+        if not built:
+            raise SystemExit(log[-3000:])
+        for kind in sorted({mutant.caught_by for mutant in mutants}):
+            if (outcome := self.campaign(kind)).returncode != 0:
+                raise SystemExit(f"without a mutant, {kind}: {outcome.stdout[-3000:]}")
+
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--only", action="append", help="mutants whose name or file has this in it")
-    parser.add_argument("--list", action="store_true", help="print the table, run nothing")
-    parser.add_argument("--keep", help="work in this directory and leave it")
-    parser.add_argument("--jobs", type=int, default=2)
-    parser.add_argument("--unchecked", action="store_true", help="skip the runs without a mutant")
-    arguments = parser.parse_args()
-    chosen = [
-        mutant
-        for mutant in MUTANTS
-        if any(text in mutant.name or text in mutant.file for text in arguments.only or [""])
-    ]
-    if arguments.list:
-        for mutant in chosen:
-            print(f"{mutant.file:34} {mutant.name}: {mutant.caught_by}")
-        return 0
-    with tempfile.TemporaryDirectory() as scratch:
-        workshop = Workshop(arguments.keep or scratch, arguments.jobs)
-        if not arguments.unchecked:
-            built, log = workshop.build()
-            if not built:
-                raise SystemExit(log[-3000:])
-            for kind in sorted({mutant.caught_by for mutant in chosen}):
-                if (outcome := workshop.campaign(kind)).returncode != 0:
-                    raise SystemExit(f"without a mutant, {kind}: {outcome.stdout[-3000:]}")
-        failures = 0
-        for mutant in chosen:
-            start = time.monotonic()
-            outcome = workshop.try_mutant(mutant)
-            failures += not outcome.startswith("caught")
-            seconds = time.monotonic() - start
-            print(f"{mutant.name} ({mutant.caught_by}): {outcome} [{seconds:.0f} s]", flush=True)
-    print(f"{len(chosen) - failures} of {len(chosen)} mutants caught")
-    return 1 if failures or not chosen else 0
+    return try_mutants(
+        __doc__.partition("\n")[0],
+        MUTANTS,
+        Workshop,
+        lambda each: f"{each.file:34} {each.name}: {each.caught_by}",
+    )
 
 
 if __name__ == "__main__":

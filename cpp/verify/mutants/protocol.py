@@ -422,49 +422,62 @@ class Workshop:
         finally:
             path.write_text(text)
 
+    def check_unchanged(self, mutants):
+        """Without a mutant everything passes, or catching means nothing."""
+        built, log = self.build([mutant.caught_by for mutant in mutants])
+        if not built:
+            raise SystemExit(log[-3000:])
+        if (plain := self.plain_tests()).returncode != 0:
+            raise SystemExit("without a mutant: " + plain.stdout[-3000:])
+        for test in sorted({mutant.caught_by for mutant in mutants}):
+            if (outcome := self.catching_test(test)).returncode != 0:
+                raise SystemExit(f"without a mutant, {test}: {outcome.stdout[-3000:]}")
 
-def check_unchanged(workshop, mutants):
-    """Without a mutant everything passes, or catching means nothing."""
-    built, log = workshop.build([mutant.caught_by for mutant in mutants])
-    if not built:
-        raise SystemExit(log[-3000:])
-    if (plain := workshop.plain_tests()).returncode != 0:
-        raise SystemExit("without a mutant: " + plain.stdout[-3000:])
-    for test in sorted({mutant.caught_by for mutant in mutants}):
-        if (outcome := workshop.catching_test(test)).returncode != 0:
-            raise SystemExit(f"without a mutant, {test}: {outcome.stdout[-3000:]}")
 
+def try_mutants(description, mutants, workshop_in, line_of):
+    """The command line of a program that tries mutants: its exit status.
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    `workshop_in(folder, jobs)` has check_unchanged(mutants) and try_mutant(mutant), which says
+    "caught" first where that is so; `line_of(mutant)` is its line in the list.
+    """
+    parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--only", action="append", help="mutants whose name or file has this in it")
     parser.add_argument("--list", action="store_true", help="print the table, run nothing")
     parser.add_argument("--keep", help="work in this directory and leave it")
     parser.add_argument("--jobs", type=int, default=2)
-    parser.add_argument("--unchecked", action="store_true", help="skip the tests without a mutant")
+    parser.add_argument("--unchecked", action="store_true", help="skip the runs without a mutant")
     arguments = parser.parse_args()
     chosen = [
         mutant
-        for mutant in MUTANTS
+        for mutant in mutants
         if any(text in mutant.name or text in mutant.file for text in arguments.only or [""])
     ]
     if arguments.list:
         for mutant in chosen:
-            print(f"{mutant.file:20} {mutant.flaw:16} {mutant.name}: {mutant.caught_by}")
+            print(line_of(mutant))
         return 0
     with tempfile.TemporaryDirectory() as scratch:
-        workshop = Workshop(arguments.keep or scratch, arguments.jobs)
+        workshop = workshop_in(arguments.keep or scratch, arguments.jobs)
         if not arguments.unchecked:
-            check_unchanged(workshop, chosen)
+            workshop.check_unchanged(chosen)
         failures = 0
         for mutant in chosen:
             start = time.monotonic()
             outcome = workshop.try_mutant(mutant)
-            failures += outcome != "caught"
+            failures += not outcome.startswith("caught")
             seconds = time.monotonic() - start
             print(f"{mutant.name} ({mutant.caught_by}): {outcome} [{seconds:.0f} s]", flush=True)
     print(f"{len(chosen) - failures} of {len(chosen)} mutants caught")
     return 1 if failures or not chosen else 0
+
+
+def main():
+    return try_mutants(
+        __doc__.partition("\n")[0],
+        MUTANTS,
+        Workshop,
+        lambda each: f"{each.file:20} {each.flaw:16} {each.name}: {each.caught_by}",
+    )
 
 
 if __name__ == "__main__":
