@@ -79,15 +79,29 @@ Schema lay_out(BufferState& state, const Fields& fields, bool strict,
     return schema;
 }
 
-void require_unopened(const BufferObject& object) {
-    if (object.state != nullptr) throw py::value_error("this buffer object is open already");
+void require_unopened(py::handle self) {
+    if (buffer_object(self).state != nullptr) {
+        throw py::value_error("this buffer object is open already");
+    }
+}
+
+// Looked at again: others ran while the state was made.
+void open_on(py::handle self, std::unique_ptr<BufferState> state) {
+    require_unopened(self);
+    buffer_object(self).state = state.release();
+}
+
+// The state of an object that may be closed, but was opened once; else BufferClosed.
+BufferState& state_ever_opened(py::handle self) {
+    BufferState* const state = buffer_object(self).state;
+    return state == nullptr ? state_of(self) : *state;
 }
 
 void create(py::handle self, const std::string& name, std::uint64_t size, const Fields& fields,
             bool prioritized, double alpha, double eps, std::uint64_t seed, bool strict,
             const std::optional<NstepNames>& nstep, const std::string& description,
             bool interleave_nodes, bool nameless, bool overwrite, const py::object& progress) {
-    require_unopened(buffer_object(self));
+    require_unopened(self);
     auto state = std::make_unique<BufferState>();
     const Schema schema = lay_out(*state, fields, strict, nstep);
     const RingShape shape{size, schema.row_bytes(), schema.stride(), prioritized, alpha, eps};
@@ -100,8 +114,7 @@ void create(py::handle self, const std::string& name, std::uint64_t size, const 
         running_python([&] { progress(done); });
     };
     state->core = ReplayBuffer::create({name, shape, seed, description, options});
-    require_unopened(buffer_object(self));
-    buffer_object(self).state = state.release();
+    open_on(self, std::move(state));
 }
 
 // How many rows make a segment of at most that share of what may be allocated now.
@@ -127,12 +140,12 @@ std::uint64_t largest_size(const Fields& fields, bool prioritized, const std::st
 }
 
 py::bytes attach(py::handle self, const std::string& name, int descriptor) {
-    require_unopened(buffer_object(self));
+    require_unopened(self);
     auto state = std::make_unique<BufferState>();
     state->core = descriptor < 0 ? ReplayBuffer::attach(name)
                                  : ReplayBuffer::attach_descriptor(descriptor, name);
     const py::bytes description(state->core->description());
-    buffer_object(self).state = state.release();
+    open_on(self, std::move(state));
     return description;
 }
 
@@ -149,7 +162,7 @@ void set_fields(BufferState& state, const Fields& fields, bool strict,
 
 // Opens `self`, an object of another class, on what `other` has open.
 void take_over(py::handle self, py::handle other) {
-    require_unopened(buffer_object(self));
+    require_unopened(self);
     std::swap(buffer_object(self).state, buffer_object(other).state);
 }
 
@@ -173,15 +186,9 @@ void close(py::handle self) {
     state.sample_memory.reset();
 }
 
-std::string name(py::handle self) {
-    const BufferState* state = buffer_object(self).state;
-    return (state == nullptr ? state_of(self) : *state).core->name();
-}
+std::string name(py::handle self) { return state_ever_opened(self).core->name(); }
 
-std::optional<NstepNames> nstep(py::handle self) {
-    const BufferState* state = buffer_object(self).state;
-    return (state == nullptr ? state_of(self) : *state).nstep;
-}
+std::optional<NstepNames> nstep(py::handle self) { return state_ever_opened(self).nstep; }
 
 void clear(BufferState& state) {
     if (state.steps) state.steps->drop();
