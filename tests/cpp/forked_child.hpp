@@ -182,7 +182,8 @@ class InAnotherPidNamespace {
               parent.tell(allowed ? 1 : 0);
               if (!allowed) return 0;
               const pid_t inner = fork();
-              if (inner == 0) {  // no alarm ends process 1, but its parent's end does
+              if (inner == -1) return 98;  // nobody's pid: whoever kills it kills everybody
+              if (inner == 0) {            // no alarm ends process 1, but its parent's end does
                   prctl(PR_SET_PDEATHSIG, SIGKILL);
                   _exit(body(parent));
               }
