@@ -1,6 +1,5 @@
 // The calls of a ReplayBuffer that draw, update and have the learner's role; all under
 // learner_mutex_, but for the copies of rows.
-#include <algorithm>
 #include <utility>
 
 #include "base/error.hpp"

@@ -11,7 +11,6 @@
 #include <cstdlib>
 #include <memory>
 #include <string_view>
-#include <utility>
 #include <vector>
 
 #include "os/descriptor.hpp"

@@ -1,7 +1,6 @@
 #include "segment/handle.hpp"
 
 #include <exception>
-#include <new>
 #include <utility>
 
 #include "base/error.hpp"

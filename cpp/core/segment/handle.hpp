@@ -46,8 +46,7 @@ class SegmentHandle : private ForkWatched {
             let_others_run();
             return make();
         }();
-        SegmentHandle& base = *handle;
-        change_before_any_fork([&base] { base.segment_.keep_in_children(); });
+        change_before_any_fork([&handle] { handle->segment_.keep_in_children(); });
         return handle;
     }
     // The first step of destruction: a child that is forked from here on has nothing of it, for
@@ -80,8 +79,6 @@ class SegmentHandle : private ForkWatched {
     mutable Identity identity_;
 
   private:
-    template <class Handle, SegmentKind kind>
-    friend class Attachable;
     // What each kind does besides: as it takes an identity (enroll() is to set it), leaves the role
     // that it may have, forgets its own memory before the segment's goes, and, by
     // async-signal-safe calls only, forgets in a child what was its parent's.
@@ -121,14 +118,14 @@ class Attachable : public SegmentHandle {
   private:
     template <class Find>
     static std::unique_ptr<Handle> open(Find&& find) {
-        return SegmentHandle::made_by([&find] {
+        return Attachable::made_by([&find] {
             SharedSegment segment = find();
             std::string description;
             const SegmentHeader header =
                 read_header(segment.data(), segment.size(), segment.name(), description, kind);
             std::unique_ptr<Handle> handle(
                 new Handle(std::move(segment), header, std::move(description)));
-            static_cast<SegmentHandle&>(*handle).start();
+            handle->start();
             return handle;
         });
     }

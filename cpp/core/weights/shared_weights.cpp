@@ -1,6 +1,5 @@
 #include "weights/shared_weights.hpp"
 
-#include <new>
 #include <utility>
 
 #include "base/clock.hpp"
