@@ -1,5 +1,6 @@
 """A value that a field cannot represent is an error; one that only has to be rounded is not."""
 
+import functools
 import itertools
 import warnings
 
@@ -28,8 +29,9 @@ def representable(value, dtype):
     return bool(value == np.floor(value)) and int(least) <= exact <= int(most)
 
 
+@functools.cache
 def edges(dtype):
-    """Numbers of `dtype` that lie at the edges of others."""
+    """Numbers of `dtype` that lie at the edges of others, each once."""
     dtype = np.dtype(dtype)
     whole = {sign * (2**bits + more) for sign in (1, -1) for bits in BITS for more in (-1, 0, 1)}
     if dtype.kind == "b":
@@ -47,32 +49,51 @@ def edges(dtype):
         several += [np.array([np.nan, np.inf, 0, 0.1, 1e-30], dtype)]
         several += [np.nextafter(each, each.dtype.type(0)) for each in several]
         values = np.concatenate(several)
-    return np.concatenate([values, -values])
+    return np.unique(np.concatenate([values, -values]))
 
 
-@pytest.mark.parametrize("layout", ["scalar", "contiguous", "strided", "big-endian"])
+@functools.cache
+def fitting(source, to):
+    """Which of the numbers at the edges a field of dtype `to` can represent."""
+    return np.array([representable(value, np.dtype(to)) for value in edges(source)])
+
+
+LAYOUTS = {
+    "contiguous": np.array,
+    "strided": lambda values: np.repeat(values, 3)[1::3],
+    "big-endian": lambda values: values.astype(values.dtype.newbyteorder(">")),
+}
+
+
 @pytest.mark.parametrize("to", ["?", *WHOLE, *FLOATS])
-def test_numbers_are_taken_exactly_if_the_field_can_represent_them(to, layout):
-    to = np.dtype(to)
+def test_a_number_is_taken_exactly_if_the_field_can_represent_it(to):
     with ReplayBuffer(1, {"a": {"shape": (), "dtype": to}}) as buffer:
         for source in ("?", *WHOLE, *FLOATS):
-            for value in edges(source):
-                given = {
-                    "scalar": lambda value: value,
-                    "contiguous": lambda value: np.array([value]),
-                    "strided": lambda value: np.repeat(value, 3)[1:2:2],
-                    "big-endian": lambda value: np.array(value).astype(
-                        value.dtype.newbyteorder(">")
-                    ),
-                }[layout](value)
-                if representable(value, to):
-                    buffer.add(a=given)
-                    np.testing.assert_array_equal(
-                        buffer.get_all_transitions()["a"], [value.astype(to)]
-                    )
+            for value, fits in zip(edges(source), fitting(source, to), strict=True):
+                if fits:
+                    buffer.add(a=value)
+                    stored = buffer.get_all_transitions()["a"]
+                    assert np.array_equal(stored, [value.astype(to)], equal_nan=True), value
                 else:
                     with pytest.raises(ValueError, match=NOT_FITTING):
-                        buffer.add(a=given)
+                        buffer.add(a=value)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("to", ["?", *WHOLE, *FLOATS])
+def test_an_array_is_taken_exactly_if_the_field_can_represent_it(to, layout):
+    """All numbers that fit at once; then with one more, which does not."""
+    for source in ("?", *WHOLE, *FLOATS):
+        values, fits = edges(source), fitting(source, to)
+        good, bad = values[fits], values[~fits]
+        fields = {"a": {"shape": (), "dtype": to}}
+        with ReplayBuffer(len(good), fields) as buffer:
+            buffer.add(a=LAYOUTS[layout](good))
+            stored = buffer.get_all_transitions()["a"]
+            assert np.array_equal(stored, good.astype(to), equal_nan=True)
+            for value in bad[:: max(1, len(bad) // 10)]:
+                with pytest.raises(ValueError, match=NOT_FITTING):
+                    buffer.add(a=LAYOUTS[layout](np.append(good, value)))
 
 
 @pytest.mark.parametrize("to", ["?", *WHOLE, "f4", "f8"])
