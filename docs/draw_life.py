@@ -32,7 +32,7 @@ STEPS = [
     (
         "fold",
         "learner",
-        "leaf, leaf_seq",
+        "leaf, lap",
         ["at its next sample: leaf_in goes", "into the sum tree"],
     ),
     (
@@ -45,7 +45,7 @@ STEPS = [
         "update",
         "learner",
         "leaf",
-        ["only if word and leaf_seq still", "say the row that was sampled"],
+        ["only if word and lap still", "say the row that was sampled"],
     ),
     (
         "overwrite",

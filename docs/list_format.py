@@ -23,7 +23,7 @@ CORE = ROOT / "cpp" / "core"
 PAGE = ROOT / "docs" / "segment_format.md"
 
 # Structs of cpp/core/format that are arguments and results of functions, not parts of a segment.
-NOT_SHARED = {"Field", "RingShape", "SeqBounds", "WeightsShape"}
+NOT_SHARED = {"Field", "RecordLayout", "RingShape", "SeqBounds", "WeightsShape"}
 CONSTANT_SPACES = {"lock_byte": "os/file_locks.hpp"}
 BIT_SPACES = {"slot_word": "format/slot_word.hpp"}
 
@@ -126,7 +126,7 @@ def program(found: list[Struct]) -> str:
 
 
 EXAMPLES = {
-    "buffer": "plan_segment(RingShape{1000, 24, 64, true, 0.6, 1e-4}, std::string(100, ' '), 0)",
+    "buffer": "plan_segment(RingShape{1000, 24, true, 0.6, 1e-4}, std::string(100, ' '), 0)",
     "weights": "plan_segment(WeightsShape{10000, 4}, std::string(100, ' '))",
 }
 
@@ -178,7 +178,7 @@ def table(headings: list[str], rows: list[list[str]]) -> list[str]:
 
 
 def part_in_words(path: str) -> str:
-    """Name a part of the segment by the header's field: `ring[0].leaf_seq_offset`: leaf seq."""
+    """Name a part of the segment by the header's field: `ring[0].leaf_offset`: leaf."""
     return path.rpartition(".")[2].removesuffix("_offset").replace("_", " ")
 
 

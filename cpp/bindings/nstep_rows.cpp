@@ -74,11 +74,11 @@ struct RowsOfParent {};
 
 }  // namespace
 
-NstepPlan plan_nstep(const std::vector<FieldRule>& rules, std::size_t stride,
+NstepPlan plan_nstep(const std::vector<FieldRule>& rules, std::size_t row_bytes,
                      const NstepNames* names) {
     NstepPlan plan{{}, no_field};
     NstepRule& rule = plan.rule;
-    rule.stride = stride;
+    rule.stride = (row_bytes + 15) / 16 * 16;  // private memory: aligned for any field
     rule.done = find_flag(rules, "done");
     rule.terminated = find_flag(rules, "terminated");
     rule.truncated = find_flag(rules, "truncated");

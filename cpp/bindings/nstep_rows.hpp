@@ -30,7 +30,7 @@ struct NstepPlan {
 
 // Without names, each step is a row. The flags are the fields done, terminated and truncated, as
 // far as they are one number each.
-NstepPlan plan_nstep(const std::vector<FieldRule>& rules, std::size_t stride,
+NstepPlan plan_nstep(const std::vector<FieldRule>& rules, std::size_t row_bytes,
                      const NstepNames* names);
 
 struct WrittenRows {

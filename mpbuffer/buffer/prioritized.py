@@ -131,9 +131,9 @@ class PrioritizedReplayBuffer(_core.PrioritizedReplayBuffer, ReplayBuffer):
         -------
         numpy.ndarray
             uint64 (n,). If `indexes` shares a sample's memory: the rows sampled. Else the rows that
-            this handle last sampled in these slots; where it never sampled one, the row that the
-            last sample() saw there, or that this handle has added since. 0 for a slot without a
-            row.
+            this handle last sampled in these slots, as far back as its last eight batches; where
+            it sampled none, the row that the last sample() saw there, or that this handle has
+            added since. 0 for a slot without a row.
 
         Raises
         ------

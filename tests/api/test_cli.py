@@ -9,6 +9,7 @@ import time
 
 import numpy as np
 import pytest
+from segment_places import Places
 from watched_processes import BufferElsewhere, run_python
 
 import mpbuffer
@@ -311,51 +312,33 @@ buffer.close()
         assert [other.returncode for other in others] == [0, 0, 0]
 
 
-# Offsets of the format, as cpp/core/format/header.hpp draws them.
-HEADER = 4096
-LINE_BYTES, COUNTERS_BYTES, TABLE_BYTES = 128, 256, 64 + 1022 * 576
-
-
-class Places:
-    """Where things lie in the file of a buffer of one ring."""
-
-    def __init__(self, data):
-        (self.capacity,) = struct.unpack_from("<Q", data, 128 + 8)
-        counters, meta, leaf_seq, leaf, _ = struct.unpack_from("<5Q", data, 128 + 48)
-        self.process_table, self.role_line = struct.unpack_from("<2Q", data, 48)
-        self.cursor, self.clear_before = counters, counters + 64
-        self.filled, self.max_priority = counters + 128, counters + 192
-        self.meta, self.leaf_seq, self.leaf = meta, leaf_seq, leaf
-
-
 def word(seq, owner=0, epoch=0, fresh=0):
     return seq << 16 | owner << 6 | epoch << 1 | fresh
 
 
 DAMAGE = {
-    "a row of another slot": (lambda at: (at.meta + 3 * 16, "Q", word(21)), "slot 3: it holds"),
-    "a row of the future": (lambda at: (at.meta + 3 * 16, "Q", word(93)), "beyond the position"),
-    "a word without a row": (lambda at: (at.meta + 3 * 16, "Q", word(0, 1)), "without a row"),
+    "a row of another slot": (lambda at: (at.word(3), "Q", word(21)), "slot 3: it holds"),
+    "a row of the future": (lambda at: (at.word(3), "Q", word(93)), "beyond the position"),
+    "a word without a row": (lambda at: (at.word(3), "Q", word(0, 1)), "without a row"),
     "a word of a strange process": (
-        lambda at: (at.meta + 3 * 16, "Q", word(13, 77, 1)),
+        lambda at: (at.word(3), "Q", word(13, 77, 1)),
         "never was there",
     ),
     "a word of no process": (
-        lambda at: (at.meta + 3 * 16, "Q", word(13, 1023, 1)),
+        lambda at: (at.word(3), "Q", word(13, 1023, 1)),
         "never was there",
     ),
-    "a word of neither": (lambda at: (at.meta + 3 * 16, "Q", word(13, 0, 3)), "no claim and no"),
+    "a word of neither": (lambda at: (at.word(3), "Q", word(13, 0, 3)), "no claim and no"),
     "a leaf in that is no number": (
-        lambda at: (at.meta + 3 * 16 + 8, "f", float("nan")),
+        lambda at: (at.leaf_in(3), "f", float("nan")),
         "came with leaf nan",
     ),
-    "a leaf that is no number": (lambda at: (at.leaf + 3 * 4, "f", float("nan")), "leaf is"),
-    "a negative leaf": (lambda at: (at.leaf + 3 * 4, "f", -1.0), "its leaf is -1"),
-    "an infinite leaf": (lambda at: (at.leaf + 3 * 4, "f", float("inf")), "its leaf is inf"),
-    "a row that has no leaf": (lambda at: (at.leaf + 3 * 4, "f", 0.0), "has leaf 0"),
-    "a leaf of another slot": (lambda at: (at.leaf_seq + 3 * 8, "Q", 12), "belongs to slot 2"),
-    "a leaf of the future": (lambda at: (at.leaf_seq + 3 * 8, "Q", 33), "only come to row"),
-    "a leaf behind the last slot": (lambda at: (at.leaf + 11 * 4, "f", 1.0), "behind the last"),
+    "a leaf that is no number": (lambda at: (at.leaf(3), "f", float("nan")), "leaf is"),
+    "a negative leaf": (lambda at: (at.leaf(3), "f", -1.0), "its leaf is -1"),
+    "an infinite leaf": (lambda at: (at.leaf(3), "f", float("inf")), "its leaf is inf"),
+    "a row that has no leaf": (lambda at: (at.leaf(3), "f", 0.0), "has leaf 0"),
+    "a leaf of the future": (lambda at: (at.lap(3), "I", 3), "only come to lap"),
+    "a leaf behind the last slot": (lambda at: (at.leaf(11), "f", 1.0), "behind the last"),
     "an absurd position": (lambda at: (at.cursor, "Q", 2**63), "the position is"),
     "a position of long ago": (lambda at: (at.cursor, "Q", 3), "the position is 3"),
     "an odd clear": (lambda at: (at.clear_before, "Q", 13), "the last clear is"),
@@ -368,11 +351,11 @@ DAMAGE = {
     ),
     "a largest priority below 1": (lambda at: (at.max_priority, "d", 0.5), "largest priority"),
     "a process with an absurd pid": (
-        lambda at: (at.process_table + 64 + 8, "Q", 2**40),
+        lambda at: (at.process(1) + 8, "Q", 2**40),
         "process 1 has pid",
     ),
     "a process that lost rows": (
-        lambda at: (at.process_table + 64 + 64 + 32, "Q", 10**6),
+        lambda at: (at.process(1) + 64 + 32, "Q", 10**6),
         "process 1 counts",
     ),
     "an absurd learner": (lambda at: (at.role_line + 8, "Q", 2000), "the learner's process"),
@@ -410,10 +393,11 @@ def test_much_damage_is_counted_and_not_all_told(segment_file):
     with ReplayBuffer(1000, {"a": {}}, name="cli.ruined") as buffer:
         buffer.add(a=np.arange(1000))
         path = segment_file("cli.ruined")
-        meta = Places(path.read_bytes()).meta
+        places = Places(path.read_bytes())
         with open(path, "r+b") as file:
-            file.seek(meta)
-            file.write(b"\xff" * 16 * 1000)
+            for slot in range(1000):
+                file.seek(places.word(slot))
+                file.write(b"\xff" * 16)
         report = inspected("cli.ruined", 1)
         assert report["damages"] >= 1000
         assert len(report["damage"]) == 100

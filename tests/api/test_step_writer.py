@@ -32,6 +32,7 @@ from nstep_streams import (
     steps_of,
     terminates,
 )
+from segment_places import Places
 from watched_processes import (
     DEADLINE,
     join_within,
@@ -640,14 +641,13 @@ def test_threads_that_share_one_by_mistake():
 def claim_slot(buffer, segment_file, slot, owner):
     """As if this number of the process table were writing the slot; 0: nobody."""
     with open(segment_file(buffer.name), "r+b") as file:
-        header = file.read(300)
-        table, meta = (struct.unpack_from("<Q", header, offset)[0] for offset in (48, 184))
-        file.seek(meta + 16 * slot)
+        places = Places(file.read(300))
+        file.seek(places.word(slot))
         file.write(struct.pack("<Q", 1 << 16 | owner << 6 | 1 << 1 if owner else 0))
         if owner > 1:  # it was there once
-            file.seek(table)
+            file.seek(places.process_table)
             file.write(struct.pack("<Q", owner))
-            file.seek(table + 64 + (owner - 1) * (64 + 8 * 64))
+            file.seek(places.process(owner))
             file.write(struct.pack("<Q", 1))
 
 

@@ -26,27 +26,30 @@ struct HeapRing {
     };
 
     std::unique_ptr<mpbuffer::RingCounters> counters = std::make_unique<mpbuffer::RingCounters>();
-    std::unique_ptr<mpbuffer::SlotMeta[]> meta;
-    std::unique_ptr<std::byte, FreeDeleter> records;
+    std::unique_ptr<std::byte, FreeDeleter> memory;
     mpbuffer::SlotRing ring;
 
-    explicit HeapRing(std::uint64_t capacity, std::size_t row_bytes = 64)
-        : meta(std::make_unique<mpbuffer::SlotMeta[]>(capacity)) {
-        const std::size_t stride = (row_bytes + 63) / 64 * 64;
-        records.reset(static_cast<std::byte*>(std::aligned_alloc(64, capacity * stride)));
-        if (!records) throw std::bad_alloc();
-        std::memset(records.get(), 0, capacity * stride);
-        ring = mpbuffer::SlotRing(counters.get(), meta.get(), records.get(), capacity, stride);
+    explicit HeapRing(std::uint64_t capacity, std::size_t row_bytes = 64) {
+        const mpbuffer::RecordLayout layout = mpbuffer::record_layout(row_bytes);
+        const std::size_t rows = (capacity * layout.stride + 63) / 64 * 64;
+        const std::size_t heads = layout.heads_inside ? 0 : (capacity * 16 + 63) / 64 * 64;
+        memory.reset(static_cast<std::byte*>(std::aligned_alloc(64, rows + heads)));
+        if (!memory) throw std::bad_alloc();
+        std::memset(memory.get(), 0, rows + heads);
+        std::byte* const first =
+            memory.get() + (layout.heads_inside ? sizeof(mpbuffer::SlotHead) : 0);
+        std::byte* const head = memory.get() + (layout.heads_inside ? 0 : rows);
+        ring = mpbuffer::SlotRing(counters.get(), head, first, capacity, layout);
         ring.initialise();
     }
 
     std::uint64_t filled() const { return mpbuffer::filled_word::count(counters->filled.load()); }
     std::uint64_t recount_requests() const { return counters->recount_requests.load(); }
     std::uint64_t seq_in(std::uint64_t slot) const {
-        return mpbuffer::slot_word::seq(meta[slot].word.load());
+        return mpbuffer::slot_word::seq(ring.word(slot).load());
     }
     bool committed(std::uint64_t slot) const {
-        return mpbuffer::slot_word::is_committed(meta[slot].word.load());
+        return mpbuffer::slot_word::is_committed(ring.word(slot).load());
     }
     // As by a scan of the words: slots that hold a row of seq >= clear_before.
     std::uint64_t complete_rows() const {

@@ -21,7 +21,7 @@ using namespace mpbuffer;
 namespace {
 
 std::unique_ptr<ReplayBuffer> create(const ScratchDirectory& scratch, const std::string& name) {
-    const RingShape shape{8, 8, 64, true, 0.6, 1e-4};
+    const RingShape shape{8, 8, true, 0.6, 1e-4};
     SegmentOptions options;
     options.directory = scratch.path();
     return ReplayBuffer::create({name, shape, 7, R"({"fields": []})", options});
@@ -240,14 +240,14 @@ TEST_CASE("an owner cannot be proved dead through the program's file: its claim 
         mmap(nullptr, std::filesystem::file_size(scratch.file("buffer")), PROT_READ | PROT_WRITE,
              MAP_SHARED, buffer->data_descriptor(), 0));
     REQUIRE(words != MAP_FAILED);
-    auto* const meta = reinterpret_cast<SlotMeta*>(words + buffer->shape().meta_offset);
+    const SlotRing ring(words, buffer->shape());
     for (std::uint64_t slot = 0; slot < 8; ++slot) {
-        meta[slot].word = slot_word::claimed(8 + slot, 2, 1, true);
+        ring.word(slot) = slot_word::claimed(8 + slot, 2, 1, true);
     }
     for (const int number : numbers) files.push_back(std::make_unique<ProgramsFile>(number));
     CHECK(contains(refusal([&] { add(*buffer); }), "cannot ask who is alive in 'buffer'"));
     for (std::uint64_t slot = 0; slot < 8; ++slot) {
-        CHECK(meta[slot].word == slot_word::claimed(8 + slot, 2, 1, true));
+        CHECK(ring.word(slot) == slot_word::claimed(8 + slot, 2, 1, true));
     }
     for (const auto& file : files) CHECK(file->untouched());
     munmap(words, std::filesystem::file_size(scratch.file("buffer")));

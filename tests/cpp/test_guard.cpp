@@ -162,7 +162,7 @@ TEST_CASE("threads that hold the program's lock call everything, and none waits 
     ToyLock::given_up = 0;
     ToyLock::taken_with_mutex = 0;
     const ScratchDirectory scratch;
-    BufferSettings settings{"buffer", {1000, 256, 256, true, 0.6, 1e-4}, 1, "", {}};
+    BufferSettings settings{"buffer", {1000, 256, true, 0.6, 1e-4}, 1, "", {}};
     settings.segment.directory = scratch.path();
     const auto buffer = ReplayBuffer::create(settings);
     std::vector<std::byte> rows(600 * 256);
@@ -223,7 +223,7 @@ TEST_CASE("threads that hold the program's lock call everything, and none waits 
 TEST_CASE("a child that is forked as a handle is made or destroyed has nothing of it") {
     const Watchdog watchdog;
     const ScratchDirectory scratch;
-    BufferSettings settings{"buffer", {100, 64, 64, true, 0.6, 1e-4}, 1, "", {}};
+    BufferSettings settings{"buffer", {100, 64, true, 0.6, 1e-4}, 1, "", {}};
     settings.segment.directory = scratch.path();
     const SegmentOptions& options = settings.segment;
     const WeightsSettings of_weights{"weights", {8}, 3, "", options};

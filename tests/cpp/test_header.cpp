@@ -24,7 +24,7 @@ namespace {
 
 const std::string description = R"({"class": "PrioritizedReplayBuffer", "fields": []})";
 
-RingShape small_shape(bool prioritized = true) { return {10, 40, 64, prioritized, 0.6, 1e-4}; }
+RingShape small_shape(bool prioritized = true) { return {10, 40, prioritized, 0.6, 1e-4}; }
 
 // The first bytes of a segment: header and description, in memory of exactly that size.
 std::vector<std::byte> written(const SegmentHeader& header, const std::string& text) {
@@ -62,7 +62,7 @@ TEST_CASE("what is written is read again") {
     for (const bool prioritized : {false, true}) {
         for (const std::uint64_t capacity : {1, 16, 17, 1000}) {
             const SegmentHeader header =
-                plan_segment({capacity, 100, 128, prioritized, 0.6, 1e-4}, description, 42);
+                plan_segment({capacity, 100, prioritized, 0.6, 1e-4}, description, 42);
             const std::vector<std::byte> bytes = written(header, description);
             std::string text;
             const SegmentHeader read = read_header(bytes.data(), header.total_bytes, "test", text);
@@ -85,9 +85,9 @@ TEST_CASE("an empty description") {
 TEST_CASE("the parts of a segment lie one after another, aligned, within the file") {
     for (const bool prioritized : {false, true}) {
         for (const std::uint64_t capacity : {1, 15, 16, 17, 1000, 100'003}) {
-            for (const std::uint64_t stride : {64, 128, 28'224}) {
-                const SegmentHeader header = plan_segment(
-                    {capacity, stride, stride, prioritized, 0.6, 1e-4}, description, 0);
+            for (const std::uint64_t row : {0, 44, 48, 49, 256, 257, 28'224}) {
+                const SegmentHeader header =
+                    plan_segment({capacity, row, prioritized, 0.6, 1e-4}, description, 0);
                 const RingEntry& ring = header.ring[0];
                 std::uint64_t end = header_bytes + description.size();
                 const auto next = [&end](std::uint64_t offset, std::uint64_t bytes,
@@ -100,12 +100,14 @@ TEST_CASE("the parts of a segment lie one after another, aligned, within the fil
                 next(header.process_table_offset, process_table_bytes, 64);
                 next(header.role_line_offset, sizeof(SharedRoleLine), 64);
                 next(ring.counters_offset, sizeof(RingCounters), 64);
-                next(ring.meta_offset, capacity * sizeof(SlotMeta), 64);
-                if (prioritized) {
-                    next(ring.leaf_seq_offset, capacity * 8, 64);
-                    next(ring.leaf_offset, padded_leaves(capacity) * 4, 64);
-                }
-                next(ring.records_offset, capacity * stride, 4096);
+                const bool inside = row <= largest_row_behind_its_head;
+                if (!inside) next(ring.heads_offset, capacity * sizeof(SlotHead), 64);
+                if (prioritized) next(ring.leaf_offset, padded_leaves(capacity) * 4, 64);
+                next(inside ? ring.heads_offset : ring.records_offset, capacity * ring.stride,
+                     4096);
+                CHECK(ring.head_stride == (inside ? ring.stride : sizeof(SlotHead)));
+                CHECK(ring.stride >= row + (inside ? sizeof(SlotHead) : 0));
+                if (inside) CHECK(ring.records_offset == ring.heads_offset + sizeof(SlotHead));
                 CHECK(header.total_bytes >= end);
                 CHECK(header.total_bytes % 4096 == 0);
             }
@@ -113,22 +115,31 @@ TEST_CASE("the parts of a segment lie one after another, aligned, within the fil
     }
 }
 
+TEST_CASE("a small row and its head share one cache line") {
+    for (const std::uint64_t row : {0, 1, 16, 17, 44, 48}) {
+        const RingEntry ring = plan_segment({1000, row, true, 0.6, 1e-4}, description, 0).ring[0];
+        CHECK(ring.records_offset == ring.heads_offset + sizeof(SlotHead));
+        for (std::uint64_t slot = 0; slot < 1000; ++slot) {
+            const std::uint64_t head = ring.heads_offset + slot * ring.head_stride;
+            const std::uint64_t last = ring.records_offset + slot * ring.stride + row - 1;
+            REQUIRE((row == 0 || head / 64 == last / 64));
+        }
+    }
+}
+
 TEST_CASE("shapes that cannot be are refused, also where sums would overflow") {
     const std::uint64_t huge = ~std::uint64_t{0};
-    const auto plan = [](std::uint64_t capacity, std::uint64_t row_bytes, std::uint64_t stride) {
-        (void)plan_segment({capacity, row_bytes, stride, true, 0.6, 1e-4}, description, 0);
+    const auto plan = [](std::uint64_t capacity, std::uint64_t row_bytes) {
+        (void)plan_segment({capacity, row_bytes, true, 0.6, 1e-4}, description, 0);
     };
-    CHECK_THROWS_AS(plan(0, 40, 64), InvalidArgument);
-    CHECK_THROWS_AS(plan(huge, 40, 64), InvalidArgument);
-    CHECK_THROWS_AS(plan(std::uint64_t{1} << 46, 40, 64), InvalidArgument);
-    CHECK_THROWS_AS(plan(std::uint64_t{1} << 40, 40, 64), InvalidArgument);
-    CHECK_THROWS_AS(plan(10, 40, 0), InvalidArgument);
-    CHECK_THROWS_AS(plan(10, 65, 64), InvalidArgument);
-    CHECK_THROWS_AS(plan(10, 40, 63), InvalidArgument);
-    CHECK_THROWS_AS(plan(10, 40, huge - 63), InvalidArgument);
-    CHECK_THROWS_AS(plan(10, huge, huge), InvalidArgument);
-    CHECK_THROWS_AS(plan(1, 1, (std::uint64_t{1} << 46) + 64), InvalidArgument);
-    CHECK_NOTHROW(plan(std::uint64_t{1} << 33, 40, 64));
+    CHECK_THROWS_AS(plan(0, 40), InvalidArgument);
+    CHECK_THROWS_AS(plan(huge, 40), InvalidArgument);
+    CHECK_THROWS_AS(plan(std::uint64_t{1} << 46, 40), InvalidArgument);
+    CHECK_THROWS_AS(plan(std::uint64_t{1} << 40, 40), InvalidArgument);
+    CHECK_THROWS_AS(plan(10, huge), InvalidArgument);
+    CHECK_THROWS_AS(plan(10, huge - 63), InvalidArgument);
+    CHECK_THROWS_AS(plan(1, (std::uint64_t{1} << 46) + 64), InvalidArgument);
+    CHECK_NOTHROW(plan(std::uint64_t{1} << 33, 40));
 }
 
 TEST_CASE("a file cut short anywhere, or grown, is refused") {
@@ -220,15 +231,18 @@ TEST_CASE("a forged header with a right checksum is refused, or it is a true pla
             const SegmentHeader read = read_header(bytes.data(), file_bytes, "test", text);
             ++accepted;
             const RingEntry& ring = read.ring[0];
-            SegmentHeader plan = plan_segment({ring.capacity, ring.row_bytes, ring.stride,
-                                               ring.prioritized != 0, ring.alpha, ring.eps},
-                                              text, read.seed);
+            SegmentHeader plan = plan_segment(
+                {ring.capacity, ring.row_bytes, ring.prioritized != 0, ring.alpha, ring.eps}, text,
+                read.seed);
             plan.format.minor = read.format.minor;
             plan.created_at = read.created_at;
             plan.checksum = read.checksum;
             REQUIRE(std::memcmp(&plan, &read, sizeof plan) == 0);
             REQUIRE(read.total_bytes == file_bytes);
-            REQUIRE(ring.records_offset + ring.capacity * ring.stride <= file_bytes);
+            REQUIRE(ring.heads_offset + (ring.capacity - 1) * ring.head_stride + sizeof(SlotHead) <=
+                    file_bytes);
+            REQUIRE(ring.records_offset + (ring.capacity - 1) * ring.stride + ring.row_bytes <=
+                    file_bytes);
             REQUIRE(std::isfinite(ring.alpha));
             REQUIRE(std::isfinite(ring.eps));
         } catch (const SegmentMismatch&) {

@@ -35,7 +35,6 @@ float updated_leaf_of_row(std::uint64_t id) { return 20'000.25F + static_cast<fl
 
 struct HeapLearner {
     HeapRing heap;
-    std::unique_ptr<std::atomic<std::uint64_t>[]> leaf_seq;
     std::unique_ptr<float, HeapRing::FreeDeleter> leaves;
     std::unique_ptr<SharedRoleLine> line = std::make_unique<SharedRoleLine>();
     Role role{RoleKind::learner, line.get(), {}, "heap", {}};
@@ -45,7 +44,6 @@ struct HeapLearner {
 
     explicit HeapLearner(std::uint64_t capacity, PriorityRule rule_ = {alpha, eps})
         : heap(capacity),
-          leaf_seq(std::make_unique<std::atomic<std::uint64_t>[]>(capacity)),
           leaves(
               static_cast<float*>(std::aligned_alloc(64, padded_leaves(capacity) * sizeof(float)))),
           rule(rule_) {
@@ -55,14 +53,12 @@ struct HeapLearner {
     // A new holder of the role, as after a crash of the one before.
     void take_over() {
         learner.reset();
-        memory = std::make_unique<LearnerMemory>(capacity());
-        learner.emplace(heap.ring, leaf_seq.get(), leaves.get(), role, rule, sizeof(std::uint64_t),
-                        *memory);
+        memory = std::make_unique<LearnerMemory>();
+        take_over_again();
     }
     // The same holder, who gave the role up in between.
     void take_over_again() {
-        learner.emplace(heap.ring, leaf_seq.get(), leaves.get(), role, rule, sizeof(std::uint64_t),
-                        *memory);
+        learner.emplace(heap.ring, leaves.get(), role, rule, sizeof(std::uint64_t), *memory);
     }
     // A writer of the learner's own handle.
     RingWriter own(HeapWriter& writer) const {
@@ -71,6 +67,10 @@ struct HeapLearner {
         return mine;
     }
     std::uint64_t capacity() const { return heap.ring.capacity(); }
+    // Whether the leaf in the tree is that of the row in the slot.
+    bool has_folded(std::uint64_t slot) const {
+        return heap.ring.head(slot).lap == heap.seq_in(slot) / capacity();
+    }
     void name_holder(unsigned number) { role.name_holder(number, learner->figures()); }
     LearnerFigures figures() const {
         const auto published = line->load();
@@ -169,7 +169,7 @@ void require_rows_folded(const HeapLearner& all) {
         const float leaf = all.leaves.get()[slot];
         if (all.heap.committed(slot) && all.heap.seq_in(slot) >= cleared) {
             const std::uint64_t id = row_in(all.heap, slot);
-            REQUIRE(all.leaf_seq[slot] == all.heap.seq_in(slot));
+            REQUIRE(all.has_folded(slot));
             REQUIRE((leaf == leaf_of_row(id) || leaf == updated_leaf_of_row(id)));
         } else {
             REQUIRE(leaf == 0);
@@ -782,7 +782,7 @@ TEST_CASE("the successor keeps every priority") {
         add_rows(all.heap, writer, capacity / 3 + 1, id);  // not folded by the first
         std::vector<float> expected(all.leaves.get(), all.leaves.get() + capacity);
         for (std::uint64_t slot = 0; slot < capacity; ++slot) {
-            if (all.leaf_seq[slot] != all.heap.seq_in(slot)) {
+            if (!all.has_folded(slot)) {
                 expected[slot] = leaf_of_row(row_in(all.heap, slot));
             }
         }
@@ -796,7 +796,7 @@ TEST_CASE("the successor keeps every priority") {
     }
 }
 
-TEST_CASE("the successor of a learner that died between leaf and leaf seq") {
+TEST_CASE("the successor of a learner that died between leaf and lap") {
     HeapLearner all(4);
     HeapWriter writer(1);
     std::uint64_t id = 0;
@@ -804,13 +804,14 @@ TEST_CASE("the successor of a learner that died between leaf and leaf seq") {
     all.learner->fold();
     update_one(*all.learner, 2, 0, 777.0F);
     add_rows(all.heap, writer, 2, id);
-    // It was folding slot 0: the new row's leaf is there, its seq is not.
+    // It was folding slot 0: the new row's leaf is there, its lap is not.
     all.leaves.get()[0] = leaf_of_row(5);
     // And somebody was faster in slot 1 than what it stored.
     all.leaves.get()[1] = 123.0F;
     all.take_over();
     CHECK(all.leaves.get()[0] == leaf_of_row(5));
-    CHECK(all.leaf_seq[0] == 8);
+    CHECK(all.has_folded(0));
+    CHECK(all.heap.seq_in(0) == 8);
     CHECK(all.leaves.get()[1] == leaf_of_row(6));
     CHECK(all.leaves.get()[2] == 777.0F);
     CHECK(all.leaves.get()[3] == leaf_of_row(4));

@@ -52,7 +52,7 @@ SegmentOptions in(const ScratchDirectory& scratch) {
 
 std::unique_ptr<ReplayBuffer> create(const ScratchDirectory& scratch, std::uint64_t capacity,
                                      bool prioritized = true, const std::string& name = "buffer") {
-    const RingShape shape{capacity, sizeof(Row), 64, prioritized, 0.6, 1e-4};
+    const RingShape shape{capacity, sizeof(Row), prioritized, 0.6, 1e-4};
     return ReplayBuffer::create({name, shape, 7, R"({"fields": []})", in(scratch)});
 }
 
@@ -146,10 +146,8 @@ class RawView {
             mmap(nullptr, bytes_, PROT_READ | PROT_WRITE, MAP_SHARED, buffer.data_descriptor(), 0);
         REQUIRE(memory != MAP_FAILED);
         base = static_cast<std::byte*>(memory);
-        const RingEntry& shape = header.ring[0];
-        counters = reinterpret_cast<RingCounters*>(base + shape.counters_offset);
-        ring = SlotRing(counters, reinterpret_cast<SlotMeta*>(base + shape.meta_offset),
-                        base + shape.records_offset, shape.capacity, shape.stride);
+        ring = SlotRing(base, header.ring[0]);
+        counters = &ring.counters();
         table = ProcessTable(base + header.process_table_offset);
         line = reinterpret_cast<SharedRoleLine*>(base + header.role_line_offset);
     }
@@ -494,7 +492,7 @@ TEST_CASE("a status that is half published is never returned for a whole one") {
 
 TEST_CASE("a buffer whose first priority has no leaf is refused") {
     const ScratchDirectory scratch;
-    const RingShape shape{8, 64, 64, true, 1.0, 1e39};
+    const RingShape shape{8, 64, true, 1.0, 1e39};
     CHECK_THROWS_WITH_AS((void)ReplayBuffer::create({"wide", shape, 1, "{}", in(scratch)}),
                          doctest::Contains("with alpha 1 and eps 1e+39"), InvalidArgument);
     CHECK(scratch.is_empty());
@@ -856,7 +854,7 @@ TEST_CASE("large batches, copied by several threads, beside one that adds") {
     const ScratchDirectory scratch;
     constexpr std::size_t words = 2048;
     constexpr std::size_t count = 400;  // 6.5 MB
-    const RingShape shape{64, words * 8, words * 8, true, 0.6, 1e-4};
+    const RingShape shape{64, words * 8, true, 0.6, 1e-4};
     const auto buffer = ReplayBuffer::create({"large", shape, 7, R"({"fields": []})", in(scratch)});
     const auto add_row = [&](std::uint64_t id) {
         static std::array<std::uint64_t, words> row;
@@ -1058,7 +1056,7 @@ TEST_CASE("a child that another thread forks while a buffer is created does not 
         while (step != 2) std::this_thread::yield();
     };
     std::thread creating([&] {
-        const RingShape shape{50, sizeof(Row), 64, true, 0.6, 1e-4};
+        const RingShape shape{50, sizeof(Row), true, 0.6, 1e-4};
         const auto buffer =
             ReplayBuffer::create({"buffer", shape, 7, R"({"fields": []})", options});
         add(*buffer, 1);

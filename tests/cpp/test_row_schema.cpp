@@ -25,15 +25,6 @@ TEST_CASE("fields keep their order and lie at multiples of their alignment") {
     CHECK(offsets(schema) == std::vector<std::size_t>{0, 24, 32, 40});
     CHECK(schema.fields()[1].name == "done");
     CHECK(schema.row_bytes() == 42);
-    CHECK(schema.stride() == 64);
-}
-
-TEST_CASE("a record is a multiple of 64 bytes, never 0") {
-    CHECK(Schema({{"a", 0, 1}}).stride() == 64);
-    CHECK(Schema({{"a", 1, 1}}).stride() == 64);
-    CHECK(Schema({{"a", 64, 1}}).stride() == 64);
-    CHECK(Schema({{"a", 65, 1}}).stride() == 128);
-    CHECK(Schema({{"a", 84 * 84 * 4, 1}}).stride() == 28224);
 }
 
 TEST_CASE("random schemas: no two fields overlap, no gap is larger than an alignment asks for") {
@@ -54,9 +45,6 @@ TEST_CASE("random schemas: no two fields overlap, no gap is larger than an align
             end = field.offset + field.bytes;
         }
         REQUIRE(schema.row_bytes() == end);
-        REQUIRE(schema.stride() >= end);
-        REQUIRE(schema.stride() % 64 == 0);
-        REQUIRE(schema.stride() < end + 65);
     }
 }
 

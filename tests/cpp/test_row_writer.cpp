@@ -75,7 +75,7 @@ std::unique_ptr<ReplayBuffer> create(const ScratchDirectory& scratch, std::uint6
                                      bool prioritized = true) {
     SegmentOptions options;
     options.directory = scratch.path();
-    const RingShape shape{capacity, sizeof(Step), stride, prioritized, 1.0, 0.0};
+    const RingShape shape{capacity, sizeof(Step), prioritized, 1.0, 0.0};
     return ReplayBuffer::create({"staged", shape, 7, R"({"fields": []})", options});
 }
 
@@ -266,7 +266,7 @@ TEST_CASE("a computed priority that is not finite is none, though its leaf would
     const ScratchDirectory scratch;
     SegmentOptions options;
     options.directory = scratch.path();
-    const RingShape shape{8, sizeof(Step), stride, true, 0.0, 0.0};
+    const RingShape shape{8, sizeof(Step), true, 0.0, 0.0};
     const auto buffer = ReplayBuffer::create({"staged", shape, 7, R"({"fields": []})", options});
     StagedRows staged(rule_of(1), 1);
     const double infinity = std::numeric_limits<double>::infinity();

@@ -241,8 +241,7 @@ TEST_CASE("damage after attach is told, and nothing outside is read or waited fo
 TEST_CASE("weights and replay buffers are not taken for one another") {
     const auto weights = make();
     CHECK_THROWS_AS((void)ReplayBuffer::attach(weights->name()), SegmentMismatch);
-    const auto buffer =
-        ReplayBuffer::create({generate_name(), {10, 40, 64, false, 0, 0}, 1, "", {}});
+    const auto buffer = ReplayBuffer::create({generate_name(), {10, 40, false, 0, 0}, 1, "", {}});
     CHECK_THROWS_AS((void)SharedWeights::attach(buffer->name()), SegmentMismatch);
 }
 

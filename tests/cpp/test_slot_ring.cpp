@@ -292,11 +292,11 @@ TEST_CASE("a claim that is overtaken by older seqs tries only so often") {
     HeapRing heap(1);
     HeapWriter writer(1);
     heap.counters->cursor = 100;
-    heap.meta[0].word = slot_word::claimed(2, 2, 0, true);
+    heap.ring.word(0) = slot_word::claimed(2, 2, 0, true);
     std::uint64_t asked = 0;
     const auto restless = [&](unsigned, std::uint64_t) {
         ++asked;
-        heap.meta[0].word = slot_word::claimed(2 + asked, 2 + unsigned(asked % 2), asked, true);
+        heap.ring.word(0) = slot_word::claimed(2 + asked, 2 + unsigned(asked % 2), asked, true);
         return true;
     };
     bool fresh = false;
@@ -527,7 +527,7 @@ TEST_CASE("the largest priority only rises") {
 TEST_CASE("an add that an error ends requests a recount") {
     HeapRing heap(8);
     HeapWriter writer(1);
-    heap.meta[3].word = slot_word::claimed(3, 2, 1, true);
+    heap.ring.word(3) = slot_word::claimed(3, 2, 1, true);
     const auto no_answer = [](unsigned, std::uint64_t) -> bool { throw std::runtime_error("no"); };
     CHECK_THROWS_AS(heap.ring.add(5, writer.writer(), no_answer,
                                   [](std::uint64_t, std::byte*) { return 1.0F; }),

@@ -20,6 +20,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from segment_places import HEADER_BYTES, OFFSETS, SEALED_BYTES, Places
 from watched_processes import BufferElsewhere, run_python
 
 import mpbuffer
@@ -35,15 +36,6 @@ from mpbuffer import (
 
 FIELDS = {"a": {"shape": 3}, "a_name_that_makes_the_description_long": {"dtype": "i8"}}
 ROW = {"a": [1, 2, 3], "a_name_that_makes_the_description_long": 4}
-
-# As cpp/core/format/header.hpp draws them.
-HEADER_BYTES = 4096
-SEALED_BYTES = 128 + 8 * 128 + 128
-OFFSETS = {"kind": 8, "major": 12, "signature": 16, "checksum": 24, "total_bytes": 32}
-OFFSETS |= {"description_bytes": 40, "process_table": 48, "role_line": 56}
-OFFSETS |= {"used": 128, "prioritized": 132, "capacity": 136, "row_bytes": 144, "stride": 152}
-OFFSETS |= {"alpha": 160, "eps": 168, "counters": 176, "meta": 184, "records": 208}
-RECORD_BYTES = 64 + 8 * 64
 
 both_classes = pytest.mark.parametrize("cls", [ReplayBuffer, PrioritizedReplayBuffer])
 
@@ -319,7 +311,8 @@ HEADERS = {
     "another process table": ("process_table", 64, "Q", ["damaged"]),
     "another role line": ("role_line", 2**64 - 64, "Q", ["damaged"]),
     "other counters": ("counters", 0, "Q", ["damaged"]),
-    "other words": ("meta", 2**40, "Q", ["damaged"]),
+    "other heads": ("heads", 2**40, "Q", ["damaged"]),
+    "heads that lap over": ("head_stride", 8, "Q", ["damaged"]),
     "other records": ("records", 4096, "Q", ["damaged"]),
 }
 
@@ -469,12 +462,15 @@ def write_noise(path, seed):
     with open(path, "r+b") as file:
         length = os.fstat(file.fileno()).st_size
         header = file.read(HEADER_BYTES)
-        (begin,) = struct.unpack_from("<Q", header, OFFSETS["process_table"])
-        (meta,) = struct.unpack_from("<Q", header, OFFSETS["meta"])
+        places = Places(header)
         for _ in range(400):
-            at = noise.randrange(begin, length - 8)
+            at = noise.randrange(places.process_table, length - 8)
             if noise.random() < 0.7:
-                at = noise.randrange(meta - 256, meta + 400)
+                slot = noise.randrange(10)
+                likely = [places.cursor + noise.randrange(256), places.word(slot), places.lap(slot)]
+                if places.leaves:
+                    likely.append(places.leaf(slot))
+                at = noise.choice(likely)
             file.seek(at & ~7)
             file.write(noise.choice([noise.randbytes(8), *kinds]))
 
@@ -737,15 +733,13 @@ def test_claims_when_the_lock_descriptor_is_gone(context):
     with ReplayBuffer(4, {"a": {}}, name="hostile.asks") as buffer:
         path = f"/dev/shm/mpbuffer-{os.getuid()}-hostile.asks"
         with open(path, "r+b") as file:
-            header = file.read(300)
-            (table,) = struct.unpack_from("<Q", header, OFFSETS["process_table"])
-            (meta,) = struct.unpack_from("<Q", header, OFFSETS["meta"])
+            places = Places(file.read(300))
             for slot in range(4):  # claims of process 9, which was there once
-                file.seek(meta + 16 * slot)
+                file.seek(places.word(slot))
                 file.write(struct.pack("<Q", (4 + slot) << 16 | 9 << 6 | 1 << 1))
-            file.seek(table)
+            file.seek(places.process_table)
             file.write(struct.pack("<Q", 9))
-            file.seek(table + 64 + 8 * RECORD_BYTES)
+            file.seek(places.process(9))
             file.write(struct.pack("<Q", 1))
         script = """
 import os
@@ -820,10 +814,10 @@ def test_a_child_finds_the_process_table_full(segment_file):
         inode = str(path.stat().st_ino)
         mapped = min(int(line[0].partition("-")[0], 16) for line in maps if line[4] == inode)
         with open(path, "r+b") as file:
-            (table,) = struct.unpack_from("<Q", file.read(300), OFFSETS["process_table"])
-            described = (os.getpid(), int(status[19]), *namespaces, mapped + table)
+            places = Places(file.read(300))
+            described = (os.getpid(), int(status[19]), *namespaces, mapped + places.process_table)
             for number in range(2, 1023):
-                file.seek(table + 64 + (number - 1) * RECORD_BYTES)
+                file.seek(places.process(number))
                 file.write(struct.pack("<6Q", 1, *described))
         with pytest.raises(ProcessTableFull, match="1022"):
             mpbuffer.attach(buffer.name)

@@ -71,7 +71,7 @@ Schema lay_out(BufferState& state, const Fields& fields, bool strict,
         state.rules[i].offset = schema.fields()[i].offset;
     }
     if (nstep) {
-        NstepPlan plan = plan_nstep(state.rules, schema.stride(), &*nstep);
+        NstepPlan plan = plan_nstep(state.rules, schema.row_bytes(), &*nstep);
         state.steps = std::make_unique<StagedRows>(std::move(plan.rule), 1);
         state.computed = plan.computed;
         state.nstep = nstep;
@@ -104,7 +104,7 @@ void create(py::handle self, const std::string& name, std::uint64_t size, const 
     require_unopened(self);
     auto state = std::make_unique<BufferState>();
     const Schema schema = lay_out(*state, fields, strict, nstep);
-    const RingShape shape{size, schema.row_bytes(), schema.stride(), prioritized, alpha, eps};
+    const RingShape shape{size, schema.row_bytes(), prioritized, alpha, eps};
     SegmentOptions options;
     options.interleave_nodes = interleave_nodes;
     options.nameless = nameless;
@@ -126,12 +126,12 @@ std::uint64_t largest_size(const Fields& fields, bool prioritized, const std::st
     const auto free = static_cast<double>(largest_room(nameless ? "" : SegmentOptions().directory));
     const double room = std::min(share * free, largest_segment);
     const auto fits = [&](std::uint64_t size) {
-        const RingShape shape{size, schema.row_bytes(), schema.stride(), prioritized, 0.0, 0.0};
+        const RingShape shape{size, schema.row_bytes(), prioritized, 0.0, 0.0};
         return static_cast<double>(plan_segment(shape, description, 0).total_bytes) <= room;
     };
     std::uint64_t least = 0;
     std::uint64_t beyond =
-        static_cast<std::uint64_t>(room) / (schema.stride() + sizeof(std::uint64_t)) + 1;
+        static_cast<std::uint64_t>(room) / record_layout(schema.row_bytes()).stride + 1;
     while (beyond - least > 1) {
         const std::uint64_t middle = least + (beyond - least) / 2;
         (fits(middle) ? least : beyond) = middle;
@@ -153,7 +153,7 @@ void set_fields(BufferState& state, const Fields& fields, bool strict,
                 const std::optional<NstepNames>& nstep) {
     const Schema schema = lay_out(state, fields, strict, nstep);
     const RingEntry& shape = state.core->shape();
-    if (schema.row_bytes() != shape.row_bytes || schema.stride() != shape.stride) {
+    if (schema.row_bytes() != shape.row_bytes) {
         throw SegmentMismatch("cannot attach '" + state.core->name() +
                               "': its fields make rows of " + std::to_string(schema.row_bytes()) +
                               " bytes, its header says " + std::to_string(shape.row_bytes));

@@ -34,7 +34,7 @@ namespace mpbuffer {
     X(role_taken)                                               \
     X(take_over_slot)                                           \
     X(leaf_stored)                                              \
-    X(leaf_seq_stored)                                          \
+    X(lap_stored)                                               \
     X(fold_to_refresh)                                          \
     X(update_looked_at)                                         \
     X(update_leaf_stored)                                       \

@@ -55,9 +55,7 @@ ReplayBuffer::ReplayBuffer(SharedSegment segment, const SegmentHeader& header,
                            std::string description)
     : Attachable(std::move(segment), header, std::move(description), RoleKind::learner),
       local_(std::make_unique<Local>(capacity())) {
-    const RingEntry& ring = shape();
-    ring_ = SlotRing(at<RingCounters>(ring.counters_offset), at<SlotMeta>(ring.meta_offset),
-                     at<std::byte>(ring.records_offset), ring.capacity, ring.stride);
+    ring_ = SlotRing(at<std::byte>(0), shape());
 }
 
 ReplayBuffer::~ReplayBuffer() {

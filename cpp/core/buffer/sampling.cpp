@@ -93,13 +93,12 @@ Learner& ReplayBuffer::learner() {
     try {
         const RingEntry& ring = shape();
         if (!local_->learner_memory) {
-            local_->learner_memory = std::make_unique<LearnerMemory>(ring.capacity);
+            local_->learner_memory = std::make_unique<LearnerMemory>();
         }
         // Before the ring is read: rows that the take-over does not find are told of.
         local_->own_rows.store(&local_->learner_memory->own_rows, std::memory_order_release);
         local_->learner =
-            std::make_unique<Learner>(ring_, at<std::atomic<std::uint64_t>>(ring.leaf_seq_offset),
-                                      at<float>(ring.leaf_offset), role_, priority_rule(),
+            std::make_unique<Learner>(ring_, at<float>(ring.leaf_offset), role_, priority_rule(),
                                       ring.row_bytes, *local_->learner_memory);
     } catch (...) {
         local_->own_rows.store(nullptr, std::memory_order_relaxed);

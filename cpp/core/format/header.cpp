@@ -60,8 +60,8 @@ std::uint64_t signature_of(SegmentKind kind) {
     }
     return signature_of({sizeof(RingEntry), sizeof(RingCounters),
                          offsetof(RingCounters, clear_before), offsetof(RingCounters, filled),
-                         offsetof(RingCounters, max_priority), sizeof(SlotMeta),
-                         offsetof(SlotMeta, leaf_in), record_alignment, slot_word::seq_bits,
+                         offsetof(RingCounters, max_priority), sizeof(SlotHead),
+                         offsetof(SlotHead, leaf_in), offsetof(SlotHead, lap), slot_word::seq_bits,
                          slot_word::owner_bits, slot_word::epoch_bits});
 }
 
@@ -125,25 +125,31 @@ SegmentHeader place_everything(const RingShape& shape, std::uint64_t description
     ring.prioritized = shape.prioritized ? 1 : 0;
     ring.capacity = shape.capacity;
     ring.row_bytes = shape.row_bytes;
-    ring.stride = shape.stride;
     ring.alpha = shape.alpha;
     ring.eps = shape.eps;
     ring.counters_offset = planner.place(sizeof(RingCounters), 64);
-    ring.meta_offset = planner.place(shape.capacity * sizeof(SlotMeta), 64);
+    const RecordLayout layout = record_layout(shape.row_bytes);
+    ring.stride = layout.stride;
+    ring.head_stride = layout.head_stride;
+    if (!layout.heads_inside) {
+        ring.heads_offset = planner.place(shape.capacity * sizeof(SlotHead), 64);
+    }
     if (shape.prioritized) {
-        ring.leaf_seq_offset = planner.place(shape.capacity * sizeof(std::uint64_t), 64);
         ring.leaf_offset = planner.place(padded_leaves(shape.capacity) * sizeof(float), 64);
     }
-    ring.records_offset = planner.place(shape.capacity * shape.stride, 4096);
+    ring.records_offset = planner.place(shape.capacity * layout.stride, 4096);
+    if (layout.heads_inside) {
+        ring.heads_offset = ring.records_offset;
+        ring.records_offset += sizeof(SlotHead);
+    }
     header.total_bytes = align_up(planner.end(), 4096);
     return header;
 }
 
 bool plausible(const RingShape& shape, std::uint64_t description_bytes) {
-    return shape.capacity >= 1 && shape.capacity <= max_capacity && shape.stride >= 1 &&
-           shape.stride <= max_segment_bytes && shape.row_bytes <= shape.stride &&
-           shape.stride % record_alignment == 0 && description_bytes <= max_description_bytes &&
-           shape.capacity <= max_segment_bytes / (shape.stride + 32);
+    return shape.capacity >= 1 && shape.capacity <= max_capacity &&
+           shape.row_bytes <= max_segment_bytes && description_bytes <= max_description_bytes &&
+           shape.capacity <= max_segment_bytes / (record_layout(shape.row_bytes).stride + 32);
 }
 
 bool plausible(const WeightsShape& shape, std::uint64_t description_bytes) {
@@ -160,8 +166,8 @@ std::optional<SegmentHeader> expected_header(const SegmentHeader& header) {
         return place_everything(shape, header.description_bytes);
     }
     const RingEntry& ring = header.ring[0];
-    const RingShape shape{ring.capacity,         ring.row_bytes, ring.stride,
-                          ring.prioritized != 0, ring.alpha,     ring.eps};
+    const RingShape shape{ring.capacity, ring.row_bytes, ring.prioritized != 0, ring.alpha,
+                          ring.eps};
     if (!plausible(shape, header.description_bytes) || ring.used != 1 || ring.prioritized > 1 ||
         !std::isfinite(ring.alpha) || !std::isfinite(ring.eps) || ring.alpha < 0 || ring.eps < 0) {
         return std::nullopt;
@@ -196,7 +202,7 @@ SegmentHeader plan_segment(const RingShape& shape, const std::string& descriptio
                            std::uint64_t seed) {
     if (!plausible(shape, description.size())) {
         throw InvalidArgument("cannot plan a segment of " + std::to_string(shape.capacity) +
-                              " rows of " + std::to_string(shape.stride) +
+                              " rows of " + std::to_string(shape.row_bytes) +
                               " bytes: at least 1 row and at most 2^46 bytes are possible");
     }
     SegmentHeader header = place_everything(shape, description.size());

@@ -5,9 +5,10 @@
 //   (64-aligned) process table          1022 records
 //                role line              who is the learner, and what it last published
 //                ring counters          cursor, clear_before, filled, max_priority
-//                slot words             16 bytes a slot
-//                leaf seqs, leaves      8 + 4 bytes a slot, of a prioritized ring only
-//   (4096-al.)   row records            stride bytes a slot
+//                slot heads             16 bytes a slot, if rows are large
+//                leaves                 4 bytes a slot, of a prioritized ring only
+//   (4096-al.)   records                stride bytes a slot: the row, behind its head if it is
+//   small
 //
 // A segment of weights (shared_weights.hpp) has, from the ring counters on:
 //
@@ -45,7 +46,7 @@ constexpr FormatVersion weights_format = {1, 0};
 
 // Raised by a build that uses the same layout in a way that earlier ones do not understand, while
 // its format is not released.
-constexpr std::uint64_t protocol_revision = 4;
+constexpr std::uint64_t protocol_revision = 5;
 constexpr std::size_t header_bytes = 4096;
 constexpr unsigned max_ring_entries = 8;
 
@@ -58,10 +59,10 @@ struct RingEntry {
     double alpha;
     double eps;
     std::uint64_t counters_offset;
-    std::uint64_t meta_offset;  // slot words
-    std::uint64_t leaf_seq_offset;
+    std::uint64_t heads_offset;  // SlotHead of slot 0
+    std::uint64_t head_stride;
     std::uint64_t leaf_offset;
-    std::uint64_t records_offset;
+    std::uint64_t records_offset;  // the row of slot 0
     std::uint64_t reserved[5];
 };
 static_assert(sizeof(RingEntry) == 128);
@@ -100,7 +101,6 @@ static_assert(sizeof(SegmentHeader) <= header_bytes);
 struct RingShape {
     std::uint64_t capacity;
     std::uint64_t row_bytes;
-    std::uint64_t stride;
     bool prioritized;
     double alpha;
     double eps;

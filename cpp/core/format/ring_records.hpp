@@ -45,16 +45,39 @@ struct RingCounters {
 static_assert(sizeof(RingCounters) == 256);
 static_assert(std::atomic<double>::is_always_lock_free);
 
-struct SlotMeta {
+// What a slot has beside its row. In front of the row where rows are small, so that what a row
+// costs is one cache line and not three.
+struct SlotHead {
     std::atomic<std::uint64_t> word;
     std::atomic<float> leaf_in;  // the leaf that the row's writer computed; 0 in a uniform buffer
-    std::uint32_t spare;
+    // seq / capacity, modulo 2^32, of the row whose leaf is the slot's in the tree. The learner's.
+    std::atomic<std::uint32_t> lap;
 };
-static_assert(sizeof(SlotMeta) == 16, "four slots a cache line");
+static_assert(sizeof(SlotHead) == 16);
 static_assert(std::atomic<std::uint64_t>::is_always_lock_free);
 static_assert(std::atomic<float>::is_always_lock_free);
 
-constexpr std::size_t record_alignment = 64;
+// How the heads and the rows of a ring lie.
+struct RecordLayout {
+    std::uint64_t stride;       // from one row to the next
+    std::uint64_t head_stride;  // from one head to the next
+    bool heads_inside;          // each head in front of its row; else all heads together
+};
+
+// Up to this size of a row, its head's line is read with it at no cost.
+constexpr std::uint64_t largest_row_behind_its_head = 256;
+
+// A row of 48 bytes and its head fill a cache line. Smaller ones never lie across two; larger ones
+// may, rather than take half a line more.
+constexpr RecordLayout record_layout(std::uint64_t row_bytes) {
+    if (row_bytes > largest_row_behind_its_head) {
+        return {(row_bytes + 63) / 64 * 64, sizeof(SlotHead), false};
+    }
+    const std::uint64_t bytes = sizeof(SlotHead) + row_bytes;
+    const std::uint64_t stride = bytes <= 32 ? 32 : bytes <= 64 ? 64 : (bytes + 15) / 16 * 16;
+    return {stride, stride, true};
+}
+static_assert(record_layout(44).stride == 64 && record_layout(48).stride == 64);
 
 // Leaves lie in groups of a cache line; those beyond the capacity stay 0.
 constexpr std::uint64_t leaves_per_group = 16;

@@ -35,9 +35,4 @@ Schema::Schema(std::vector<Field> fields) : fields_(std::move(fields)) {
     }
 }
 
-std::size_t Schema::stride() const {
-    const std::size_t bytes = std::max<std::size_t>(row_bytes_, 1);
-    return (bytes + record_alignment - 1) / record_alignment * record_alignment;
-}
-
 }  // namespace mpbuffer

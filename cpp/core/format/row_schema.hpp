@@ -23,10 +23,8 @@ class Schema {
     explicit Schema(std::vector<Field> fields);
 
     const std::vector<Field>& fields() const { return fields_; }
-    std::size_t row_bytes() const {
-        return row_bytes_;
-    }  // without the padding behind the last field
-    std::size_t stride() const;  // from one record to the next
+    // Without padding behind the last field.
+    std::size_t row_bytes() const { return row_bytes_; }
 
   private:
     std::vector<Field> fields_;

@@ -30,12 +30,9 @@ class RingInspector {
           capacity_(ring_.capacity),
           processes_(file.data() + report.header.process_table_offset),
           counters_(*file.at<RingCounters>(ring_.counters_offset)),
-          meta_(file.at<SlotMeta>(ring_.meta_offset)),
+          heads_(file.at<std::byte>(ring_.heads_offset)),
           line_(*file.at<SharedRoleLine>(report.header.role_line_offset)) {
-        if (ring_.prioritized != 0) {
-            leaf_seq_ = file.at<std::atomic<std::uint64_t>>(ring_.leaf_seq_offset);
-            leaf_ = file.at<float>(ring_.leaf_offset);
-        }
+        if (ring_.prioritized != 0) leaf_ = file.at<float>(ring_.leaf_offset);
     }
 
     void take_figures() {
@@ -187,7 +184,7 @@ class RingInspector {
         report_.rows = report_.claims = report_.abandoned_claims = 0;
         const std::uint64_t cleared = counters_.clear_before.load(std::memory_order_acquire);
         for (std::uint64_t slot = 0; slot < capacity_; ++slot) {
-            const std::uint64_t word = meta_[slot].word.load(std::memory_order_acquire);
+            const std::uint64_t word = head(slot).word.load(std::memory_order_acquire);
             if (!slot_word::is_committed(word)) {
                 ++(is_dead(word) ? report_.abandoned_claims : report_.claims);
             } else if (word != 0 && slot_word::seq(word) >= cleared) {
@@ -248,21 +245,20 @@ class RingInspector {
     }
 
     // Empty if all is well, or in motion. What only grows is read in such an order that motion
-    // cannot look like damage: a leaf's seq before the slot's word before the position.
+    // cannot look like damage: a leaf's lap before the slot's word before the position.
     std::string suspicion_of(std::uint64_t slot) const {
-        const std::uint64_t leaf_seq =
-            leaf_seq_ == nullptr ? 0 : leaf_seq_[slot].load(std::memory_order_acquire);
+        const SlotHead& head = this->head(slot);
+        const std::uint32_t lap = head.lap.load(std::memory_order_acquire);
         const float leaf = leaf_ == nullptr ? 0 : leaf_at(slot);
-        const SlotMeta& meta = meta_[slot];
-        const std::uint64_t word = meta.word.load(std::memory_order_acquire);
-        const float leaf_in = meta.leaf_in.load(std::memory_order_relaxed);
+        const std::uint64_t word = head.word.load(std::memory_order_acquire);
+        const float leaf_in = head.leaf_in.load(std::memory_order_relaxed);
         acquire_fence();
-        const bool word_rests = meta.word.load(std::memory_order_relaxed) == word;
+        const bool word_rests = head.word.load(std::memory_order_relaxed) == word;
         const std::uint64_t cleared = counters_.clear_before.load(std::memory_order_acquire);
         const std::uint64_t position = counters_.cursor.load(std::memory_order_acquire);
 
         std::string why = suspicion_of_word(slot, word, position);
-        if (!why.empty() || leaf_seq_ == nullptr) return why;
+        if (!why.empty() || leaf_ == nullptr) return why;
 
         const std::uint64_t seq = slot_word::seq(word);
         const bool committed = slot_word::is_committed(word) && seq != 0 && seq >= cleared;
@@ -273,16 +269,13 @@ class RingInspector {
         if (!(std::isfinite(leaf) && leaf >= 0)) {
             return "its leaf is " + text_of(double{leaf}) + ", expected a finite number, or 0";
         }
-        if (leaf_seq != 0 && leaf_seq % capacity_ != slot) {
-            return "its leaf is of row " + text_of(leaf_seq) + ", which belongs to slot " +
-                   text_of(leaf_seq % capacity_);
+        const auto lap_of_row = static_cast<std::uint32_t>(seq / capacity_);
+        if (lap != 0 && static_cast<std::int32_t>(lap - lap_of_row) > 0) {
+            return "its leaf is of a row of lap " + text_of(std::uint64_t{lap}) +
+                   ", the slot has only come to lap " + text_of(std::uint64_t{lap_of_row});
         }
-        if (leaf_seq > seq) {
-            return "its leaf is of row " + text_of(leaf_seq) + ", the slot has only come to row " +
-                   text_of(seq);
-        }
-        const bool leaf_rests = leaf_seq_[slot].load(std::memory_order_acquire) == leaf_seq;
-        if (committed && word_rests && leaf_rests && leaf_seq == seq &&
+        const bool leaf_rests = head.lap.load(std::memory_order_acquire) == lap;
+        if (committed && word_rests && leaf_rests && lap == lap_of_row &&
             !is_leaf(leaf, ring_.alpha, ring_.eps)) {
             return "its row " + text_of(seq) + " has leaf " + text_of(double{leaf}) +
                    ", expected " + leaf_expected();
@@ -318,6 +311,10 @@ class RingInspector {
         return is_leaf(0, ring_.alpha, ring_.eps) ? "0 or a positive float" : "a positive float";
     }
 
+    const SlotHead& head(std::uint64_t slot) const {
+        return *reinterpret_cast<const SlotHead*>(heads_ + slot * ring_.head_stride);
+    }
+
     float leaf_at(std::uint64_t slot) const {
         return std::atomic_ref<float>(leaf_[slot]).load(std::memory_order_relaxed);
     }
@@ -329,9 +326,8 @@ class RingInspector {
     std::uint64_t capacity_;
     ProcessTable processes_;
     const RingCounters& counters_;
-    const SlotMeta* meta_;
+    const std::byte* heads_;
     const SharedRoleLine& line_;
-    const std::atomic<std::uint64_t>* leaf_seq_ = nullptr;
     float* leaf_ = nullptr;
     std::array<std::array<std::optional<bool>, 1u << slot_word::epoch_bits>,
                1u << slot_word::owner_bits>

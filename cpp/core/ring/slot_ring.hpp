@@ -29,6 +29,7 @@
 
 #include "base/shared_copy.hpp"
 #include "base/stop_points.hpp"
+#include "format/header.hpp"
 #include "format/ring_records.hpp"
 #include "format/slot_word.hpp"
 #include "ring/own_rows.hpp"
@@ -57,13 +58,19 @@ class SlotRing {
     static constexpr std::uint64_t rows_per_claim = 16;
 
     SlotRing() = default;
-    SlotRing(RingCounters* counters, SlotMeta* meta, std::byte* records, std::uint64_t capacity,
-             std::size_t stride)
+    // The rows lie `layout.stride` bytes apart from `rows` on, the heads accordingly from `heads`.
+    SlotRing(RingCounters* counters, std::byte* heads, std::byte* rows, std::uint64_t capacity,
+             const RecordLayout& layout)
         : counters_(counters),
-          meta_(meta),
-          records_(records),
+          heads_(heads),
+          rows_(rows),
           capacity_(capacity),
-          stride_(stride) {}
+          stride_(layout.stride),
+          head_stride_(layout.head_stride) {}
+    SlotRing(std::byte* segment, const RingEntry& ring)
+        : SlotRing(reinterpret_cast<RingCounters*>(segment + ring.counters_offset),
+                   segment + ring.heads_offset, segment + ring.records_offset, ring.capacity,
+                   record_layout(ring.row_bytes)) {}
 
     // Makes zero-filled memory an empty ring. Positions start at capacity, so that seq 0 means
     // "never written".
@@ -75,16 +82,26 @@ class SlotRing {
 
     std::uint64_t capacity() const { return capacity_; }
     RingCounters& counters() const { return *counters_; }
-    std::byte* record(std::uint64_t slot) const { return records_ + slot * stride_; }
-    std::atomic<std::uint64_t>& word(std::uint64_t slot) const { return meta_[slot].word; }
-    // Asks for the slot's word and the first lines of its row. Forced inline: the compiler takes a
-    // function that only prefetches for one without effect, and drops its calls.
+    // The row alone: its head is in front of it or elsewhere.
+    std::byte* record(std::uint64_t slot) const { return rows_ + slot * stride_; }
+    SlotHead& head(std::uint64_t slot) const {
+        return *reinterpret_cast<SlotHead*>(heads_ + slot * head_stride_);
+    }
+    std::atomic<std::uint64_t>& word(std::uint64_t slot) const { return head(slot).word; }
+    // Asks for the slot's head, and for the first lines of its row. Forced inline: the compiler
+    // takes a function that only prefetches for one without effect, and drops its calls.
+    [[gnu::always_inline]] void prefetch_head(std::uint64_t slot) const {
+        __builtin_prefetch(&head(slot));
+    }
     [[gnu::always_inline]] void prefetch(std::uint64_t slot, std::size_t row_bytes) const {
-        __builtin_prefetch(&meta_[slot]);
+        prefetch_head(slot);
         const std::byte* row = record(slot);
-        for (std::size_t at = 0; at < std::min<std::size_t>(row_bytes, 256); at += 64) {
+        const std::size_t bytes = std::min<std::size_t>(row_bytes, 256);
+        for (std::size_t at = 64 - reinterpret_cast<std::uintptr_t>(row) % 64; at < bytes;
+             at += 64) {
             __builtin_prefetch(row + at);
         }
+        if (head_stride_ != stride_) __builtin_prefetch(row);
     }
 
     std::uint64_t clear_before() const {
@@ -191,7 +208,7 @@ class SlotRing {
     bool read_leaf_in(std::uint64_t slot, std::uint64_t want, float& leaf) const {
         const std::uint64_t expected = slot_word::committed(want);
         if (word(slot).load(std::memory_order_acquire) != expected) return false;  // R1
-        leaf = meta_[slot].leaf_in.load(std::memory_order_relaxed);
+        leaf = head(slot).leaf_in.load(std::memory_order_relaxed);
         stop_point(StopPoint::row_copied);
         return unchanged(word(slot), expected);  // R2
     }
@@ -267,7 +284,7 @@ class SlotRing {
     }
 
     void commit(std::uint64_t slot, std::uint64_t seq, float leaf) {
-        meta_[slot].leaf_in.store(leaf, std::memory_order_relaxed);
+        head(slot).leaf_in.store(leaf, std::memory_order_relaxed);
         stop_point(StopPoint::leaf_in_stored);
         word(slot).store(slot_word::committed(seq), std::memory_order_release);  // W2
         stop_point(StopPoint::row_committed, seq);
@@ -300,10 +317,11 @@ class SlotRing {
     }
 
     RingCounters* counters_ = nullptr;
-    SlotMeta* meta_ = nullptr;
-    std::byte* records_ = nullptr;
+    std::byte* heads_ = nullptr;
+    std::byte* rows_ = nullptr;
     std::uint64_t capacity_ = 0;
-    std::size_t stride_ = 0;
+    std::uint64_t stride_ = 0;
+    std::uint64_t head_stride_ = 0;
 };
 
 }  // namespace mpbuffer

@@ -21,19 +21,21 @@ constexpr auto patience = std::chrono::milliseconds(500);
 // can cause who does not overwrite the whole buffer while a row is being copied.
 constexpr std::uint64_t redraws_beside_count = 10'000;
 
+// How far ahead of a pass over slots their heads are asked for.
+constexpr std::uint64_t heads_ahead = 24;
+
 }  // namespace
 
-Learner::Learner(SlotRing ring, std::atomic<std::uint64_t>* leaf_seq, float* leaves, Role& role,
-                 PriorityRule rule, std::size_t row_bytes, LearnerMemory& memory)
+Learner::Learner(SlotRing ring, float* leaves, Role& role, PriorityRule rule, std::size_t row_bytes,
+                 LearnerMemory& memory)
     : ring_(ring),
-      leaf_seq_(leaf_seq),
       role_(role),
       rule_(rule),
       row_bytes_(row_bytes),
       nodes_(SumTree::bytes_required(ring.capacity())),
       tree_(leaves, ring.capacity(), nodes_.data()),
-      last_sampled_(memory.last_sampled),
-      own_rows_(memory.own_rows) {
+      memory_(memory),
+      laps_(ring.capacity()) {
     take_over();
 }
 
@@ -43,11 +45,12 @@ void Learner::take_over() {
     // First: whatever is claimed after this look is left to the next fold.
     const auto [cleared, position] = ring_.bounds();
     cleared_ = cleared;
-    folded_ = position;
+    move_to(position);
     std::uint64_t sampleable = 0;
     const std::uint64_t lap = position - position % capacity;
     for (std::uint64_t slot = 0; slot < capacity; ++slot) {
         stop_point(StopPoint::take_over_slot);
+        ring_.prefetch_head(std::min(slot + heads_ahead, capacity - 1));
         const std::uint64_t word = ring_.word(slot).load(std::memory_order_acquire);
         const std::uint64_t seq = slot_word::seq(word);
         const bool present = slot_word::is_committed(word) && seq >= cleared_ &&
@@ -65,9 +68,24 @@ void Learner::take_over() {
     tree_.rebuild();
 }
 
-bool Learner::is_folded(std::uint64_t slot, std::uint64_t seq) const {
-    return leaf_seq_[slot].load(std::memory_order_relaxed) == seq &&
+void Learner::move_to(std::uint64_t position) {
+    folded_ = position;
+    laps_.move_to(position);
+}
+
+// The seq of the row whose leaf is in the tree; before a first one, one of lap 0, which is no
+// row's.
+std::uint64_t Learner::seq_in_tree(std::uint64_t slot) const {
+    return laps_.seq(slot, ring_.head(slot).lap.load(std::memory_order_relaxed));
+}
+
+inline bool Learner::is_folded(std::uint64_t slot, std::uint32_t lap) const {
+    return ring_.head(slot).lap.load(std::memory_order_relaxed) == lap &&
            rule_.is_leaf(tree_.leaf(slot));
+}
+
+bool Learner::is_folded(std::uint64_t slot, std::uint64_t seq) const {
+    return is_folded(slot, laps_.of(seq));
 }
 
 inline void Learner::store_leaf(std::uint64_t slot, float leaf, std::uint64_t& sampleable) {
@@ -77,25 +95,26 @@ inline void Learner::store_leaf(std::uint64_t slot, float leaf, std::uint64_t& s
 }
 
 // Takes the leaf that came with row `seq`; false if the row is not there (any more).
-inline bool Learner::fold_row(std::uint64_t slot, std::uint64_t seq, std::uint64_t& sampleable) {
+inline bool Learner::fold_row(std::uint64_t slot, std::uint64_t seq, std::uint32_t lap,
+                              std::uint64_t& sampleable) {
     float leaf = 0;
     if (!ring_.read_leaf_in(slot, seq, leaf)) return false;
     if (!rule_.is_leaf(leaf)) [[unlikely]]
         leaf = rule_.leaf(ring_.max_priority());
     store_leaf(slot, leaf, sampleable);
     stop_point(StopPoint::leaf_stored);
-    leaf_seq_[slot].store(seq, std::memory_order_release);  // L1
-    stop_point(StopPoint::leaf_seq_stored);
+    ring_.head(slot).lap.store(lap, std::memory_order_release);  // L1
+    stop_point(StopPoint::lap_stored);
     return true;
 }
 
 bool Learner::fold_row(std::uint64_t slot, std::uint64_t seq) {
-    return fold_row(slot, seq, sampleable_);
+    return fold_row(slot, seq, laps_.of(seq), sampleable_);
 }
 
 // Whether the row is this handle's own, and no index that was sampled in its slot can mean another.
 bool Learner::own_row(std::uint64_t slot, std::uint64_t seq) const {
-    return last_sampled_[slot] == 0 && own_rows_.has(seq);
+    return memory_.recent.seq_in(slot) == 0 && memory_.own_rows.has(seq);
 }
 
 void Learner::store_leaf(std::uint64_t slot, float leaf) { store_leaf(slot, leaf, sampleable_); }
@@ -112,8 +131,8 @@ void Learner::fold() {
     const std::uint64_t oldest = position - std::min(position, capacity);
     const std::uint64_t first = std::max({folded_, oldest, cleared_});
     if (first < position) fold_range(first, position);
-    folded_ = std::max(position, folded_);
-    own_rows_.forget_before(folded_);
+    move_to(std::max(position, folded_));
+    memory_.own_rows.forget_before(folded_);
     if (!pending_.empty()) recheck_pending();
     role_.store_figures(figures());
 }
@@ -123,10 +142,14 @@ void Learner::fold_range(std::uint64_t first, std::uint64_t last) {
     let_others_scan(last - first);
     const std::uint64_t capacity = ring_.capacity();
     const std::uint64_t first_slot = first % capacity;
+    auto lap = static_cast<std::uint32_t>(first / capacity);
     std::uint64_t slot = first_slot;
+    std::uint64_t ahead = (first_slot + heads_ahead) % capacity;
     std::uint64_t sampleable = sampleable_;
     for (std::uint64_t seq = first; seq < last; ++seq) {
-        if (!is_folded(slot, seq) && !fold_row(slot, seq, sampleable)) [[unlikely]] {
+        ring_.prefetch_head(ahead);
+        if (++ahead == capacity) ahead = 0;
+        if (!is_folded(slot, lap) && !fold_row(slot, seq, lap, sampleable)) [[unlikely]] {
             const std::uint64_t word = ring_.word(slot).load(std::memory_order_acquire);
             // A later claim is left to the fold that reaches it.
             if (slot_word::seq(word) <= seq) {
@@ -135,7 +158,10 @@ void Learner::fold_range(std::uint64_t first, std::uint64_t last) {
                 mark_pending(slot, seq);
             }
         }
-        if (++slot == capacity) slot = 0;
+        if (++slot == capacity) {
+            slot = 0;
+            ++lap;
+        }
     }
     sampleable_ = sampleable;
     stop_point(StopPoint::fold_to_refresh);
@@ -154,7 +180,8 @@ void Learner::fold_range(std::uint64_t first, std::uint64_t last) {
 void Learner::fold_clear(std::uint64_t cleared) {
     let_others_scan(ring_.capacity());
     for (std::uint64_t slot = 0; slot < ring_.capacity(); ++slot) {
-        if (leaf_seq_[slot].load(std::memory_order_relaxed) < cleared) store_leaf(slot, 0);
+        ring_.prefetch_head(std::min(slot + heads_ahead, ring_.capacity() - 1));
+        if (seq_in_tree(slot) < cleared) store_leaf(slot, 0);
     }
     tree_.rebuild();
     std::erase_if(pending_, [cleared](const auto& each) { return each.second < cleared; });
@@ -222,6 +249,7 @@ void Learner::draw(std::size_t count, Generator& generator, Draws& draws) {
     draws.slots.resize(count);
     draws.seqs.resize(count);
     draws.leaves.resize(count);
+    memory_.recent.reserve(count);
     draws.cleared = cleared_;
     draws.least = tree_.least();
     for (std::size_t i = 0; i < count; ++i) {
@@ -229,10 +257,6 @@ void Learner::draw(std::size_t count, Generator& generator, Draws& draws) {
     }
     tree_.find_prefix_sums(draws.masses.data(), draws.slots.data(), count);
     draws_ += count;
-    for (std::size_t i = 0; i < count; ++i) {
-        __builtin_prefetch(&leaf_seq_[draws.slots[i]]);
-        __builtin_prefetch(&last_sampled_[draws.slots[i]], 1);
-    }
     prefetch_rows(ring_, row_bytes_, draws);
     for (std::size_t i = 0; i < count; ++i) look_up(i, draws);
 }
@@ -241,7 +265,7 @@ void Learner::draw(std::size_t count, Generator& generator, Draws& draws) {
 void Learner::look_up(std::size_t i, Draws& draws) const {
     const std::uint64_t slot = draws.slots[i];
     draws.leaves[i] = tree_.leaf(slot);
-    draws.seqs[i] = draws.leaves[i] > 0 ? leaf_seq_[slot].load(std::memory_order_relaxed) : 0;
+    draws.seqs[i] = draws.leaves[i] > 0 ? seq_in_tree(slot) : 0;
 }
 
 void Learner::finish(double beta, Generator& generator, Draws& draws, const SampleTarget& target) {
@@ -266,7 +290,7 @@ void Learner::finish(double beta, Generator& generator, Draws& draws, const Samp
         draws.missed.erase(still_missed, draws.missed.end());
         at_once = copied * 8 < at_once ? at_once / 2 : at_once * 2;
     }
-    for (std::size_t i = 0; i < count; ++i) last_sampled_[draws.slots[i]] = draws.seqs[i];
+    memory_.recent.remember(draws.slots, draws.seqs);
     importance_weights(draws.leaves.data(), count, draws.least, beta, target.weights);
     role_.store_figures(figures());
 }
@@ -298,10 +322,7 @@ void Learner::draw_again(std::span<const std::size_t> places, Generator& generat
     touched_.reserve(places.size());
     for (const std::size_t place : places) {
         const std::uint64_t slot = draws.slots[place];
-        if (!(tree_.leaf(slot) > 0) ||
-            leaf_seq_[slot].load(std::memory_order_relaxed) != draws.seqs[place]) {
-            continue;
-        }
+        if (!(tree_.leaf(slot) > 0) || seq_in_tree(slot) != draws.seqs[place]) continue;
         mark_pending(slot, slot_word::seq(ring_.word(slot).load(std::memory_order_acquire)));
         touched_.push_back(slot);
     }
@@ -339,13 +360,14 @@ std::uint64_t Learner::update(std::span<const std::int64_t> slots,
     for (std::size_t i = 0; i < slots.size(); ++i) {
         const auto slot = static_cast<std::uint64_t>(slots[i]);
         std::uint64_t meant = generations.empty() ? 0 : generations[i];
-        if (meant == 0) meant = last_sampled_[slot];
+        if (meant == 0) meant = memory_.recent.seq_in(slot);
         if (meant == 0) meant = generation(slot);
         // The slot word tells of rows overwritten since the last fold; relaxed: nothing is read by
         // it.
         const bool there =
             ring_.word(slot).load(std::memory_order_relaxed) == slot_word::committed(meant);
-        const bool in_tree = leaf_seq_[slot].load(std::memory_order_relaxed) == meant;
+        const bool in_tree =
+            ring_.head(slot).lap.load(std::memory_order_relaxed) == laps_.of(meant);
         if (!there || meant < cleared ||
             !(in_tree || (own_row(slot, meant) && fold_row(slot, meant)))) {
             ++stale;
@@ -371,7 +393,7 @@ std::uint64_t Learner::update(std::span<const std::int64_t> slots,
 std::uint64_t Learner::generation(std::uint64_t slot) const {
     const std::uint64_t word = ring_.word(slot).load(std::memory_order_relaxed);
     const std::uint64_t newest = slot_word::seq(word);
-    const std::uint64_t seen = leaf_seq_[slot].load(std::memory_order_relaxed);
+    const std::uint64_t seen = seq_in_tree(slot);
     const bool is_new = newest != seen && slot_word::is_committed(word) && own_row(slot, newest);
     const std::uint64_t meant = is_new ? newest : seen;
     return meant >= ring_.clear_before() ? meant : 0;

@@ -1,21 +1,21 @@
 // The learner's side of a prioritized ring: fold, draw, update. One holder of the learner role at a
 // time, one thread at a time; the caller sees to both.
 //
-// Leaves and leaf seqs lie in shared memory and are written here alone; the nodes above them and
-// the list of pending slots are private, and rebuilt from the slot words by `take_over`. So a
+// Leaves and laps lie in shared memory and are written here alone; the nodes above them and the
+// list of pending slots are private, and rebuilt from the slot words by `take_over`. So a
 // learner that dies at any instruction leaves nothing that its successor trusts. A call that runs
 // out of memory throws, and the next fold goes on from there.
 //
-// A row is in the tree if leaf_seq[slot] is its seq and the slot's word says that it is still
-// there. Its leaf is 0 if its priority is: it is never drawn, and may be updated as any other. Any
-// other row's leaf is set to 0 once it is known to be gone.
+// A row is in the tree if its lap, seq / capacity, is the lap in its slot's head and the slot's
+// word says that it is still there. Its leaf is 0 if its priority is: it is never drawn, and may be
+// updated as any other. Any other row's leaf is set to 0 once it is known to be gone.
 //
 // What holds after every fold, for each committed row s not older than the last clear: s has not
-// been folded yet, or leaf_seq[slot] == s, or the slot is pending with a position of at least s.
+// been folded yet, or its lap is in the head, or the slot is pending with a position of at least s.
 // A pending slot is looked at again by every fold; a hole is never given up.
 //
-// Ordering: a new row's leaf is stored before its leaf seq (release) [L1], so that a successor, who
-// keeps a leaf only where leaf seq and slot word agree, never pairs a row with another row's leaf.
+// Ordering: a new row's leaf is stored before its lap (release) [L1], so that a successor, who
+// keeps a leaf only where lap and slot word agree, never pairs a row with another row's leaf.
 #pragma once
 
 #include <atomic>
@@ -30,21 +30,18 @@
 #include "ring/own_rows.hpp"
 #include "ring/slot_ring.hpp"
 #include "segment/role.hpp"
+#include "select/laps.hpp"
 #include "select/random.hpp"
+#include "select/recent_draws.hpp"
 #include "select/sum_tree.hpp"
 #include "select/weights_of_draws.hpp"
 
 namespace mpbuffer {
 
 // What a handle keeps from one time that it has the role to the next, so that the copy of an index
-// never means a row that came after the one it was sampled with.
+// of a recent batch never means a row that came after the one it was sampled with.
 struct LearnerMemory {
-    explicit LearnerMemory(std::uint64_t capacity)
-        : memory(capacity * sizeof(std::uint64_t)),
-          last_sampled(reinterpret_cast<std::uint64_t*>(memory.data())) {}
-
-    PrivateMemory memory;
-    std::uint64_t* last_sampled;  // the seq, one a slot; 0: not yet
+    RecentDraws recent;
     OwnRows own_rows;
 };
 
@@ -52,8 +49,8 @@ class Learner {
   public:
     // Takes over from whoever was the learner before: reads every slot word once, O(capacity).
     // `role` and `memory` must outlive it.
-    Learner(SlotRing ring, std::atomic<std::uint64_t>* leaf_seq, float* leaves, Role& role,
-            PriorityRule rule, std::size_t row_bytes, LearnerMemory& memory);
+    Learner(SlotRing ring, float* leaves, Role& role, PriorityRule rule, std::size_t row_bytes,
+            LearnerMemory& memory);
 
     // Takes over what was added since the last fold: O(rows added, pending slots).
     void fold();
@@ -66,16 +63,15 @@ class Learner {
     void finish(double beta, Generator& generator, Draws& draws, const SampleTarget& target);
 
     // Sets priorities[i] for the row that slots[i] means: its generation where one is given (not 0,
-    // and of this slot), else the seq last sampled there, else generation(). Rows that are gone, or
-    // not in the tree and not this handle's own, are left alone; returns how many were. Slots and
-    // priorities are valid.
+    // and of this slot), else the seq sampled there lately, else generation(). Rows that are gone,
+    // or not in the tree and not this handle's own, are left alone; returns how many were. Slots
+    // and priorities are valid.
     std::uint64_t update(std::span<const std::int64_t> slots,
                          std::span<const std::uint64_t> generations,
                          std::span<const double> priorities, std::span<const float> leaves);
 
     // The seq of the row that the slot means: of one that this handle has added since the last
-    // fold, if it never sampled a row there before; else of the one that the last fold saw; 0 if
-    // none.
+    // fold, if it sampled no row there lately; else of the one that the last fold saw; 0 if none.
     std::uint64_t generation(std::uint64_t slot) const;
 
     double total() const { return tree_.total(); }
@@ -84,11 +80,14 @@ class Learner {
 
   private:
     void take_over();
+    void move_to(std::uint64_t position);
+    std::uint64_t seq_in_tree(std::uint64_t slot) const;
+    bool is_folded(std::uint64_t slot, std::uint32_t lap) const;
     bool is_folded(std::uint64_t slot, std::uint64_t seq) const;
     bool fold_row(std::uint64_t slot, std::uint64_t seq);
     // Forced inline: most of what a fold costs; its count of sampleable rows stays in a register.
     [[gnu::always_inline]] inline bool fold_row(std::uint64_t slot, std::uint64_t seq,
-                                                std::uint64_t& sampleable);
+                                                std::uint32_t lap, std::uint64_t& sampleable);
     bool own_row(std::uint64_t slot, std::uint64_t seq) const;
     void store_leaf(std::uint64_t slot, float leaf);
     [[gnu::always_inline]] inline void store_leaf(std::uint64_t slot, float leaf,
@@ -104,14 +103,13 @@ class Learner {
     void draw_again(std::span<const std::size_t> places, Generator& generator, Draws& draws);
 
     SlotRing ring_;
-    std::atomic<std::uint64_t>* leaf_seq_;
     Role& role_;
     PriorityRule rule_;
     std::size_t row_bytes_;
     PrivateMemory nodes_;
     SumTree tree_;
-    std::uint64_t* last_sampled_;
-    OwnRows& own_rows_;
+    LearnerMemory& memory_;
+    Laps laps_;
     std::unordered_map<std::uint64_t, std::uint64_t>
         pending_;  // slot -> the position expected there
     std::uint64_t folded_ = 0;

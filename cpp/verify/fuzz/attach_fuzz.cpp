@@ -119,9 +119,9 @@ void pretend_process(std::byte* base, const SegmentHeader& header, unsigned numb
 
 void pretend_claim(std::byte* base, const SegmentHeader& header, std::uint64_t slot,
                    unsigned number) {
-    auto* meta = reinterpret_cast<SlotMeta*>(base + header.ring[0].meta_offset);
-    const std::uint64_t seq = slot_word::seq(meta[slot].word) + header.ring[0].capacity;
-    meta[slot].word = slot_word::claimed(seq, number, 1, false);
+    std::atomic<std::uint64_t>& word = SlotRing(base, header.ring[0]).word(slot);
+    const std::uint64_t seq = slot_word::seq(word) + header.ring[0].capacity;
+    word = slot_word::claimed(seq, number, 1, false);
     auto* counters = reinterpret_cast<RingCounters*>(base + header.ring[0].counters_offset);
     counters->cursor = std::max<std::uint64_t>(counters->cursor, seq + 1);
 }
@@ -200,14 +200,14 @@ std::vector<Subject> make_subjects() {
     std::atexit(remove_directory);
     std::vector<Subject> all;
     const std::string text = example_description;
-    all.push_back(make_subject("full", {{10, 40, 64, true, 0.6, 1e-4}, text, 15, true, false}));
-    all.push_back(make_subject("uniform", {{10, 40, 64, false, 0, 0}, text, 4, false, false}));
-    all.push_back(make_subject("one", {{1, 40, 64, true, 0.6, 1e-4}, text, 3, true, false}));
-    all.push_back(make_subject("claims", {{40, 40, 64, true, 0.6, 1e-4}, text, 60, true, true}));
-    all.push_back(make_subject("empty", {{17, 40, 64, true, 0.6, 1e-4}, text, 0, false, false}));
-    all.push_back(make_subject("bare", {{33, 8, 64, false, 0, 0}, "", 33, false, false}));
-    all.push_back(make_subject("held", {{2, 40, 64, true, 1, 0}, text, 3, true, true}));
-    all.push_back(make_subject("big", {{200, 1000, 1024, true, 0.6, 0}, text, 250, true, false}));
+    all.push_back(make_subject("full", {{10, 40, true, 0.6, 1e-4}, text, 15, true, false}));
+    all.push_back(make_subject("uniform", {{10, 40, false, 0, 0}, text, 4, false, false}));
+    all.push_back(make_subject("one", {{1, 40, true, 0.6, 1e-4}, text, 3, true, false}));
+    all.push_back(make_subject("claims", {{40, 40, true, 0.6, 1e-4}, text, 60, true, true}));
+    all.push_back(make_subject("empty", {{17, 40, true, 0.6, 1e-4}, text, 0, false, false}));
+    all.push_back(make_subject("bare", {{33, 8, false, 0, 0}, "", 33, false, false}));
+    all.push_back(make_subject("held", {{2, 40, true, 1, 0}, text, 3, true, true}));
+    all.push_back(make_subject("big", {{200, 1000, true, 0.6, 0}, text, 250, true, false}));
     return all;
 }
 
@@ -248,7 +248,7 @@ class Mutation {
             case 0: put(recipe_.below(subject_.valid.size() - 8), number()); break;
             case 1: flip(recipe_.below(subject_.valid.size())); break;
             case 2: change_word(slot()); break;
-            case 3: put(meta_at(slot()) + offsetof(SlotMeta, leaf_in), narrow_real()); break;
+            case 3: put(head_at(slot()) + offsetof(SlotHead, leaf_in), narrow_real()); break;
             case 4: change_leaf(); break;
             case 5: change_counter(); break;
             case 6: change_process(); break;
@@ -265,15 +265,10 @@ class Mutation {
 
     // A header that is right for a file of another shape: what is in there then means other things.
     void change_shape() {
-        RingShape shape{1 + recipe_.below(300),
-                        recipe_.below(200),
-                        64 * (1 + recipe_.below(5)),
-                        recipe_.take<std::uint8_t>() % 2 == 0,
-                        std::abs(real()),
-                        std::abs(real())};
+        RingShape shape{1 + recipe_.below(300), recipe_.below(400),
+                        recipe_.take<std::uint8_t>() % 2 == 0, std::abs(real()), std::abs(real())};
         if (!(shape.alpha <= 1e300)) shape.alpha = 0.5;
         if (!(shape.eps <= 1e300)) shape.eps = 0;
-        shape.row_bytes = std::min(shape.row_bytes, shape.stride);
         const SegmentHeader header = plan_segment(shape, subject_.description, number());
         if (header.total_bytes > available()) return;
         std::memcpy(base_, &header, sizeof header);
@@ -313,8 +308,8 @@ class Mutation {
     }
 
     std::uint64_t slot() { return recipe_.below(ring_.capacity); }
-    std::size_t meta_at(std::uint64_t slot) const {
-        return ring_.meta_offset + slot * sizeof(SlotMeta);
+    std::size_t head_at(std::uint64_t slot) const {
+        return ring_.heads_offset + slot * ring_.head_stride;
     }
 
     // Numbers at which something might go wrong.
@@ -336,7 +331,7 @@ class Mutation {
                                       subject_.valid.size(),
                                       subject_.valid.size() - 1,
                                       ring_.records_offset,
-                                      ring_.meta_offset,
+                                      ring_.heads_offset,
                                       std::uint64_t{1} << 31,
                                       std::uint64_t{1} << 32,
                                       std::uint64_t{1} << 40,
@@ -407,7 +402,7 @@ class Mutation {
         constexpr unsigned owners[] = {0, 0, 1, 2, 7, 8, 1022, 1023};
         const unsigned owner = owners[recipe_.take<std::uint8_t>() % std::size(owners)];
         const std::uint8_t more = recipe_.take<std::uint8_t>();
-        put(meta_at(slot), more >= 250 ? recipe_.take<std::uint64_t>()
+        put(head_at(slot), more >= 250 ? recipe_.take<std::uint64_t>()
                                        : slot_word::claimed(seq, owner, more % 3, more % 2 == 0));
     }
 
@@ -416,7 +411,7 @@ class Mutation {
         const std::uint64_t at = recipe_.below(padded_leaves(ring_.capacity));
         put(ring_.leaf_offset + at * sizeof(float), narrow_real());
         if (at < ring_.capacity && recipe_.take<std::uint8_t>() % 2 == 0) {
-            put(ring_.leaf_seq_offset + at * sizeof(std::uint64_t), number());
+            put(head_at(at) + offsetof(SlotHead, lap), narrow(number()));
         }
     }
 
@@ -496,21 +491,23 @@ bool ends_well(const char* what, Call&& call) {
 }
 
 // Whether add() would go on trying for its whole second: no claim can succeed soon.
-bool add_would_wait(const std::byte* base, const RingEntry& ring) {
-    const auto* counters = reinterpret_cast<const RingCounters*>(base + ring.counters_offset);
-    const auto* meta = reinterpret_cast<const SlotMeta*>(base + ring.meta_offset);
-    const std::uint64_t position = counters->cursor;
+bool add_would_wait(std::byte* base, const RingEntry& shape) {
+    const SlotRing ring(base, shape);
+    const std::uint64_t position = ring.counters().cursor;
     if (position > slot_word::max_seq) return true;
-    return std::none_of(meta, meta + ring.capacity, [&](const SlotMeta& each) {
-        const std::uint64_t word = each.word;
-        return slot_word::seq(word) < position + ring.capacity && slot_word::owner(word) != 7;
-    });
+    for (std::uint64_t slot = 0; slot < ring.capacity(); ++slot) {
+        const std::uint64_t word = ring.word(slot);
+        if (slot_word::seq(word) < position + ring.capacity() && slot_word::owner(word) != 7) {
+            return false;
+        }
+    }
+    return true;
 }
 
 // One in so many of the adds that would wait a second is made all the same.
 constexpr std::uint64_t patience = 5000;
 
-void use(ReplayBuffer& buffer, const std::byte* base, Recipe& recipe, Mutation* meanwhile) {
+void use(ReplayBuffer& buffer, std::byte* base, Recipe& recipe, Mutation* meanwhile) {
     const RingEntry& ring = buffer.shape();
     if (ring.row_bytes > largest_row_used) return;
     const FieldSource source{values().data(), ring.row_bytes, 0, ring.row_bytes};

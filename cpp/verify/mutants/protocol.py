@@ -88,12 +88,12 @@ MUTANTS = [
         "the word is committed before its leaf",
         "order of commit",
         "ring/slot_ring.hpp",
-        "        meta_[slot].leaf_in.store(leaf, std::memory_order_relaxed);\n"
+        "        head(slot).leaf_in.store(leaf, std::memory_order_relaxed);\n"
         "        stop_point(StopPoint::leaf_in_stored);\n"
         "        word(slot).store(slot_word::committed(seq), std::memory_order_release);  // W2\n",
         "        word(slot).store(slot_word::committed(seq), std::memory_order_release);  // W2\n"
         "        stop_point(StopPoint::leaf_in_stored);\n"
-        "        meta_[slot].leaf_in.store(leaf, std::memory_order_relaxed);\n",
+        "        head(slot).leaf_in.store(leaf, std::memory_order_relaxed);\n",
         "mpbuffer_stops --only leaf_in_stored --hits 200",
     ),
     Mutant(
@@ -285,13 +285,13 @@ MUTANTS = [
         "test_segment_file a child that is forked at any moment*",
     ),
     Mutant(
-        "leaf seq before leaf",
+        "lap before leaf",
         "flaw 11",
         "select/prioritized.cpp",
         "    store_leaf(slot, leaf, sampleable);\n"
         "    stop_point(StopPoint::leaf_stored);\n"
-        "    leaf_seq_[slot].store(seq, std::memory_order_release);  // L1\n",
-        "    leaf_seq_[slot].store(seq, std::memory_order_release);  // L1\n"
+        "    ring_.head(slot).lap.store(lap, std::memory_order_release);  // L1\n",
+        "    ring_.head(slot).lap.store(lap, std::memory_order_release);  // L1\n"
         "    stop_point(StopPoint::leaf_stored);\n"
         "    store_leaf(slot, leaf, sampleable);\n",
         "mpbuffer_stops --only leaf_stored --hits 200",
@@ -300,8 +300,8 @@ MUTANTS = [
         "an own row is taken for the one that was sampled in its slot",
         "copied indexes",
         "select/prioritized.cpp",
-        "return last_sampled_[slot] == 0 && own_rows_.has(seq);",
-        "return own_rows_.has(seq);",
+        "return memory_.recent.seq_in(slot) == 0 && memory_.own_rows.has(seq);",
+        "return memory_.own_rows.has(seq);",
         "test_prioritized after an overwritten row was sampled*",
     ),
     Mutant(
@@ -324,8 +324,8 @@ MUTANTS = [
         "a fold forgets what is claimed while it runs",
         "fold",
         "select/prioritized.cpp",
-        "    folded_ = std::max(position, folded_);\n",
-        "    folded_ = std::max(ring_.position(), folded_);\n",
+        "    move_to(std::max(position, folded_));\n",
+        "    move_to(std::max(ring_.position(), folded_));\n",
         "mpbuffer_stops --only filled_raised --hits 500",
     ),
 ]

@@ -84,12 +84,8 @@ SegmentView::SegmentView(const ReplayBuffer& buffer) {
     close(fd);
     if (base_ == MAP_FAILED) throw std::runtime_error("the segment cannot be mapped");
     auto* base = static_cast<std::byte*>(base_);
-    const RingEntry& shape = header.ring[0];
-    ring = SlotRing(reinterpret_cast<RingCounters*>(base + shape.counters_offset),
-                    reinterpret_cast<SlotMeta*>(base + shape.meta_offset),
-                    base + shape.records_offset, shape.capacity, shape.stride);
+    ring = SlotRing(base, header.ring[0]);
     table = ProcessTable(base + header.process_table_offset);
-    leaf_seq = reinterpret_cast<const std::atomic<std::uint64_t>*>(base + shape.leaf_seq_offset);
 }
 
 SegmentView::~SegmentView() { munmap(base_, bytes_); }
@@ -128,7 +124,7 @@ Arena::Arena(const std::string& directory, Board& board, std::uint64_t capacity,
         log.ended = 0;
     }
     for (Seat& seat : board_.seats) seat.reset();
-    const RingShape shape{capacity, words * 8, (words * 8 + 63) / 64 * 64, true, 0.6, 1e-4};
+    const RingShape shape{capacity, words * 8, true, 0.6, 1e-4};
     SegmentOptions creation = options();
     creation.nameless = name_ != "arena";
     creation.force_named_creation = random.one_in(4);
@@ -287,9 +283,9 @@ void Arena::verify_tree() {
         ring.read_any(slot, cleared, [&](const std::byte* record) {
             load_from_record(reinterpret_cast<std::byte*>(&id), record, 8);
         });
-        if (view_->leaf_seq[slot] != seq) {
-            findings_.add("slot %llu: the row of seq %llu is not in the tree, leaf seq %llu",
-                          ull(slot), ull(seq), ull(view_->leaf_seq[slot]));
+        if (ring.head(slot).lap != static_cast<std::uint32_t>(seq / capacity_)) {
+            findings_.add("slot %llu: the row of seq %llu is not in the tree, lap %u", ull(slot),
+                          ull(seq), ring.head(slot).lap.load());
             continue;
         }
         const int version = version_of_leaf(leaf, id);

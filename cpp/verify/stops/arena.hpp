@@ -56,7 +56,6 @@ class SegmentView {
 
     mpbuffer::SlotRing ring;
     mpbuffer::ProcessTable table;
-    const std::atomic<std::uint64_t>* leaf_seq = nullptr;
 
   private:
     void* base_ = nullptr;

@@ -367,7 +367,7 @@ class SegmentCell {
     }
 
     std::unique_ptr<ReplayBuffer> create(const std::string& name) {
-        const RingShape shape{16, 40, 64, true, 0.6, 1e-4};
+        const RingShape shape{16, 40, true, 0.6, 1e-4};
         return ReplayBuffer::create({name, shape, 1, R"({"fields": []})", options()});
     }
 
