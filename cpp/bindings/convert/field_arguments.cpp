@@ -65,11 +65,11 @@ void convert_priorities(const BufferState& state, const char* what, PyObject* va
     {
         const CoreCall call;
         let_others_scan(n);
+        rule.leaves(all, converted.leaves.data());
         for (; right < n; ++right) {
             const double priority = all[right];
-            const float leaf = rule.leaf(priority);
-            if (!(priority >= 0) || !std::isfinite(priority) || !std::isfinite(leaf)) break;
-            converted.leaves[right] = leaf;
+            if (!(priority >= 0) || !std::isfinite(priority)) break;
+            if (!std::isfinite(converted.leaves[right])) break;
             converted.largest = std::max(converted.largest, priority);
         }
     }

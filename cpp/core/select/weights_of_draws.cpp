@@ -1,41 +1,48 @@
 #include "select/weights_of_draws.hpp"
 
-#include <cmath>
+#include <algorithm>
+#include <array>
+
+#include "select/powers.hpp"
 
 namespace mpbuffer {
 
 namespace {
 
-// Where the base lies between these two, and the exponent between -1 and 1, float32's power is
-// within 1e-6 of the exact one, and takes less than half the time of double's.
-constexpr double least_base = 0x1p-16;
-constexpr double largest_base = 0x1p16;
+constexpr std::size_t at_once = 128;
 
-[[gnu::noinline]] float leaf_by_double(double base, double alpha) {
-    constexpr float smallest = std::numeric_limits<float>::min();
-    const auto leaf = static_cast<float>(std::pow(base, alpha));
-    return base > 0 && leaf < smallest ? smallest : leaf;
+// results[i] = base(i)^exponent for i < count.
+template <class Base>
+void powers_of(std::size_t count, double exponent, float* results, Base&& base) {
+    std::array<double, at_once> bases;
+    for (std::size_t first = 0; first < count; first += at_once) {
+        const std::size_t some = std::min(at_once, count - first);
+        for (std::size_t i = 0; i < some; ++i) bases[i] = base(first + i);
+        powers()(bases.data(), some, exponent, results + first);
+    }
 }
 
 }  // namespace
 
 void importance_weights(const float* leaves, std::size_t count, float least, double beta,
                         float* weights) {
-    const auto exponent = static_cast<float>(-beta);
-    const double largest = beta <= 1 ? largest_base : 0;
-    for (std::size_t i = 0; i < count; ++i) {
-        const double ratio = double{leaves[i]} / double{least};  // at least 1
-        weights[i] = ratio <= largest ? std::pow(static_cast<float>(ratio), exponent)
-                                      : static_cast<float>(std::pow(ratio, -beta));
+    const double scale = 1 / double{least};
+    powers_of(count, -beta, weights, [=](std::size_t i) { return double{leaves[i]} * scale; });
+}
+
+void leaves_of(std::span<const double> priorities, double alpha, double eps, float* leaves) {
+    constexpr float smallest = std::numeric_limits<float>::min();
+    powers_of(priorities.size(), alpha, leaves, [=](std::size_t i) { return priorities[i] + eps; });
+    for (std::size_t i = 0; i < priorities.size(); ++i) {
+        const bool rounded_up = leaves[i] < smallest && priorities[i] + eps > 0;
+        leaves[i] = rounded_up ? smallest : leaves[i];
     }
 }
 
 float leaf_of(double priority, double alpha, double eps) {
-    const double base = priority + eps;
-    if (base >= least_base && base <= largest_base && alpha <= 1) [[likely]] {
-        return std::pow(static_cast<float>(base), static_cast<float>(alpha));
-    }
-    return leaf_by_double(base, alpha);
+    float leaf = 0;
+    leaves_of({&priority, 1}, alpha, eps, &leaf);
+    return leaf;
 }
 
 }  // namespace mpbuffer

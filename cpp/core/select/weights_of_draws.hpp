@@ -3,6 +3,7 @@
 
 #include <cstddef>
 #include <limits>
+#include <span>
 
 namespace mpbuffer {
 
@@ -12,10 +13,11 @@ namespace mpbuffer {
 void importance_weights(const float* leaves, std::size_t count, float least, double beta,
                         float* weights);
 
-// The leaf of a priority: (priority + eps)^alpha. A row of a leaf above 0 can be drawn, so the
-// power of a base above 0 is rounded up to the smallest normal float if it is smaller. A base of 0
-// has leaf 0, and is never drawn; with alpha 0 it has leaf 1, as every base. Not finite if the
-// priority is too large for a float32 leaf.
+// The leaves of priorities: (priority + eps)^alpha, within 1 ulp of float32. A row of a leaf above
+// 0 can be drawn, so the power of a base above 0 is rounded up to the smallest normal float if it
+// is smaller. A base of 0 has leaf 0, and is never drawn; with alpha 0 it has leaf 1, as every
+// base. Not finite if the priority is too large for a float32 leaf.
+void leaves_of(std::span<const double> priorities, double alpha, double eps, float* leaves);
 float leaf_of(double priority, double alpha, double eps);
 
 // Whether some priority has this leaf.
@@ -30,6 +32,9 @@ struct PriorityRule {
     double alpha;
     double eps;
     float leaf(double priority) const { return leaf_of(priority, alpha, eps); }
+    void leaves(std::span<const double> priorities, float* leaves) const {
+        leaves_of(priorities, alpha, eps, leaves);
+    }
     bool is_leaf(float leaf) const { return mpbuffer::is_leaf(leaf, alpha, eps); }
 };
 
