@@ -28,6 +28,12 @@ from mpbuffer.errors import (
     SlotsHeld,
 )
 from mpbuffer.explorers.explorers import Explorer, Explorers, ExplorerStatus
+from mpbuffer.replay.create import create_before_add_func, create_buffer, create_env_dict
+from mpbuffer.replay.hindsight import HindsightReplayBuffer
+from mpbuffer.replay.large_batch import LaBERlazy, LaBERmax, LaBERmean
+from mpbuffer.replay.reverse import ReverseReplayBuffer
+from mpbuffer.replay.selective import SelectiveReplayBuffer
+from mpbuffer.replay.training import train
 from mpbuffer.weights.shared_weights import PublisherStatus, SharedWeights, WeightsVersion
 
 MPReplayBuffer = ReplayBuffer
@@ -52,6 +58,10 @@ __all__ = [
     "ExplorerFailed",
     "ExplorerStatus",
     "Explorers",
+    "HindsightReplayBuffer",
+    "LaBERlazy",
+    "LaBERmax",
+    "LaBERmean",
     "LearnerBusy",
     "LearnerStatus",
     "MPPrioritizedReplayBuffer",
@@ -64,10 +74,12 @@ __all__ = [
     "PublisherBusy",
     "PublisherStatus",
     "ReplayBuffer",
+    "ReverseReplayBuffer",
     "RoleBusy",
     "SegmentExists",
     "SegmentMismatch",
     "SegmentNotFound",
+    "SelectiveReplayBuffer",
     "SharedWeights",
     "SlotsHeld",
     "StepWriter",
@@ -75,7 +87,11 @@ __all__ = [
     "VectorTransitions",
     "WeightsVersion",
     "attach",
+    "create_before_add_func",
+    "create_buffer",
+    "create_env_dict",
     "from_fields",
     "schema_from",
     "to_fields",
+    "train",
 ]

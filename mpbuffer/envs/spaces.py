@@ -34,12 +34,15 @@ class SpaceArray(NamedTuple):
         Of one element; () for scalars.
     dtype : numpy.dtype
         The space's.
+    kind : str
+        The space's: ``"Box"``, ``"Discrete"``, ``"MultiBinary"`` or ``"MultiDiscrete"``.
     """
 
     field: str
     path: tuple[str | int, ...]
     shape: tuple[int, ...]
     dtype: np.dtype[Any]
+    kind: str
 
     def inside(self, value: Any) -> Any:
         """Return this array of `value`, an element of the space or a batch of them."""
@@ -179,7 +182,7 @@ def _walk(space: Any, field: str, path: tuple[str | int, ...]) -> Iterator[Space
         shape = tuple(int(extent) for extent in space.shape)
         if 0 in shape:
             raise ValueError(f"cannot make a field of {field!r}: {space!r} has no elements")
-        yield SpaceArray(field, path, shape, np.dtype(space.dtype))
+        yield SpaceArray(field, path, shape, np.dtype(space.dtype), kind)
         return
     for key, inner in _inner_spaces(space, kind, field):
         yield from _walk(inner, f"{field}.{key}", (*path, key))

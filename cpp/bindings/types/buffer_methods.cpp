@@ -274,6 +274,7 @@ void add_buffer_methods(py::module_& module, py::handle uniform, py::handle prio
         .bind("_data_descriptor", [](const ReplayBuffer& core) { return core.data_descriptor(); })
         .bind("_processes", processes)
         .bind("_encode_sample", rows_at)
+        .bind("_rows_at", rows_at)
         .bind("get_all_transitions", all_rows)
         .bind("__len__", &ReplayBuffer::stored_size)
         .def("close",
