@@ -10,6 +10,7 @@ from mpbuffer.buffer.prioritized import PrioritizedReplayBuffer
 from mpbuffer.buffer.replay_buffer import ReplayBuffer
 from mpbuffer.buffer.statuses import LearnerStatus, ProcessStatus
 from mpbuffer.buffer.step_writer import StepWriter
+from mpbuffer.envs.agents import AgentTransitions
 from mpbuffer.envs.spaces import from_fields, schema_from, to_fields
 from mpbuffer.envs.vector import TransitionRows, VectorTransitions
 from mpbuffer.errors import (
@@ -51,6 +52,7 @@ def __getattr__(name: str) -> _Any:
 
 
 __all__ = [
+    "AgentTransitions",
     "Batches",
     "BufferClosed",
     "EmptyBuffer",

@@ -18,6 +18,7 @@ __all__ = [
 ]
 
 _OF_ONE_ARRAY = ("Box", "Discrete", "MultiBinary", "MultiDiscrete")
+NUMBER = "Number"
 _SUPPORTED = (*_OF_ONE_ARRAY, "Dict", "Tuple")
 
 
@@ -35,7 +36,8 @@ class SpaceArray(NamedTuple):
     dtype : numpy.dtype
         The space's.
     kind : str
-        The space's: ``"Box"``, ``"Discrete"``, ``"MultiBinary"`` or ``"MultiDiscrete"``.
+        The space's: ``"Box"``, ``"Discrete"``, ``"MultiBinary"`` or ``"MultiDiscrete"``; NUMBER for
+        a reward without a space, which is stored in the buffer's default dtype.
     """
 
     field: str
@@ -69,6 +71,7 @@ def schema_from(
     env: Any,
     action_space: Any = None,
     *,
+    reward_space: Any = None,
     obs: str = "obs",
     act: str = "act",
     rew: str = "rew",
@@ -81,15 +84,24 @@ def schema_from(
     Each array has its space's shape and dtype: uint8 frames stay uint8. Scalars get the shape 1, as
     everywhere in buffers. In nested spaces each array becomes a field, named by its path:
     ``"obs.camera"`` in a Dict, ``"obs.0"`` in a Tuple. The reward gets the buffer's
-    ``default_dtype``; terminated and truncated are bool.
+    ``default_dtype``, or is what `reward_space` says; terminated and truncated are bool.
+
+    In a parallel environment of PettingZoo, observations, actions, rewards and flags of each agent
+    are fields of their own, named by the agent: ``"obs.walker_0"``, ``"rew.walker_0"``,
+    ``"terminated.walker_0"``.
 
     Parameters
     ----------
-    env : gymnasium.Env, gymnasium.vector.VectorEnv, or space
-        For a vector environment, the spaces of a single one are used. An observation space if
-        `action_space` is given.
+    env : environment or space
+        A gymnasium.Env, a gymnasium.vector.VectorEnv, a VecEnv of Stable-Baselines3, or a
+        ParallelEnv of PettingZoo. For a vector environment, the spaces of a single one are used. An
+        observation space if `action_space` is given.
     action_space : space, optional
         Only with an observation space.
+    reward_space : space, or mapping of str to space, optional
+        Of rewards of several numbers: in MO-Gymnasium, ``env.unwrapped.reward_space``. With agents,
+        that of each agent, or one for all. Default: the attribute ``reward_space`` of `env` itself,
+        as MO-Gymnasium's vector environments have it; else a reward is one number.
     obs, act, rew, next_obs : str, optional
         Names of the fields.
     terminated, truncated : str or None, optional
@@ -111,18 +123,21 @@ def schema_from(
         If two fields would have the same name, or a space has no elements.
     """
     names = TransitionNames(obs, act, rew, next_obs, terminated, truncated)
-    observation_space = env
+    observation_space, agents, rewarding = env, None, None
     if action_space is None:
         observation_space, action_space = spaces_of(env)
+        agents, rewarding = agents_of(env), env
     described: list[tuple[str, dict[str, Any]]] = [
         *_described(arrays_of(observation_space, names.obs)),
         *_described(arrays_of(action_space, names.act)),
-        (names.rew, {"shape": (1,)}),
+        *_described(rewards_of(rewarding, reward_space, names.rew)),
         *_described(arrays_of(observation_space, names.next_obs)),
     ]
+    bools = {"shape": (1,), "dtype": np.dtype(np.bool_)}
     for flag in (names.terminated, names.truncated):
         if flag is not None:
-            described.append((flag, {"shape": (1,), "dtype": np.dtype(np.bool_)}))
+            fields = [flag] if agents is None else [f"{flag}.{agent}" for agent in agents]
+            described += [(field, dict(bools)) for field in fields]
     fields = [field for field, _ in described]
     twice = sorted({field for field in fields if fields.count(field) > 1})
     if twice:
@@ -132,17 +147,26 @@ def schema_from(
 
 def _described(arrays: list[SpaceArray]) -> Iterator[tuple[str, dict[str, Any]]]:
     for array in arrays:
-        yield array.field, {"shape": array.shape or (1,), "dtype": array.dtype}
+        dtype = {} if array.kind == NUMBER else {"dtype": array.dtype}
+        yield array.field, {"shape": array.shape or (1,), **dtype}
 
 
 def spaces_of(env: Any) -> tuple[Any, Any]:
     """Return the observation and action space of an environment, or of each in a vector of them.
 
+    For agents, mappings of the agents to their spaces.
+
     Raises
     ------
     TypeError
-        If it has none.
+        If it has none, or agents that act one after another.
     """
+    agents = agents_of(env)
+    if agents is not None:
+        return (
+            {agent: env.observation_space(agent) for agent in agents},
+            {agent: env.action_space(agent) for agent in agents},
+        )
     for prefix in ("single_", ""):
         spaces = [getattr(env, f"{prefix}{kind}_space", None) for kind in ("observation", "action")]
         if None not in spaces:
@@ -152,6 +176,49 @@ def spaces_of(env: Any) -> tuple[Any, Any]:
         "action_space, a vector environment with single_observation_space and "
         "single_action_space, or an observation space and an action space"
     )
+
+
+def agents_of(env: Any) -> list[str] | None:
+    """Return the agents of a parallel environment of PettingZoo; None for any other.
+
+    Raises
+    ------
+    TypeError
+        If its agents act one after another.
+    """
+    agents = getattr(env, "possible_agents", None)
+    if agents is None or not callable(getattr(env, "observation_space", None)):
+        return None
+    if hasattr(env, "agent_iter"):
+        raise TypeError(
+            f"cannot make fields of {env!r}, whose agents act one after another: expected a "
+            "parallel environment, such as pettingzoo.utils.aec_to_parallel() makes"
+        )
+    return list(agents)
+
+
+def rewards_of(env: Any, reward_space: Any, name: str) -> list[SpaceArray]:
+    """List the arrays of an environment's rewards, as arrays_of() does.
+
+    Parameters
+    ----------
+    env : environment or None
+        Its own attribute ``reward_space`` counts if there is no `reward_space`.
+    reward_space : space, mapping of agents to spaces, or None
+        As for schema_from().
+    name : str
+        Their field, or its prefix.
+    """
+    agents = agents_of(env)
+    space = getattr(env, "reward_space", None) if reward_space is None else reward_space
+    if space is None:
+        paths: list[tuple[str, ...]] = [()] if agents is None else [(agent,) for agent in agents]
+        number = np.dtype(np.float64)
+        return [SpaceArray(".".join((name, *path)), path, (), number, NUMBER) for path in paths]
+    if agents is not None and type(space) is not dict:
+        of_agent = space if callable(space) else lambda _: space
+        space = {agent: of_agent(agent) for agent in agents}
+    return arrays_of(space, name)
 
 
 def arrays_of(space: Any, name: str) -> list[SpaceArray]:
@@ -191,16 +258,22 @@ def _walk(space: Any, field: str, path: tuple[str | int, ...]) -> Iterator[Space
 def _inner_spaces(space: Any, kind: str, field: str) -> list[tuple[str | int, Any]]:
     if kind == "Tuple":
         return list(enumerate(space.spaces))
-    for key in space.spaces:
+    inner = space if type(space) is dict else space.spaces
+    for key in inner:
         if not isinstance(key, str):
             raise TypeError(
                 f"cannot make fields of {field!r}: a key of {space!r} must be a str, got {key!r}"
             )
-    return list(space.spaces.items())
+    return list(inner.items())
 
 
 def _kind(space: Any, field: str) -> str:
-    """Return the kind of a supported space, by its classes' names: needs no gymnasium."""
+    """Return the kind of a supported space, by its classes' names: needs no gymnasium.
+
+    A dict of spaces counts as a Dict.
+    """
+    if type(space) is dict:
+        return "Dict"
     for base in type(space).__mro__:
         if base.__name__ in _SUPPORTED and hasattr(space, "sample"):
             return base.__name__
@@ -215,8 +288,8 @@ def to_fields(space: Any, value: Any, name: str = "obs") -> dict[str, npt.NDArra
 
     Parameters
     ----------
-    space : space
-        Of a single environment.
+    space : space, or dict of str to space
+        Of a single environment; of each agent.
     value : nested dicts, tuples and arrays
         An element of `space`, or a batch of elements as a vector environment returns it: dicts and
         tuples of batched arrays.
@@ -243,8 +316,8 @@ def from_fields(space: Any, fields: Mapping[str, Any], name: str = "obs") -> Any
 
     Parameters
     ----------
-    space : space
-        Of a single environment.
+    space : space, or dict of str to space
+        Of a single environment; of each agent.
     fields : mapping of str to array or torch.Tensor
         What sample() returned; it may have other fields too.
     name : str, optional

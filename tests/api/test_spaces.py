@@ -100,7 +100,6 @@ def test_names_can_be_chosen():
         spaces.Graph(spaces.Box(0, 1, (2,)), None),
         spaces.Sequence(spaces.Discrete(2)),
         spaces.OneOf([spaces.Discrete(2), spaces.Discrete(3)]),
-        {"camera": ROBOT["camera"]},
         np.zeros(3),
     ],
     ids=lambda space: type(space).__name__,
