@@ -28,6 +28,8 @@ class Episode:
         Steps that there is room for.
     rng : numpy.random.Generator
         Draws.
+    strict : bool
+        As for ReplayBuffer.
 
     Attributes
     ----------
@@ -37,13 +39,15 @@ class Episode:
         The steps, in order.
     """
 
-    def __init__(self, fields: Mapping[str, Kind], longest: int, rng: np.random.Generator) -> None:
+    def __init__(
+        self, fields: Mapping[str, Kind], longest: int, rng: np.random.Generator, strict: bool
+    ) -> None:
         self.pid = os.getpid()
         self.rng = rng
         self._fields = fields
         self._longest = longest
         described = {name: {"dtype": kind[0], "shape": kind[1]} for name, kind in fields.items()}
-        self.rb = ReplayBuffer(longest, described)
+        self.rb = ReplayBuffer(longest, described, strict=strict)
 
     def add(self, steps: Mapping[str, npt.ArrayLike]) -> None:
         """Add steps, as ``ReplayBuffer.add``; ValueError if there is no room for all of them."""

@@ -141,7 +141,8 @@ class HindsightReplayBuffer:
             goal["shape"] = goal_shape
         cls = PrioritizedReplayBuffer if prioritized else ReplayBuffer
         fields = {**env_dict, "rew": env_dict.get("rew", {}), "goal": goal}
-        self._set_rows(cls(size, fields, **kwargs), kwargs.get("seed"))
+        rb = cls(size, fields, **kwargs)
+        self._set_rows(rb, kwargs.get("seed"), bool(kwargs.get("strict", False)))
 
     def _set_rules(
         self,
@@ -164,7 +165,7 @@ class HindsightReplayBuffer:
         goals = whole_number("additional_goals", additional_goals, 0)
         self.additional_goals = 1 if strategy == "final" else goals
 
-    def _set_rows(self, rb: ReplayBuffer, seed: int | None) -> None:
+    def _set_rows(self, rb: ReplayBuffer, seed: int | None, strict: bool) -> None:
         self.rb = rb
         self.prioritized = rb._prioritized
         described = {name: (dtype, tuple(shape)) for name, dtype, shape in rb._fields()}
@@ -172,7 +173,7 @@ class HindsightReplayBuffer:
         nstep = rb._nstep()
         if nstep is not None:
             described.pop(nstep[4], None)  # add() does not take the discount
-        self._steps = described
+        self._steps, self._strict = described, strict
         self._episode: Episode | None = None
         self._seeds = {os.getpid(): seed}  # no other process draws the same goals
 
@@ -218,7 +219,7 @@ class HindsightReplayBuffer:
         if missing:
             rb.close()
             raise ValueError(f"cannot attach {name!r}: its rows have no fields {sorted(missing)}")
-        buffer._set_rows(rb, None)
+        buffer._set_rows(rb, None, False)
         return buffer
 
     @property
@@ -248,7 +249,7 @@ class HindsightReplayBuffer:
             )
         if self._episode is None or self._episode.pid != os.getpid():
             rng = np.random.default_rng(self._seeds.get(os.getpid()))
-            self._episode = Episode(self._steps, self.max_episode_len, rng)
+            self._episode = Episode(self._steps, self.max_episode_len, rng, self._strict)
         return self._episode
 
     def add(self, **kwargs: npt.ArrayLike) -> None:
@@ -292,7 +293,8 @@ class HindsightReplayBuffer:
         Exception
             What `reward_func` and `goal_func` raise. After these errors nothing has changed.
         SlotsHeld, OSError, BufferClosed
-            As ``ReplayBuffer.add``. The steps are kept, some rows may have been written.
+            As ``ReplayBuffer.add``. The steps are kept, some rows may have been written. A process
+            that is killed here has written some rows, too.
         """
         here = self._here()
         length = len(here.rb)

@@ -113,7 +113,9 @@ def train(
     warmups = whole_number("n_warmups", n_warmups, 0)
     whole_number("batch_size", batch_size, 1)
     log = _LOGGER if logger is None else logger
-    prioritized = isinstance(buffer, _core.PrioritizedReplayBuffer)
+    if not isinstance(buffer, _core.ReplayBuffer):
+        raise TypeError(f"cannot train: buffer must be a ReplayBuffer, got {buffer!r}")
+    ranked = buffer if isinstance(buffer, _core.PrioritizedReplayBuffer) else None
     fields = [name for name, _, _ in buffer._fields()]
     if steps == 0 or episodes == 0:
         return
@@ -134,8 +136,8 @@ def train(
         if not is_warmup and buffer.get_stored_size() > 0:  # n-step rows come later than steps
             sample = buffer.sample(batch_size)
             priorities = update_policy(sample, step, episode)
-            if prioritized:
-                buffer.update_priorities(sample["indexes"], priorities)
+            if ranked is not None:
+                ranked.update_priorities(sample["indexes"], priorities)
 
         if rew_sum is not None:
             episode_reward = rew_sum(episode_reward, transition)

@@ -135,6 +135,14 @@ def test_reward_and_goal_of_add_are_ignored_without_a_warning(recwarn):
     assert len(recwarn) == 0
 
 
+def test_a_strict_buffer_refuses_unknown_fields_of_steps():
+    with made(strict=True) as buffer:
+        buffer.add(obs=0, act=0, next_obs=1, rew=0)
+        with pytest.raises(TypeError, match="'done'"):
+            buffer.add(obs=0, act=0, next_obs=1, done=0)
+        assert len(buffer.episode_rb) == 1
+
+
 def test_goals_have_their_own_shape_and_each_step_may_have_its_own():
     fields = {"obs": {"shape": 5}, "act": {}, "next_obs": {"shape": 5}}
     seen = []
@@ -297,8 +305,17 @@ def test_a_closed_buffer_says_so():
 # Many processes
 
 
-@pytest.mark.parametrize("strategy", ["future", "episode", "final"])
-@pytest.mark.parametrize("way", ["fork", "spawn", "attach"])
+@pytest.mark.parametrize(
+    ("way", "strategy"),
+    [
+        ("fork", "future"),
+        ("fork", "episode"),
+        ("fork", "final"),
+        ("spawn", "future"),
+        ("forkserver", "episode"),
+        ("attach", "final"),
+    ],
+)
 def test_four_explorers_write_the_rows_of_one_process(way, strategy):
     context = multiprocessing.get_context("fork" if way == "attach" else way)
     episodes, explorers = (40, 4)

@@ -247,6 +247,13 @@ def test_bad_arguments_do_nothing(arguments, error, said):
         assert env.resets == 0 and len(buffer) == 0
 
 
+def test_only_the_buffers_whose_add_takes_a_transition_can_be_trained_from():
+    env = Today()
+    with pytest.raises(TypeError, match="buffer must be a ReplayBuffer, got 7"):
+        train(7, env, act_one, nothing)
+    assert env.resets == 0
+
+
 def test_an_environment_of_other_returns_needs_after_step():
     class Odd(Early):
         def returned(self, obs, reward, over):
