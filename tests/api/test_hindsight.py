@@ -135,6 +135,21 @@ def test_reward_and_goal_of_add_are_ignored_without_a_warning(recwarn):
     assert len(recwarn) == 0
 
 
+def test_the_state_may_be_another_field_than_the_observation():
+    """As in environments whose observation has parts: observation, achieved_goal, desired_goal."""
+    fields = {"obs": {"shape": 4}, "act": {}, "achieved": {}, "next_obs": {"shape": 4}}
+    names = {"state": "achieved", "next_state": "next_achieved"}
+    with made(fields={**fields, "next_achieved": {}}, **names) as buffer:
+        assert tuple(buffer.goal_shape) == (1,)
+        for t in range(2):
+            here, there = np.full(4, 9 - t), np.full(4, 8 - t)
+            buffer.add(obs=here, act=0, achieved=t, next_obs=there, next_achieved=t + 1)
+        buffer.on_episode_end(1)
+        assert column(buffer, "goal") == [1, 1, 2, 2]
+        assert column(buffer, "rew") == [0, -1, -1, 0]
+        assert buffer.get_all_transitions()["next_obs"][:, 0].tolist() == [8, 7] * 2
+
+
 def test_a_strict_buffer_refuses_unknown_fields_of_steps():
     with made(strict=True) as buffer:
         buffer.add(obs=0, act=0, next_obs=1, rew=0)
