@@ -68,7 +68,7 @@ def create_env_dict(
     Returns
     -------
     dict of str to dict
-        For each field ``{"shape": tuple of int, "dtype": numpy.dtype}``.
+        For each field ``{"shape": int or tuple of int, "dtype": numpy.dtype}``.
 
     Raises
     ------
@@ -81,12 +81,12 @@ def create_env_dict(
     floats = np.dtype(np.float32 if float_type is None else float_type)
     integers = np.dtype(np.int32 if int_type is None else int_type)
     described: dict[str, dict[str, Any]] = {
-        name: {"shape": (1,), "dtype": floats} for name in ("rew", "done")
+        name: {"shape": 1, "dtype": floats} for name in ("rew", "done")
     }
     for field, _, array in _arrays_in(env):
         dtype = array.dtype if array.kind == "Box" else integers
         described[field] = {
-            "shape": array.shape or (1,),
+            "shape": array.shape or 1,
             "dtype": floats if dtype.kind == "f" else dtype,
         }
     return described

@@ -40,18 +40,18 @@ def plain(env_dict):
 
 def test_fields_of_cartpole():
     assert plain(create_env_dict(gymnasium.make("CartPole-v1"))) == {
-        "rew": ((1,), np.float32),
-        "done": ((1,), np.float32),
+        "rew": (1, np.float32),
+        "done": (1, np.float32),
         "obs": ((4,), np.float32),
         "next_obs": ((4,), np.float32),
-        "act": ((1,), np.int32),
+        "act": (1, np.int32),
     }
 
 
 def test_types_may_be_chosen():
     env = Made(spaces.Box(-1, 1, (2,), np.float64))
     fields = plain(create_env_dict(env, int_type=np.int64, float_type="f8"))
-    assert fields["obs"] == ((2,), np.float64) and fields["act"] == ((1,), np.int64)
+    assert fields["obs"] == ((2,), np.float64) and fields["act"] == (1, np.int64)
     assert plain(create_env_dict(env))["obs"] == ((2,), np.float32)
 
 
@@ -129,7 +129,7 @@ def test_early_gym_s_environments_need_no_gymnasium():
     class Env:
         observation_space = action_space = Discrete()
 
-    assert plain(create_env_dict(Env()))["obs"] == ((1,), np.int32)
+    assert plain(create_env_dict(Env()))["obs"] == (1, np.int32)
     assert create_before_add_func(Env())(1, 2, 3, 4, 5) == {
         **{"obs": 1, "act": 2, "next_obs": 3, "rew": 4, "done": 5}
     }

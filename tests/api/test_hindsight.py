@@ -5,11 +5,12 @@ import importlib
 import multiprocessing
 import os
 import pickle
+import time
 
 import hindsight_explorers as work
 import numpy as np
 import pytest
-from watched_processes import join_within, wait_for_child
+from watched_processes import DEADLINE, join_within, wait_for_child
 
 import mpbuffer
 from mpbuffer import HindsightReplayBuffer
@@ -361,6 +362,35 @@ def test_four_explorers_write_the_rows_of_one_process(way, strategy):
                 np.testing.assert_array_equal(got, wanted.reshape(got.shape))
         buffer.sample(32)
         assert buffer.episode_rb.get_stored_size() == 1
+
+
+def test_killed_explorers_leave_whole_rows():
+    context = multiprocessing.get_context("fork")
+    rules = {"goal_func": work.goals_of, "goal_shape": 2, "additional_goals": work.GOALS}
+    with HindsightReplayBuffer(3000, work.FIELDS, work.LONGEST, work.rewards_of, **rules) as buffer:
+        processes = [
+            context.Process(target=work.explore_without_end, args=(buffer, 10**6 * index))
+            for index in range(1, 5)
+        ]
+        for process in processes:
+            process.start()
+        deadline = time.monotonic() + DEADLINE
+        for process in processes:
+            rows_before = buffer.rb.rows_added()
+            while buffer.rb.rows_added() < rows_before + 2000 and time.monotonic() < deadline:
+                batch = buffer.sample(64) if buffer.get_stored_size() else {}
+                if batch:
+                    rewards = work.rewards_of(batch["next_obs"], batch["act"], batch["goal"])
+                    np.testing.assert_array_equal(batch["rew"].ravel(), rewards)
+            process.kill()
+            assert join_within(process) == -9
+        rows = buffer.get_all_transitions()
+        assert len(rows["rew"]) > 2990
+        rewards = work.rewards_of(rows["next_obs"], rows["act"], rows["goal"])
+        np.testing.assert_array_equal(rows["rew"].ravel(), rewards)
+        work.explore(buffer, [1])
+        rows = buffer.get_all_transitions()
+        assert (rows["episode"] == 1).sum() == len(work.oracle(1, "future"))
 
 
 def test_the_child_of_a_fork_has_an_episode_and_draws_of_its_own():

@@ -51,6 +51,13 @@ def explore(buffer, numbers):
         buffer.on_episode_end(goal)
 
 
+def explore_without_end(buffer, first):
+    number = first
+    while True:
+        explore(buffer, [number])
+        number += 1
+
+
 def explore_by_name(name, strategy, numbers):
     """The same in a process that was told the name only."""
     from mpbuffer import HindsightReplayBuffer
