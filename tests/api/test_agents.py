@@ -57,7 +57,7 @@ class Walkers:
 
 
 def plain(schema):
-    return {name: (each["shape"], each.get("dtype")) for name, each in schema.items()}
+    return {name: (each["shape"], each.get("dtype", "default")) for name, each in schema.items()}
 
 
 def test_each_agent_has_fields_of_its_own():
@@ -69,7 +69,7 @@ def test_each_agent_has_fields_of_its_own():
         "act.a": ((1,), np.int64),
         "act.b": ((2,), np.float32),
         "act.c": ((1,), np.int64),
-        **{f"rew.{agent}": ((1,), None) for agent in "abc"},
+        **{f"rew.{agent}": ((1,), "default") for agent in "abc"},
         "next_obs.a.eye": ((2, 3), np.uint8),
         "next_obs.a.clock": ((1,), np.int64),
         "next_obs.b": ((2,), np.float32),
@@ -124,6 +124,16 @@ def test_observations_are_copied():
     observations["b"][:] = 77
     rows = transitions.step(actions_of(env), *env.step(actions_of(env)))
     assert rows["obs.b"].tolist() == [0, 0]
+
+
+def test_an_agent_that_was_not_observed_has_no_part():
+    env = Walkers()
+    transitions = mpbuffer.AgentTransitions(env)
+    transitions.reset(env.reset()[0])
+    actions = actions_of(env)
+    returned = env.step(actions)
+    row = transitions.step({**actions, "c": np.int64(4)}, *returned)
+    assert row["act.c"] == 0 and row["terminated.c"] and not row["terminated.a"]
 
 
 def test_fields_of_agents_split_and_join():
@@ -207,7 +217,7 @@ class Weighing(gymnasium.Env):
 
 def test_a_reward_space_gives_the_reward_s_field():
     env = gymnasium.wrappers.TimeLimit(Weighing(), 10)
-    assert plain(mpbuffer.schema_from(env))["rew"] == ((1,), None)  # may be a weighted sum
+    assert plain(mpbuffer.schema_from(env))["rew"] == ((1,), "default")  # may be a weighted sum
     schema = mpbuffer.schema_from(env, reward_space=env.unwrapped.reward_space)
     assert plain(schema)["rew"] == ((3,), np.float32)
     assert plain(mpbuffer.schema_from(env.unwrapped)) == plain(schema)

@@ -261,6 +261,7 @@ def fails(*_):
         (lambda s, a, g: [0.0], None, 0, ValueError, r"reward_func's result must have shape \(3"),
         (lambda s, a, g: s - g.ravel(), None, 0, ValueError, "reward_func's result must have"),
         (lambda s, a, g: [1e300] * 3, None, 0, ValueError, "reward_func's result: got 1e"),
+        (lambda s, a, g: np.zeros((1, 3)), None, 0, ValueError, r"\(3, 1\), got \(1, 3\)"),
         (reached, lambda s: s[:2], 0, ValueError, "goal_func's result must have shape"),
         (reached, None, [1, 2], ValueError, r"goal must have shape \(3, 1\), got \(2,\)"),
         (reached, None, 1e300, ValueError, "goal: got 1e"),

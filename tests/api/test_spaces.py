@@ -41,7 +41,7 @@ class NeverStepped(gymnasium.Env):
 
 
 def plain(schema):
-    return {name: (each["shape"], each.get("dtype")) for name, each in schema.items()}
+    return {name: (each["shape"], each.get("dtype", "default")) for name, each in schema.items()}
 
 
 def test_fields_of_cartpole():
@@ -49,7 +49,7 @@ def test_fields_of_cartpole():
     assert plain(schema) == {
         "obs": ((4,), np.float32),
         "act": ((1,), np.int64),
-        "rew": ((1,), None),
+        "rew": ((1,), "default"),
         "next_obs": ((4,), np.float32),
         "terminated": ((1,), np.bool_),
         "truncated": ((1,), np.bool_),
