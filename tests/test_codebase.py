@@ -44,7 +44,7 @@ ROOM_MAY_USE = {
     "weights": {"_arguments", "_segment"},
     "explorers": {"_arguments", "_segment", "buffer"},
     "envs": set(),
-    "replay": {"_arguments", "buffer", "envs"},
+    "replay": {"_arguments", "_segment", "buffer", "envs"},
     "inspect": {"buffer", "weights"},
     "_core": {"buffer"},  # the stub
 }

@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mpbuffer._arguments.integers import whole_number
+from mpbuffer._segment.handing_on import opened_once_there
 from mpbuffer.buffer.creation import EnvDict
 from mpbuffer.buffer.replay_buffer import ReplayBuffer
 from mpbuffer.errors import EmptyBuffer
@@ -25,8 +26,9 @@ class ReverseReplayBuffer(ReplayBuffer):
 
     Everything else is as in ReplayBuffer. The place of the walk belongs to the handle: each process
     walks for itself, and a process that is handed the buffer goes on from the place that the
-    handle had. ``mpbuffer.attach(name)`` opens the same rows as a ReplayBuffer. With many writers,
-    the order of rows is that in which they reached the buffer.
+    handle had. The segment is that of a ReplayBuffer: ``mpbuffer.attach(name)`` opens one, and
+    ``ReverseReplayBuffer.attach(name)`` walks on the rows of any. With many writers, the order of
+    rows is that in which they reached the buffer.
 
     Parameters
     ----------
@@ -58,6 +60,37 @@ class ReverseReplayBuffer(ReplayBuffer):
         self._stride = whole_number("stride", stride, 1, 2**40)
         self._first: int | None = None  # the slot of the last batch's first row
         super().__init__(size, env_dict, **kwargs)
+
+    @classmethod
+    def attach(cls, name: str, *, stride: int = 300, timeout: float = 0.0) -> ReverseReplayBuffer:
+        """Open a uniform buffer that another process has created, and walk on its rows.
+
+        Parameters
+        ----------
+        name, timeout : str and float
+            As for ``mpbuffer.attach``.
+        stride : int, optional
+            As for the class.
+
+        Returns
+        -------
+        ReverseReplayBuffer
+            Its walk starts at the newest row.
+
+        Raises
+        ------
+        SegmentNotFound, SegmentMismatch, ProcessTableFull
+            As for ``mpbuffer.attach``.
+        TypeError, ValueError
+            If an argument is not as above, or the buffer is prioritized.
+        """
+        rows_between = whole_number("stride", stride, 1, 2**40)
+        buffer = opened_once_there(cls._opened, name, timeout)
+        if buffer._prioritized:
+            buffer.close()
+            raise ValueError(f"cannot walk on {name!r}: it is prioritized, expected a ReplayBuffer")
+        buffer._stride, buffer._first = rows_between, None
+        return buffer
 
     def sample(  # type: ignore[override]
         self, batch_size: int, *, return_indexes: bool = False

@@ -10,11 +10,14 @@ import numpy as np
 import numpy.typing as npt
 
 from mpbuffer._arguments.integers import whole_number
+from mpbuffer.buffer.attaching import attach
 from mpbuffer.buffer.replay_buffer import ReplayBuffer
 
 __all__ = ["SelectiveReplayBuffer"]
 
 Rows = dict[str, npt.NDArray[Any]]
+
+_FIELDS = ("obs", "act", "rew", "next_obs", "done")
 
 
 class SelectiveReplayBuffer:
@@ -24,7 +27,8 @@ class SelectiveReplayBuffer:
     until an episode is deleted. An episode ends with a step whose `done` is not 0.
 
     The rows lie in shared memory, in the ReplayBuffer that the attribute ``rb`` is. A process that
-    is handed this object sees the same episodes, which it finds by their `done`. One process at a
+    is handed this object, or opens it by attach(), sees the same episodes: it finds them by their
+    `done`. One process at a
     time may add and delete; all others may sample and read. While it deletes an episode, others see
     some of the rows only.
 
@@ -82,14 +86,48 @@ class SelectiveReplayBuffer:
             "act": (whole_number("act_dim", act_dim, 1),),
             "rew": (whole_number("rew_dim", rew_dim, 1),),
         }
-        self._obs_shape = None if obs_shape is None else tuple(obs_shape)
-        if self._obs_shape is not None:
-            shapes["obs"] = self._obs_shape
+        if obs_shape is not None:
+            shapes["obs"] = tuple(obs_shape)
         shapes |= {"next_obs": shapes["obs"], "done": (1,)}
-        self._shapes = shapes
-        self._warned = False
         fields = {name: {"shape": shape, "dtype": np.float64} for name, shape in shapes.items()}
-        self.rb = ReplayBuffer(steps, fields, **kwargs)
+        self._set_rows(ReplayBuffer(steps, fields, **kwargs))
+        self._obs_shape: tuple[int, ...] | None = None if obs_shape is None else shapes["obs"]
+
+    def _set_rows(self, rb: ReplayBuffer) -> None:
+        self.rb = rb
+        self._shapes = {name: tuple(shape) for name, _, shape in rb._fields()}
+        self._obs_shape = self._shapes["obs"]
+        self._warned = False
+
+    @classmethod
+    def attach(cls, name: str, *, timeout: float = 0.0) -> SelectiveReplayBuffer:
+        """Open the episodes of another process's SelectiveReplayBuffer of that name.
+
+        Parameters
+        ----------
+        name, timeout : str and float
+            As for ``mpbuffer.attach``.
+
+        Returns
+        -------
+        SelectiveReplayBuffer
+            The same episodes.
+
+        Raises
+        ------
+        SegmentNotFound, SegmentMismatch, ProcessTableFull
+            As for ``mpbuffer.attach``.
+        ValueError
+            If an argument is not as above, or the rows are of another buffer.
+        """
+        rb = attach(name, timeout=timeout)
+        kinds = {field: dtype for field, dtype, _ in rb._fields()}
+        if rb._prioritized or kinds != dict.fromkeys(_FIELDS, np.dtype(np.float64)):
+            rb.close()
+            raise ValueError(f"cannot attach {name!r}: its rows are of no SelectiveReplayBuffer")
+        buffer = cls.__new__(cls)
+        buffer._set_rows(rb)
+        return buffer
 
     def add(
         self,

@@ -116,10 +116,22 @@ def test_a_process_walks_for_itself(method):
         assert batch(buffer) == [18]
 
 
-def test_another_process_opens_the_rows_by_name():
+def test_it_is_opened_by_name():
     name = f"walk-{os.getpid()}"
-    with filled(20, name=name, stride=9), mpbuffer.attach(name) as rows:
-        assert type(rows) is mpbuffer.ReplayBuffer and len(rows) == 20
+    with filled(20, name=name, stride=9) as buffer:
+        assert batch(buffer) == [19]
+        with mpbuffer.attach(name) as rows:
+            assert type(rows) is mpbuffer.ReplayBuffer and len(rows) == 20
+        with ReverseReplayBuffer.attach(name, stride=4) as other:
+            assert batch(other, 3) == [19, 15, 11]
+            assert batch(other) == [18]
+    with mpbuffer.PrioritizedReplayBuffer(10, {"obs": {}}, name=name):
+        with pytest.raises(ValueError, match="it is prioritized, expected a ReplayBuffer"):
+            ReverseReplayBuffer.attach(name)
+        with pytest.raises(ValueError, match="stride must be"):
+            ReverseReplayBuffer.attach(name, stride=0)
+    with pytest.raises(mpbuffer.SegmentNotFound):
+        ReverseReplayBuffer.attach(name)
 
 
 class SomeRowsUnfinished(ReverseReplayBuffer):

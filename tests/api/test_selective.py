@@ -3,6 +3,7 @@
 import doctest
 import importlib
 import multiprocessing
+import os
 
 import numpy as np
 import pytest
@@ -150,6 +151,22 @@ def test_other_processes_see_the_same_episodes(method):
         assert receive_within(ours) == ([[0, 1], [2, 3, 4]], 2)
         assert join_within(process) == 0
         assert observations(buffer) == [[2, 3, 4]]
+
+
+def test_it_is_opened_by_name():
+    name = f"episodes-{os.getpid()}"
+    with SelectiveReplayBuffer(10, obs_shape=(1, 1), name=name) as buffer:
+        add(buffer, 0, 5, done_at=(1,))
+        with SelectiveReplayBuffer.attach(name) as other:
+            assert observations(other) == [[0, 1], [2, 3, 4]]
+            assert other.get_obs_shape() == (1, 1)
+            assert other.delete_episode(1) == 3
+        assert observations(buffer) == [[0, 1]]
+    with (
+        mpbuffer.ReplayBuffer(10, {"obs": {}}, name=name),
+        pytest.raises(ValueError, match="its rows are of no SelectiveReplayBuffer"),
+    ):
+        SelectiveReplayBuffer.attach(name)
 
 
 def test_bad_steps_change_nothing():
