@@ -45,7 +45,8 @@ class HindsightReplayBuffer:
     number of explorers, or open it there by attach(). Each process has its own episode and its own
     ``rng``; the child of a fork starts without steps. If `prioritized`, one process samples: the
     learner. Under spawn and forkserver `reward_func` and `goal_func` must be functions of a module,
-    not lambdas. For one thread in each process.
+    not lambdas. ``Explorers`` take `rb` as their buffer, and this object in `args`. For one thread
+    in each process.
 
     Parameters
     ----------
@@ -378,6 +379,9 @@ class HindsightReplayBuffer:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} of goals {self.strategy!r}: {self.rb!r}>"
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_episode": None, "_seeds": {}}

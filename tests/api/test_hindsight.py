@@ -306,6 +306,13 @@ def test_bad_arguments(arguments, error, said):
         made(**{"strategy": "future", **arguments})
 
 
+def test_repr():
+    with made("future", size=7) as buffer:
+        shown = repr(buffer)
+        assert shown.startswith("<HindsightReplayBuffer of goals 'future': <ReplayBuffer ")
+        assert "0 of 7 rows" in shown
+
+
 def test_a_closed_buffer_says_so():
     buffer = made()
     buffer.close()
