@@ -1,5 +1,5 @@
 from collections.abc import Callable
-from typing import Any, NoReturn, final
+from typing import Any, Literal, NoReturn, final
 
 import numpy as np
 import numpy.typing as npt
@@ -66,6 +66,18 @@ class ReplayBuffer:
     def _processes(self) -> list[tuple[int, int, str, int, int, int]]: ...
     def _encode_sample(self, indexes: npt.ArrayLike) -> dict[str, npt.NDArray[Any]]: ...
     def _rows_at(self, indexes: npt.ArrayLike) -> dict[str, npt.NDArray[Any]]: ...
+    def _marked_rows(
+        self,
+    ) -> tuple[
+        dict[str, npt.NDArray[Any]], npt.NDArray[np.uint64], npt.NDArray[np.float64] | None
+    ]: ...
+    def _add_rows(
+        self,
+        rows: dict[str, npt.NDArray[Any]],
+        priorities: npt.NDArray[np.float64] | None,
+        largest: float | None,
+        ahead: int,
+    ) -> None: ...
 
 class PrioritizedReplayBuffer(ReplayBuffer):
     @property
@@ -78,6 +90,8 @@ class PrioritizedReplayBuffer(ReplayBuffer):
         batch_size: int,
         beta: float = 0.4,
         *,
+        weight_norm: Literal["buffer", "batch"] | None = "buffer",
+        return_probabilities: bool = False,
         out: dict[str, npt.NDArray[Any]] | None = None,
     ) -> dict[str, npt.NDArray[Any]]: ...
     def sample_uniform(
@@ -95,6 +109,7 @@ class PrioritizedReplayBuffer(ReplayBuffer):
     ) -> int: ...
     def get_max_priority(self) -> float: ...
     def get_generations(self, indexes: npt.ArrayLike) -> npt.NDArray[np.uint64]: ...
+    def get_priorities(self, indexes: npt.ArrayLike) -> npt.NDArray[np.float64]: ...
     def acquire_learner(self) -> None: ...
     def release_learner(self) -> None: ...
     def _learner_status(self) -> dict[str, Any]: ...
@@ -110,8 +125,10 @@ class BatchGatherer:
         rows: int,
         prefetch: int,
         return_indexes: bool,
-        beta: float,
         torch: Any,
+        beta: float,
+        weight_norm: Literal["buffer", "batch"] | None,
+        return_probabilities: bool,
     ) -> None: ...
     def next(self) -> dict[str, npt.NDArray[Any]]: ...
     def close(self) -> None: ...

@@ -19,8 +19,9 @@ Parameters
 ----------
 **fields : array_like
     One value for each field of the buffer: of the field's shape for one
-    transition, or of shape ``(n,) + shape`` in every field for n of them.
-    A field of one element also takes a scalar, or shape ``(n,)``. Arrays,
+    transition, or of shape ``(n,) + shape`` for n of them. A field of one
+    element also takes shape ``(n,)``, or a scalar, which counts for all n
+    rows of the other fields. Arrays,
     lists, scalars, CPU tensors and objects with ``__array__`` or
     ``__dlpack__`` are converted to the field's dtype. Numbers may be
     rounded to its precision. A value that it cannot represent is an error.
@@ -131,7 +132,8 @@ inline constexpr char sample_uniform[] =
     "Raises\n------\n"
     "EmptyBuffer, ValueError, KeyError, TypeError, BufferClosed\n    As ReplayBuffer.sample.\n";
 
-inline constexpr char prioritized_sample[] = R"(sample($self, /, batch_size, beta=0.4, *, out=None)
+inline constexpr char prioritized_sample[] =
+    R"(sample($self, /, batch_size, beta=0.4, *, weight_norm='buffer', return_probabilities=False, out=None)
 --
 
 Draw rows in proportion to their leaves, stratified, with importance weights.
@@ -150,6 +152,13 @@ batch_size : int
     and one row is drawn from each (Schaul et al., 2016, section 3.3).
 beta : float, optional
     Exponent of the importance weights, at least 0.
+weight_norm : {"buffer", "batch", None}, optional
+    What the weights are divided by: the largest one of all rows that can be
+    drawn (Schaul et al., 2016, section 3.4), the largest one of this batch,
+    or 1. With ``"buffer"`` a row's weight depends on no other row drawn, but
+    one row that is hardly ever drawn makes all others small.
+return_probabilities : bool, optional
+    Whether to add ``"probabilities"``.
 out : dict of str to numpy.ndarray, optional
     An earlier batch of this size, or arrays like its that share no memory. It
     is written to and returned. If ``out["indexes"]`` came from this buffer,
@@ -160,7 +169,10 @@ Returns
 dict of str to numpy.ndarray
     `out`, or a fresh array of shape ``(batch_size,) + shape`` for each field, in its
     dtype; ``"weights"``: float32 (batch_size,), ``(N * P(i)) ** -beta``
-    divided by the largest weight in the whole buffer (section 3.4);
+    divided as `weight_norm` says, where N is the number of rows that can be
+    drawn and P(i) a row's leaf over the sum of all leaves (equations 1 and
+    2); at most the largest float32; ``"probabilities"``, on request: float32
+    (batch_size,), P(i) of each draw;
     ``"indexes"``: int64 (batch_size,), the slots drawn, ascending unless a
     row was overwritten meanwhile. Pass them, or any view of them, to
     update_priorities().
@@ -174,7 +186,8 @@ LearnerBusy
 ValueError
     If batch_size is below 1, beta negative or not finite, or an array of
     `out` not a writable C-contiguous one of the shape and dtype wanted, or it
-    shares memory with another.
+    shares memory with another, or weight_norm is none of the above, or
+    probabilities are wanted and a field has that name.
 KeyError, TypeError
     If an array of `out` is missing or no array. After these errors `out` is
     unchanged.

@@ -28,7 +28,10 @@ BufferState& state_of(py::handle object) { return state_of(buffer_object(object)
 BufferState& state_of(BufferObject& object) {
     BufferState* state = object.state;
     if (state == nullptr) {
-        throw BufferClosed("cannot use this buffer: its constructor has not run");
+        throw BufferClosed("cannot use this " +
+                           type_in_words(reinterpret_cast<PyObject*>(&object)) +
+                           ": it is not open; a subclass calls super().__init__(...) in its "
+                           "__init__ first");
     }
     if (!state->core->is_open()) {
         throw BufferClosed("cannot use '" + state->core->name() + "': this handle was closed");

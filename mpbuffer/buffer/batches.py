@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -11,7 +11,9 @@ from mpbuffer import _core
 from mpbuffer._arguments.integers import whole_number
 from mpbuffer._arguments.tensors import tensor_maker
 
-__all__ = ["Batches"]
+__all__ = ["Batches", "WeightNorm"]
+
+WeightNorm = Literal["buffer", "batch"] | None
 
 
 def _cuda_of_torch() -> Any:
@@ -26,7 +28,8 @@ def _cuda_of_torch() -> Any:
 
 def _makers_of_tensors(buffer: _core.ReplayBuffer) -> dict[str, Callable[[Any], Any]]:
     """Return, for each array of a batch, the function that makes a tensor of it."""
-    dtypes: dict[str, np.dtype[Any]] = {"indexes": np.dtype("i8"), "weights": np.dtype("f4")}
+    dtypes: dict[str, np.dtype[Any]] = {"indexes": np.dtype(np.int64)}
+    dtypes |= dict.fromkeys(("weights", "probabilities"), np.dtype(np.float32))
     dtypes |= {name: dtype for name, dtype, _ in buffer._fields()}
     makers = {}
     for name, dtype in dtypes.items():
@@ -64,18 +67,27 @@ class Batches(Iterator[dict[str, Any]]):
         buffer: _core.ReplayBuffer,
         batch_size: int,
         *,
-        beta: float,
         return_indexes: bool,
         prefetch: int,
         tensors: bool,
         pin_memory: bool,
+        beta: float = 0.0,
+        weight_norm: WeightNorm = "buffer",
+        return_probabilities: bool = False,
     ) -> None:
         rows = whole_number("batch_size", batch_size, 1)
         ahead = whole_number("prefetch", prefetch, 0)
         torch_to_pin = _cuda_of_torch() if pin_memory else None
         self._makers = _makers_of_tensors(buffer) if tensors else None
         self._gatherer = _core.BatchGatherer(
-            buffer, rows, ahead, return_indexes, beta, torch_to_pin
+            buffer,
+            rows,
+            ahead,
+            return_indexes,
+            torch_to_pin,
+            beta,
+            weight_norm,
+            bool(return_probabilities),
         )
 
     @property

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import secrets
 import time
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,12 +13,20 @@ import numpy as np
 import numpy.typing as npt
 
 from mpbuffer._arguments.integers import whole_number
-from mpbuffer.buffer.nstep import NstepRule, check_nstep, nstep_rule
+from mpbuffer.buffer.nstep import NstepArgument, NstepRule, check_nstep, nstep_rule
 from mpbuffer.buffer.schema import Field, fields_from
 
 EnvDict = Mapping[str, Mapping[str, Any]]
 
 _MOST_ROWS = 2**40
+_OF_CPPRB = {
+    "backend",
+    "check_for_update",
+    "ctx",
+    "mmap_prefix",
+    "next_of",
+    "stack_compress",
+}
 
 
 def checked_size(size: float) -> int:
@@ -29,7 +38,7 @@ def checked_size(size: float) -> int:
 def checked_fields(
     env_dict: EnvDict | None,
     default_dtype: npt.DTypeLike | None,
-    Nstep: Mapping[str, Any] | None,
+    Nstep: NstepArgument,
     *,
     prioritized: bool,
     warned_frame: int,
@@ -38,7 +47,7 @@ def checked_fields(
     default = np.float32 if default_dtype is None else default_dtype
     given = {} if env_dict is None else env_dict
     fields = fields_from(given, default, warned_frame=warned_frame + 1)
-    nstep = None if Nstep is None else nstep_rule(Nstep)
+    nstep = nstep_rule(Nstep)
     if nstep is not None:
         if nstep.discount and all(field != nstep.discount for field, _, _ in fields):
             fields.append((nstep.discount, np.dtype(np.float32), [1]))
@@ -64,10 +73,40 @@ def checked_exponent(name: str, value: float) -> float:
     return number
 
 
-def accept_cpprb_arguments(ctx: Any, backend: str | None) -> None:
-    """Check ``ctx`` and ``backend`` as cpprb's multi-process classes do; neither is used."""
+def accept_cpprb_arguments(given: Mapping[str, Any], *, warned_frame: int) -> None:
+    """Check arguments that cpprb's classes take, and that need nothing here.
+
+    Raises
+    ------
+    TypeError
+        If one is not an argument of cpprb's.
+    NotImplementedError
+        If one asks for what cannot be done.
+    ValueError, multiprocessing.ProcessError
+        As cpprb, for `backend` and `ctx`.
+    """
+    unknown = [repr(name) for name in given if name not in _OF_CPPRB]
+    if unknown:
+        raise TypeError(f"cannot create a buffer: unexpected argument {', '.join(unknown)}")
+    for name in ("next_of", "stack_compress"):
+        if given.get(name):
+            raise NotImplementedError(
+                f"cannot create a buffer: {name}={given[name]!r} is not supported; store the field "
+                "as a whole, and the next one as a field of its own"
+            )
+    backend = given.get("backend")
     if backend not in (None, "sharedctypes", "SharedMemory"):
         raise ValueError(f"backend must be 'sharedctypes' or 'SharedMemory', got {backend!r}")
+    if given.get("mmap_prefix"):
+        warnings.warn(
+            f"mmap_prefix={given['mmap_prefix']!r} is ignored: rows are in shared memory, not in "
+            "files; largest_size() tells how many fit",
+            stacklevel=warned_frame,
+        )
+    _start(given.get("ctx"))
+
+
+def _start(ctx: Any) -> None:
     manager_state = getattr(ctx, "_state", None)
     if manager_state is not None and hasattr(ctx, "shutdown"):
         initial, started = 0, 1

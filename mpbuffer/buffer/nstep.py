@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
 from mpbuffer._arguments.integers import whole_number
 from mpbuffer.buffer.schema import Field
 
-__all__ = ["FLAGS", "NstepRule", "check_nstep", "nstep_from_json", "nstep_rule"]
+__all__ = ["FLAGS", "NstepArgument", "NstepRule", "check_nstep", "nstep_from_json", "nstep_rule"]
 
 FLAGS = ("done", "terminated", "truncated")
 
 _KEYS = {"size", "rew", "gamma", "next", "discount"}
 _MOST_STEPS = 2**20
+
+NstepArgument = Mapping[str, Any] | Literal[False] | None
 
 
 class NstepRule(NamedTuple):
@@ -46,8 +48,8 @@ class NstepRule(NamedTuple):
         return self.steps, self.gamma, list(self.rew), list(self.next), self.discount
 
 
-def nstep_rule(wanted: Mapping[str, Any]) -> NstepRule:
-    """Check the argument ``Nstep=`` without the fields.
+def nstep_rule(wanted: NstepArgument) -> NstepRule | None:
+    """Check the argument ``Nstep=`` without the fields; None, False and {} mean none.
 
     Raises
     ------
@@ -57,6 +59,8 @@ def nstep_rule(wanted: Mapping[str, Any]) -> NstepRule:
         If it has no size or unknown keys, the size is below 1 or above 2**20, gamma is outside
         [0, 1], or a field is named twice.
     """
+    if wanted is None or wanted is False or (isinstance(wanted, Mapping) and not wanted):
+        return None
     if not isinstance(wanted, Mapping):
         raise TypeError(f"Nstep must be a mapping with 'size', 'rew' and 'next', got {wanted!r}")
     unknown = [repr(key) for key in wanted if key not in _KEYS]
@@ -146,5 +150,7 @@ def nstep_from_json(described: Any, fields: list[Field]) -> NstepRule:
     wanted = {key: described[key] for key in ("gamma", "rew", "next")}
     wanted |= {"size": described["steps"], "discount": described["discount"] or None}
     rule = nstep_rule(wanted)
+    if rule is None:
+        raise ValueError("no rule")
     check_nstep(rule, fields)
     return rule

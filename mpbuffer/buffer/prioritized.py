@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from mpbuffer import _core
-from mpbuffer.buffer.batches import Batches
+from mpbuffer.buffer.batches import Batches, WeightNorm
 from mpbuffer.buffer.creation import EnvDict
+from mpbuffer.buffer.nstep import NstepArgument
 from mpbuffer.buffer.replay_buffer import ReplayBuffer
 from mpbuffer.buffer.statuses import LearnerStatus
 
@@ -27,7 +27,7 @@ class PrioritizedReplayBuffer(_core.PrioritizedReplayBuffer, ReplayBuffer):
     Parameters
     ----------
     size, env_dict, default_dtype, name, overwrite, seed, strict, numa_interleave : optional
-    Nstep, ctx, backend, logger, check_for_update : optional
+    Nstep, logger, ctx, backend, check_for_update, mmap_prefix : optional
         As for ReplayBuffer. No field may be named ``priorities``, ``weights`` or ``indexes``.
     alpha : float, optional
         Exponent of the priorities, at least 0 (0: uniform).
@@ -48,11 +48,9 @@ class PrioritizedReplayBuffer(_core.PrioritizedReplayBuffer, ReplayBuffer):
         seed: int | None = None,
         strict: bool = False,
         numa_interleave: bool = False,
-        Nstep: Mapping[str, Any] | None = None,
-        ctx: Any = None,
-        backend: str | None = None,
+        Nstep: NstepArgument = None,
         logger: Any = None,
-        check_for_update: bool = False,
+        **of_cpprb: Any,
     ) -> None:
         self._make(
             size,
@@ -64,9 +62,8 @@ class PrioritizedReplayBuffer(_core.PrioritizedReplayBuffer, ReplayBuffer):
             strict,
             numa_interleave,
             Nstep,
-            ctx,
-            backend,
             logger,
+            of_cpprb,
             prioritized=True,
             alpha=alpha,
             eps=eps,
@@ -77,6 +74,8 @@ class PrioritizedReplayBuffer(_core.PrioritizedReplayBuffer, ReplayBuffer):
         batch_size: int,
         beta: float = 0.4,
         *,
+        weight_norm: WeightNorm = "buffer",
+        return_probabilities: bool = False,
         prefetch: int = 0,
         tensors: bool = False,
         pin_memory: bool = False,
@@ -93,6 +92,8 @@ class PrioritizedReplayBuffer(_core.PrioritizedReplayBuffer, ReplayBuffer):
         beta : float, optional
             Exponent of the importance weights, at least 0. The iterator's attribute ``beta``
             changes it for later draws.
+        weight_norm, return_probabilities : optional
+            As for sample().
         prefetch, tensors, pin_memory : optional
             As for ReplayBuffer.
 
@@ -104,13 +105,15 @@ class PrioritizedReplayBuffer(_core.PrioritizedReplayBuffer, ReplayBuffer):
         Raises
         ------
         TypeError, ValueError, ImportError, RuntimeError
-            As for ReplayBuffer. TypeError if `beta` is no number, ValueError if it is negative or
-            not finite.
+            As for ReplayBuffer. For `beta`, `weight_norm` and `return_probabilities` as for
+            sample().
         """
         return Batches(
             self,
             batch_size,
             beta=beta,
+            weight_norm=weight_norm,
+            return_probabilities=return_probabilities,
             return_indexes=True,
             prefetch=prefetch,
             tensors=tensors,
@@ -141,6 +144,34 @@ class PrioritizedReplayBuffer(_core.PrioritizedReplayBuffer, ReplayBuffer):
             If another handle has the learner's role.
         """
         return super().get_generations(indexes)
+
+    def get_priorities(self, indexes: npt.ArrayLike) -> npt.NDArray[np.float64]:
+        """Return the priorities that rows have now. Any process may call it. It never blocks.
+
+        A priority is what add() or update_priorities() was last given, to the precision that the
+        float32 leaf ``(priority + eps) ** alpha`` keeps. With alpha 0, where all rows have one
+        leaf, it is 1.
+
+        Parameters
+        ----------
+        indexes : array_like of int
+            (n,) slots in [0, size).
+
+        Returns
+        -------
+        numpy.ndarray
+            float64 (n,); NaN for a slot that holds no complete row.
+
+        Raises
+        ------
+        TypeError
+            If the indexes are no integers.
+        IndexError
+            If an index is not in [0, size).
+        BufferClosed
+            After close().
+        """
+        return super().get_priorities(indexes)
 
     def acquire_learner(self) -> None:
         """Take the learner's role now, instead of at the first sample().

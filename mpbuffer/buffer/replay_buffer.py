@@ -14,6 +14,7 @@ from mpbuffer._segment.keeper import keep_after_exit
 from mpbuffer.buffer import creation
 from mpbuffer.buffer.batches import Batches
 from mpbuffer.buffer.description import describe, read_description
+from mpbuffer.buffer.nstep import NstepArgument
 from mpbuffer.buffer.statuses import ProcessStatus
 from mpbuffer.buffer.step_writer import PrioritiesOf, StepWriter
 from mpbuffer.errors import BufferClosed
@@ -63,7 +64,7 @@ class ReplayBuffer(_core.ReplayBuffer, NotCopied):
     numa_interleave : bool, optional
         Whether the memory is spread over all NUMA nodes, page by page. Else each page lies on the
         node of the creating thread.
-    Nstep : mapping, optional
+    Nstep : mapping or False, optional
         Rows are n steps long: ``{"size": n, "rew": name or list, "gamma": 0.99, "next": name or
         list, "discount": name}``; only the size is required. add() takes steps. The row that begins
         with a step has
@@ -84,8 +85,8 @@ class ReplayBuffer(_core.ReplayBuffer, NotCopied):
     logger : logging.Logger, optional
         Logs the progress of an allocation that takes more than a second, once a second. Default:
         the logger ``mpbuffer``.
-    ctx, backend, check_for_update : optional
-        Accepted because cpprb's classes take them; not needed.
+    ctx, backend, check_for_update, mmap_prefix : optional
+        Accepted because cpprb's classes take them; not needed. `mmap_prefix` warns.
 
     Raises
     ------
@@ -111,11 +112,9 @@ class ReplayBuffer(_core.ReplayBuffer, NotCopied):
         seed: int | None = None,
         strict: bool = False,
         numa_interleave: bool = False,
-        Nstep: Mapping[str, Any] | None = None,
-        ctx: Any = None,
-        backend: str | None = None,
+        Nstep: NstepArgument = None,
         logger: Any = None,
-        check_for_update: bool = False,
+        **of_cpprb: Any,
     ) -> None:
         self._make(
             size,
@@ -127,9 +126,8 @@ class ReplayBuffer(_core.ReplayBuffer, NotCopied):
             strict,
             numa_interleave,
             Nstep,
-            ctx,
-            backend,
             logger,
+            of_cpprb,
             prioritized=False,
         )
 
@@ -143,10 +141,9 @@ class ReplayBuffer(_core.ReplayBuffer, NotCopied):
         seed: int | None,
         strict: bool,
         numa_interleave: bool,
-        Nstep: Mapping[str, Any] | None,
-        ctx: Any,
-        backend: str | None,
+        Nstep: NstepArgument,
         logger: Any,
+        of_cpprb: Mapping[str, Any],
         *,
         prioritized: bool,
         alpha: float = 0.0,
@@ -159,7 +156,7 @@ class ReplayBuffer(_core.ReplayBuffer, NotCopied):
         number = creation.checked_seed(seed)
         segment_name, nameless = names_of(name, bool(overwrite))
         exponents = creation.checked_exponent("alpha", alpha), creation.checked_exponent("eps", eps)
-        creation.accept_cpprb_arguments(ctx, backend)
+        creation.accept_cpprb_arguments(of_cpprb, warned_frame=4)
         self._create(
             segment_name,
             rows,
@@ -184,7 +181,7 @@ class ReplayBuffer(_core.ReplayBuffer, NotCopied):
         share: float = 0.5,
         *,
         default_dtype: npt.DTypeLike | None = None,
-        Nstep: Mapping[str, Any] | None = None,
+        Nstep: NstepArgument = None,
         named: bool = False,
     ) -> int:
         """Return how many rows fit into a share of the memory that is free now.
@@ -317,7 +314,6 @@ class ReplayBuffer(_core.ReplayBuffer, NotCopied):
         return Batches(
             self,
             batch_size,
-            beta=0.0,
             return_indexes=bool(return_indexes),
             prefetch=prefetch,
             tensors=tensors,
@@ -364,7 +360,7 @@ class ReplayBuffer(_core.ReplayBuffer, NotCopied):
         self,
         flush_every: int = 50,
         *,
-        Nstep: Mapping[str, Any] | None = None,
+        Nstep: NstepArgument = None,
         priorities: PrioritiesOf | Literal["td"] | None = None,
         n_envs: int = 1,
     ) -> StepWriter:

@@ -17,6 +17,7 @@ __all__ = ["Field", "fields_from"]
 Field = tuple[str, "np.dtype[Any]", list[int]]
 
 _FIELD_KEYS = {"shape", "dtype"}
+_KEYS_OF_CPPRB = {"add_shape"}  # which cpprb's buffers write into an env_dict
 
 
 def fields_from(
@@ -28,7 +29,8 @@ def fields_from(
     ----------
     env_dict : mapping of str to mapping
         For each field ``{"shape": int or tuple of int, "dtype": dtype}``; shape defaults to 1.
-        Other keys are ignored with a UserWarning that names them.
+        Other keys are ignored with one UserWarning that names them, and those that cpprb writes
+        into it without.
     default : dtype_like
         The dtype of fields that name none.
     warned_frame : int, optional
@@ -52,6 +54,7 @@ def fields_from(
     if not env_dict:
         raise ValueError("env_dict names no fields, at least one is needed")
     fields: list[Field] = []
+    described_otherwise: dict[str, list[str]] = {}
     for name, description in env_dict.items():
         if not isinstance(name, str) or not name:
             raise TypeError(f"a field's name must be a non-empty str, got {name!r}")
@@ -60,13 +63,9 @@ def fields_from(
                 f"field {name!r} must be described by a mapping with 'shape' and 'dtype', "
                 f"got {description!r}"
             )
-        unknown = [repr(key) for key in description if key not in _FIELD_KEYS]
+        unknown = [repr(key) for key in description if key not in _FIELD_KEYS | _KEYS_OF_CPPRB]
         if unknown:
-            warnings.warn(
-                f"field {name!r} is described by {', '.join(unknown)}, which is ignored; "
-                "expected 'shape' and 'dtype'",
-                stacklevel=warned_frame,
-            )
+            described_otherwise[repr(name)] = unknown
         wanted = description.get("dtype")
         dtype = _fixed_size_dtype(name, default if wanted is None else wanted)
         shape = _shape(name, description.get("shape", 1))
@@ -74,6 +73,14 @@ def fields_from(
             dtype, inner = dtype.subdtype
             shape += inner
         fields.append((name, dtype, shape))
+    if described_otherwise:
+        names = ", ".join(described_otherwise)
+        keys = dict.fromkeys(key for keys in described_otherwise.values() for key in keys)
+        warnings.warn(
+            f"field {names} is described by {', '.join(keys)}, which is ignored; "
+            "expected 'shape' and 'dtype'",
+            stacklevel=warned_frame,
+        )
     return fields
 
 
@@ -97,6 +104,7 @@ def _fixed_size_dtype(name: str, wanted: Any) -> np.dtype[Any]:
 
 
 def _shape(name: str, wanted: Any) -> list[int]:
-    extents = wanted if isinstance(wanted, (tuple, list)) else (wanted,)
+    is_listed = isinstance(wanted, (tuple, list, np.ndarray)) and np.ndim(wanted) > 0
+    extents = wanted if is_listed else (wanted,)
     what = f"each extent of field {name!r}, whose shape is {wanted!r},"
     return [whole_number(what, extent, 1) for extent in extents]

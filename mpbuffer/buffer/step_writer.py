@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, Literal, NoReturn, TypeVar
 
 import numpy as np
@@ -12,7 +12,7 @@ import numpy.typing as npt
 from mpbuffer import _core
 from mpbuffer._arguments.integers import whole_number
 from mpbuffer._segment.exit import close_at_exit
-from mpbuffer.buffer.nstep import NstepRule, check_nstep, nstep_rule
+from mpbuffer.buffer.nstep import NstepArgument, NstepRule, check_nstep, nstep_rule
 from mpbuffer.buffer.schema import Field
 
 __all__ = ["PrioritiesOf", "StepWriter"]
@@ -97,7 +97,7 @@ class StepWriter(_core.StepWriter):
         buffer: _core.ReplayBuffer,
         flush_every: int = 50,
         *,
-        Nstep: Mapping[str, Any] | None = None,
+        Nstep: NstepArgument = None,
         priorities: PrioritiesOf | Literal["td"] | None = None,
         n_envs: int = 1,
     ) -> None:
@@ -191,13 +191,13 @@ class StepWriter(_core.StepWriter):
 
 
 def _rule_for(
-    buffer: _core.ReplayBuffer, wanted: Mapping[str, Any] | None, fields: list[Field]
+    buffer: _core.ReplayBuffer, wanted: NstepArgument, fields: list[Field]
 ) -> NstepRule | None:
     own = buffer._nstep()
     rule = None if own is None else NstepRule(*own[:2], tuple(own[2]), tuple(own[3]), own[4])
-    if wanted is None:
-        return rule
     asked = nstep_rule(wanted)
+    if asked is None:
+        return rule
     if rule is None:
         check_nstep(asked, fields)
     elif asked != rule:

@@ -41,6 +41,33 @@ TEST_CASE("weights agree with the formula of the paper in double") {
     }
 }
 
+TEST_CASE("weights of leaves below the unit are above 1, and finite") {
+    const float leaves[] = {smallest_leaf, 1e-3F, 0.5F, 1.0F, 4.0F};
+    for (const double beta : {0.0, 0.4, 1.0, 8.0}) {
+        CAPTURE(beta);
+        float weights[5];
+        importance_weights(leaves, 5, 1.0, beta, weights);
+        for (int i = 0; i < 5; ++i) {
+            const double exact = std::min(std::pow(double{leaves[i]}, -beta),
+                                          double{std::numeric_limits<float>::max()});
+            REQUIRE(double{weights[i]} == doctest::Approx(exact).epsilon(3e-6));
+        }
+    }
+}
+
+TEST_CASE("the priority of a leaf is the one that it was made of") {
+    for (const double alpha : {0.3, 0.6, 1.0, 2.0}) {
+        for (const double priority : {0.0, 0.01, 1.0, 7.5, 1e4}) {
+            const PriorityRule rule{alpha, 1e-4};
+            CHECK(rule.priority(rule.leaf(priority)) ==
+                  doctest::Approx(priority).epsilon(1e-5).scale(1e-2));
+        }
+    }
+    CHECK(PriorityRule{0.0, 1e-4}.priority(1.0F) == 1.0);
+    CHECK(PriorityRule{0.5, 0.0}.priority(0.0F) == 0.0);
+    CHECK(std::isfinite(PriorityRule{0.1, 0.0}.priority(3e38F)));
+}
+
 TEST_CASE("the row of the least leaf has weight 1") {
     const float leaves[] = {smallest_leaf, 1.0F, 3e38F};
     float weights[3];

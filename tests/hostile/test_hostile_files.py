@@ -558,6 +558,7 @@ def try_all(buffer, **row):
             "sample_uniform": lambda: (buffer.add(**row), buffer.sample_uniform(2)),
             "update_priorities": lambda: buffer.update_priorities([0], [1.0]),
             "get_generations": lambda: buffer.get_generations([0]),
+            "get_priorities": lambda: buffer.get_priorities([0]),
             "learner_status": buffer.learner_status,
             "get_max_priority": buffer.get_max_priority,
             "acquire_learner": buffer.acquire_learner,
@@ -835,6 +836,7 @@ def test_a_child_finds_the_process_table_full(segment_file):
 
 # Calls after close, and a second learner
 
+
 CALLS_AFTER_CLOSE = {
     "add": lambda b: b.add(**ROW),
     "sample": lambda b: b.sample(1),
@@ -842,6 +844,7 @@ CALLS_AFTER_CLOSE = {
     "batches": lambda b: b.batches(1),
     "update_priorities": lambda b: b.update_priorities([0], [1.0]),
     "get_generations": lambda b: b.get_generations([0]),
+    "get_priorities": lambda b: b.get_priorities([0]),
     "get_all_transitions": lambda b: b.get_all_transitions(),
     "get_stored_size": lambda b: b.get_stored_size(),
     "get_buffer_size": lambda b: b.get_buffer_size(),

@@ -332,7 +332,7 @@ for place in range(3):
     refused(closed, buffer.update_priorities, *arguments)
 """,
     "reads by indexes that close the buffer": """
-for read in "_encode_sample", "get_generations":
+for read in "_encode_sample", "get_generations", "get_priorities":
     buffer = made()
     refused(closed, getattr(buffer, read), Value(np.arange(4), buffer.close))
 """,

@@ -400,9 +400,11 @@ def sample(scene):
     slot = scene.slot("PrioritizedReplayBuffer")
     buffer = slot.buffer  # another one may come into its place
     n, beta = scene.batch_rows(slot), scene.rng.choice((0.0, 0.5, 1.0))
-    batch = buffer.sample(n, beta)
+    more = {"weight_norm": scene.rng.choice(("buffer", "batch"))}
+    more["return_probabilities"] = scene.rng.random() < 0.2
+    batch = buffer.sample(n, beta, **more)
     if scene.rng.random() < 0.2:
-        batch = buffer.sample(n, beta, out=batch)
+        batch = buffer.sample(n, beta, out=batch, **more)
     scene.check(slot, batch, "sample", beta=beta)
     scene.look_at(slot, buffer, batch)
 
@@ -434,6 +436,14 @@ def get_generations(scene):
     generations = buffer.get_generations(indexes)
     if len(generations) != len(indexes) or (slot.label in scene.drawn and not generations.all()):
         raise Wrong(f"generations {generations} of indexes {indexes}")
+
+
+@recipe("PrioritizedReplayBuffer.get_priorities", weight=3)
+def get_priorities(scene):
+    slot = scene.slot("PrioritizedReplayBuffer")
+    priorities = slot.buffer.get_priorities(np.arange(min(scene.batch_rows(slot), slot.size)))
+    if ((priorities < 1) | (priorities > 8)).any():
+        raise Wrong(f"priorities from {priorities.min()} to {priorities.max()}")
 
 
 @on_buffers("get_all_transitions", weight=0.5)

@@ -29,6 +29,9 @@ struct Names {
     PyObject* return_indexes = interned("return_indexes");
     PyObject* generations = interned("generations");
     PyObject* out = interned("out");
+    PyObject* weight_norm = interned("weight_norm");
+    PyObject* return_probabilities = interned("return_probabilities");
+    PyObject* probabilities = interned("probabilities");
     PyObject* envs = interned("envs");
     PyObject* q = interned("q");
     PyObject* v = interned("v");
@@ -67,7 +70,8 @@ void handle_unknown_field(BufferState& state, PyObject* name);
 [[noreturn]] void throw_rows_differ(const FieldRule& rule, npy_intp rows, const FieldRule& first,
                                     npy_intp expected);
 
-// All fields of a buffer but the `computed` one, converted, each with as many rows as the others.
+// All fields of a buffer but the `computed` one, converted, each with as many rows as the others; a
+// scalar counts as that many.
 class FieldArguments {
   public:
     // `take_other(name, value)` gets arguments that are no fields; returns whether it took them.
@@ -111,23 +115,25 @@ class FieldArguments {
             many_converted_.empty() ? few_converted_.data() : many_converted_.data();
         FieldSource* const sources =
             many_sources_.empty() ? few_sources_.data() : many_sources_.data();
-        std::size_t first = 0;
+        std::size_t first = field_count;  // the first field that is no scalar
         for (std::size_t i = 0; i < field_count; ++i) {
             const FieldRule& rule = state.rules[i];
             if (i == computed) [[unlikely]] {
                 if (values[i] != nullptr) throw_computed(rule);
-                if (i == 0) first = 1;
                 continue;
             }
             if (values[i] == nullptr) throw_missing(rule);
             convert_field(rule, values[i], converted[i]);
-            if (converted[i].rows != converted[first].rows) {
+            const bool is_scalar = converted[i].is_scalar;
+            if (!is_scalar && first == field_count) first = i;
+            if (!is_scalar && converted[i].rows != converted[first].rows) {
                 throw_rows_differ(rule, converted[i].rows, state.rules[first],
                                   converted[first].rows);
             }
-            sources[count_++] = {converted[i].values, rule.row_bytes, rule.offset, rule.row_bytes};
+            sources[count_++] = {converted[i].values, is_scalar ? 0 : rule.row_bytes, rule.offset,
+                                 rule.row_bytes};
         }
-        rows_ = static_cast<std::uint64_t>(converted[first].rows);
+        rows_ = first == field_count ? 1 : static_cast<std::uint64_t>(converted[first].rows);
     }
     FieldArguments(const FieldArguments&) = delete;
     FieldArguments& operator=(const FieldArguments&) = delete;

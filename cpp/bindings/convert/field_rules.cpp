@@ -322,6 +322,7 @@ void convert_field(const FieldRule& rule, PyObject* value, ConvertedField& conve
         if (rule.plain && PyArray_TYPE(values) == rule.type_number &&
             PyArray_IS_C_CONTIGUOUS(values) && PyArray_ISNOTSWAPPED(values)) [[likely]] {
             converted.rows = require_rows(rule, values);
+            converted.is_scalar = PyArray_NDIM(values) == 0;
             converted.values = static_cast<const std::byte*>(PyArray_DATA(values));
             // The caller's arguments keep the array alive, but not its memory while the GIL is
             // released: ndarray.resize refuses only if somebody else refers to it.
@@ -332,6 +333,7 @@ void convert_field(const FieldRule& rule, PyObject* value, ConvertedField& conve
         const Storing storing = convert_scalar(rule, value, converted.scalar.data());
         if (storing == Storing::done) [[likely]] {
             converted.rows = 1;
+            converted.is_scalar = true;
             converted.values = converted.scalar.data();
             return;
         }
@@ -340,6 +342,7 @@ void convert_field(const FieldRule& rule, PyObject* value, ConvertedField& conve
     const std::string what = "cannot add field " + rule.text();
     const py::object source = as_array(what, value);
     (void)require_rows(rule, array_of(source));  // before its values are looked at
+    converted.is_scalar = PyArray_NDIM(array_of(source)) == 0;
     converted.owner = cast_array(what, source, rule.descr(), *rule.range);
     converted.rows = require_rows(rule, array_of(converted.owner));
     converted.values = values_of<const std::byte>(converted.owner);

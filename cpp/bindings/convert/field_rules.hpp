@@ -46,6 +46,7 @@ std::vector<FieldRule> make_rules(const std::vector<FieldDescription>& descripti
 struct ConvertedField {
     const std::byte* values = nullptr;
     npy_intp rows = 0;
+    bool is_scalar = false;  // one number, for all rows of the other fields
     pybind11::object owner;
     alignas(16) std::array<std::byte, 32> scalar;
 };

@@ -91,6 +91,12 @@ bool has_field(const BufferState& state, PyObject* name) {
                        [name](const FieldRule& rule) { return same_name(rule.name.ptr(), name); });
 }
 
+void require_no_field(const BufferState& state, PyObject* name) {
+    if (!has_field(state, name)) return;
+    throw_python(PyExc_ValueError, "cannot sample: a field has the name '" + text_of(name) +
+                                       "', which the batch needs");
+}
+
 py::object array_from(RecycledMemory* memory, PyArray_Descr* descr, int ndim,
                       const npy_intp* dims) {
     return memory == nullptr ? fresh_array(descr, ndim, dims) : memory->array(descr, ndim, dims);
@@ -99,7 +105,7 @@ py::object array_from(RecycledMemory* memory, PyArray_Descr* descr, int ndim,
 }  // namespace
 
 std::size_t batch_bytes(const BufferState& state, std::size_t rows) {
-    return rows * (state.core->shape().row_bytes + sizeof(float));
+    return rows * (state.core->shape().row_bytes + 2 * sizeof(float));
 }
 
 OutputArrays::OutputArrays(const BufferState& state, std::size_t rows, RecycledMemory* memory) {
@@ -125,6 +131,7 @@ py::dict OutputArrays::to_dict(const BufferState& state) const {
 
 OutputBatch::OutputBatch(const BufferState& state, std::size_t rows, BatchParts parts,
                          PyObject* out) {
+    if (parts.probabilities) require_no_field(state, names().probabilities);
     if (out == nullptr || out == Py_None) {
         const std::shared_ptr<RecycledMemory> memory = state.sample_memory;
         if (memory) memory->keep_at_most(batch_bytes(state, rows));
@@ -141,6 +148,7 @@ OutputBatch::OutputBatch(const BufferState& state, std::size_t rows, BatchParts 
 
 OutputBatch::OutputBatch(const BufferState& state, std::size_t rows, BatchParts parts,
                          RecycledMemory& memory) {
+    if (parts.probabilities) require_no_field(state, names().probabilities);
     make_fresh(state, rows, parts, &memory);
     add_scratch(rows);
 }
@@ -162,12 +170,14 @@ void OutputBatch::make_fresh(const BufferState& state, std::size_t rows, BatchPa
     dict_ = fields.to_dict(state);
     targets_ = std::move(fields.targets);
     const npy_intp dims[1] = {static_cast<npy_intp>(rows)};
-    if (parts.weights) {
+    const auto add_floats = [&](PyObject* name) {
         const py::object dtype = owned(PyArray_DescrFromType(NPY_FLOAT32));
-        const py::object weights = array_from(memory, descr_of(dtype), 1, dims);
-        weights_ = values_of<float>(weights);
-        set_item(dict_, names().weights, weights);
-    }
+        const py::object values = array_from(memory, descr_of(dtype), 1, dims);
+        set_item(dict_, name, values);
+        return values_of<float>(values);
+    };
+    if (parts.weights) weights_ = add_floats(names().weights);
+    if (parts.probabilities) probabilities_ = add_floats(names().probabilities);
     if (parts.indexes) {
         const SampleBlock block = SampleBlock::allocate(rows, state.handle);
         indexes_ = block.indexes;
@@ -193,11 +203,16 @@ void OutputBatch::take_over(const BufferState& state, std::size_t rows, BatchPar
                             rule.offset, rule.row_bytes});
     }
     dims = {static_cast<npy_intp>(rows)};
-    if (parts.weights) {
+    const auto take_floats = [&](PyObject* name, bool wanted) -> float* {
+        if (!wanted) {
+            if (!has_field(state, name)) outdated_.push_back(name);
+            return nullptr;
+        }
         const py::object dtype = owned(PyArray_DescrFromType(NPY_FLOAT32));
-        weights_ = static_cast<float*>(take(names().weights, descr_of(dtype)));
-    }
-    other_weights_ = !parts.weights && !has_field(state, names().weights);
+        return static_cast<float*>(take(name, descr_of(dtype)));
+    };
+    weights_ = take_floats(names().weights, parts.weights);
+    probabilities_ = take_floats(names().probabilities, parts.probabilities);
     if (parts.indexes || (find(dict_, names().indexes) && !has_field(state, names().indexes))) {
         const py::object dtype = owned(PyArray_DescrFromType(NPY_INT64));
         indexes_ = static_cast<std::int64_t*>(take(names().indexes, descr_of(dtype)));
@@ -207,9 +222,11 @@ void OutputBatch::take_over(const BufferState& state, std::size_t rows, BatchPar
 }
 
 PyObject* OutputBatch::take_dict() {
-    if (other_weights_ && find(dict_, names().weights) &&
-        running_python([this] { return PyDict_DelItem(dict_.ptr(), names().weights); }) < 0) {
-        throw py::error_already_set();
+    for (PyObject* const name : outdated_) {
+        if (find(dict_, name) &&
+            running_python([&] { return PyDict_DelItem(dict_.ptr(), name); }) < 0) {
+            throw py::error_already_set();
+        }
     }
     return dict_.release().ptr();
 }

@@ -27,9 +27,10 @@ struct OutputArrays {
 struct BatchParts {
     bool weights;
     bool indexes;
+    bool probabilities = false;
 };
 
-// The bytes of a batch's fields and weights.
+// The bytes of a batch's fields, weights and probabilities.
 std::size_t batch_bytes(const BufferState& state, std::size_t rows);
 
 // The arrays of one sample, kept alive until it is done. Needs the GIL, except for target().
@@ -43,9 +44,11 @@ class OutputBatch {
     OutputBatch(const BufferState& state, std::size_t rows, BatchParts parts,
                 RecycledMemory& memory);
 
-    SampleTarget target() const { return {targets_, indexes_, generations_, weights_}; }
-    // The dict, as a new reference, once the rows are in the arrays. Removes "weights" of other
-    // rows.
+    SampleTarget target() const {
+        return {targets_, indexes_, generations_, weights_, probabilities_};
+    }
+    // The dict, as a new reference, once the rows are in the arrays. Removes "weights" and
+    // "probabilities" of other rows.
     PyObject* take_dict();
 
   private:
@@ -55,12 +58,13 @@ class OutputBatch {
     void add_scratch(std::size_t rows);
 
     pybind11::dict dict_;
-    bool other_weights_ = false;                // the dict may have weights of other rows
+    std::vector<PyObject*> outdated_;           // what the dict may have of other rows
     std::vector<pybind11::object> kept_alive_;  // of `out`, whose dict may be changed meanwhile
     std::vector<FieldTarget> targets_;
     std::int64_t* indexes_ = nullptr;
     std::uint64_t* generations_ = nullptr;
     float* weights_ = nullptr;
+    float* probabilities_ = nullptr;
     std::vector<std::uint64_t> slots_and_generations_;  // where the batch has no place for them
 };
 

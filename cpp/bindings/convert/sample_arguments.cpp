@@ -68,7 +68,21 @@ double convert_beta(PyObject* value) {
     return beta;
 }
 
-ConvertedIndexes convert_indexes(const BufferState& state, const char* verb, PyObject* value) {
+WeightNorm convert_weight_norm(PyObject* value) {
+    if (value == nullptr) return WeightNorm::buffer;
+    if (value == Py_None) return WeightNorm::none;
+    if (PyUnicode_Check(value) != 0) {
+        if (PyUnicode_CompareWithASCIIString(value, "buffer") == 0) return WeightNorm::buffer;
+        if (PyUnicode_CompareWithASCIIString(value, "batch") == 0) return WeightNorm::batch;
+    }
+    const std::string given =
+        running_python([value] { return py::repr(value).cast<std::string>(); });
+    throw_python(PyExc_ValueError,
+                 "cannot sample: weight_norm is " + given + ", expected 'buffer', 'batch' or None");
+}
+
+ConvertedIndexes convert_indexes(const BufferState& state, const char* verb, PyObject* value,
+                                 bool from_end) {
     const std::string what = std::string("cannot ") + verb + ": indexes";
     py::object source = as_array(what, value);
     PyArrayObject* raw = array_of(source);
@@ -92,9 +106,10 @@ ConvertedIndexes convert_indexes(const BufferState& state, const char* verb, PyO
     ConvertedIndexes converted;
     std::optional<std::pair<std::size_t, std::int64_t>> outside;
     const auto take = [&](std::size_t i, const std::int64_t* address) {
-        const std::int64_t slot = *address;
+        std::int64_t slot = *address;
+        if (from_end && slot < 0) slot += static_cast<std::int64_t>(capacity);
         if (slot < 0 || static_cast<std::uint64_t>(slot) >= capacity) {
-            outside = {i, slot};
+            outside = {i, *address};
             return false;
         }
         converted.slots[i] = slot;
@@ -122,9 +137,9 @@ ConvertedIndexes convert_indexes(const BufferState& state, const char* verb, PyO
     }
     if (outside) {
         throw_python(PyExc_IndexError, what + ": index " + std::to_string(outside->first) + " is " +
-                                           std::to_string(outside->second) +
-                                           ", expected one in [0, " + std::to_string(capacity) +
-                                           ")");
+                                           std::to_string(outside->second) + ", expected one in [" +
+                                           (from_end ? "-" + std::to_string(capacity) : "0") +
+                                           ", " + std::to_string(capacity) + ")");
     }
     return converted;
 }

@@ -7,6 +7,7 @@
 #include <cstdint>
 #include <vector>
 
+#include "select/weights_of_draws.hpp"
 #include "state.hpp"
 
 namespace mpbuffer::bindings {
@@ -18,12 +19,17 @@ std::size_t convert_batch_size(const char* method, PyObject* value);
 double convert_beta(PyObject* value);
 
 // Slots in [0, size) from any array of integers, and the generations of the rows meant, where the
-// array shares a live sample's memory. Raises TypeError, IndexError.
+// array shares a live sample's memory. `from_end`: negative ones count from the end. Raises
+// TypeError, IndexError.
 struct ConvertedIndexes {
     std::vector<std::int64_t> slots;
     std::vector<std::uint64_t> generations;  // 0 where not known
 };
-ConvertedIndexes convert_indexes(const BufferState& state, const char* verb, PyObject* value);
+ConvertedIndexes convert_indexes(const BufferState& state, const char* verb, PyObject* value,
+                                 bool from_end = false);
+
+// "buffer", "batch" or None; null is "buffer". Raises ValueError.
+WeightNorm convert_weight_norm(PyObject* value);
 
 // Replaces the generations found beside the indexes by those that the caller names. Raises
 // TypeError, ValueError.

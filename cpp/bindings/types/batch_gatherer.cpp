@@ -31,25 +31,23 @@ namespace {
 constexpr auto signal_check = std::chrono::milliseconds(50);
 
 struct Job {
-    Job(const BufferState& state, std::size_t rows, double beta, bool return_indexes,
+    Job(const BufferState& state, std::size_t rows, Weighting weighting, BatchParts parts,
         RecycledMemory& memory)
-        : prioritized(state.core->prioritized()),
-          rows(rows),
-          beta(beta),
+        : rows(rows),
+          weighting(weighting),
           releases(state.core->releases()),
-          batch(state, rows, {prioritized, prioritized || return_indexes}, memory) {}
+          batch(state, rows, parts, memory) {}
 
     void gather(ReplayBuffer& core, std::optional<std::uint64_t> only_until_released = {}) {
-        if (prioritized) {
-            core.gather(rows, beta, batch.target(), only_until_released);
+        if (core.prioritized()) {
+            core.gather(rows, weighting, batch.target(), only_until_released);
         } else {
             core.gather_uniform(rows, batch.target());
         }
     }
 
-    bool prioritized;
     std::size_t rows;
-    double beta;
+    Weighting weighting;
     std::uint64_t releases;  // of the learner's role, until the job was made
     OutputBatch batch;
     std::exception_ptr error;
@@ -160,14 +158,16 @@ class BatchGatherer {
   public:
     // Keeps the buffer object alive. `prefetch`: how many batches are gathered ahead; with 0,
     // next() gathers each batch, and there is no thread. `return_indexes` is for uniform buffers;
-    // others always return them. `torch`: the module, for page-locked memory; or None.
+    // others always return them. The last two are for prioritized ones. `torch`: the module, for
+    // page-locked memory; or None.
     BatchGatherer(py::object buffer, std::size_t rows, std::size_t prefetch, bool return_indexes,
-                  const py::object& beta, const py::object& torch)
+                  const py::object& torch, const py::object& beta, const py::object& weight_norm,
+                  bool return_probabilities)
         : buffer_(std::move(buffer)),
           rows_(rows),
           prefetch_(prefetch),
-          beta_(convert_beta(beta.ptr())),
-          return_indexes_(return_indexes),
+          weighting_(convert_beta(beta.ptr()), convert_weight_norm(weight_norm.ptr())),
+          parts_(parts_of(*state_of(buffer_).core, return_indexes, return_probabilities)),
           memory_(torch.is_none() ? std::make_shared<RecycledMemory>()
                                   : std::make_shared<RecycledMemory>(torch)) {
         // As much as is in use or being gathered at once.
@@ -183,8 +183,8 @@ class BatchGatherer {
     py::dict next();
 
     // The exponent of the importance weights of later draws.
-    double beta() const { return beta_; }
-    void set_beta(const py::object& beta) { beta_ = convert_beta(beta.ptr()); }
+    double beta() const { return weighting_.beta; }
+    void set_beta(const py::object& beta) { weighting_.beta = convert_beta(beta.ptr()); }
 
     // Discards the batches gathered ahead, waits for the one being gathered, and drops the buffer.
     // Batches already returned stay valid. Twice is once.
@@ -194,9 +194,12 @@ class BatchGatherer {
     py::handle buffer() const { return buffer_; }
 
   private:
+    static BatchParts parts_of(const ReplayBuffer& core, bool indexes, bool probabilities) {
+        return {core.prioritized(), core.prioritized() || indexes, probabilities};
+    }
     std::unique_ptr<Job> make_job(py::handle buffer,
                                   const std::shared_ptr<RecycledMemory>& memory) const {
-        return std::make_unique<Job>(state_of(buffer), rows_, beta_, return_indexes_, *memory);
+        return std::make_unique<Job>(state_of(buffer), rows_, weighting_, parts_, *memory);
     }
     std::shared_ptr<Workshop> workshop();
     void discard();
@@ -205,8 +208,8 @@ class BatchGatherer {
     py::object buffer_;  // none once closed
     std::size_t rows_;
     std::size_t prefetch_;
-    double beta_;
-    bool return_indexes_;
+    Weighting weighting_;
+    BatchParts parts_;
     std::uint64_t made_in_ = fork_generation();
     std::shared_ptr<RecycledMemory> memory_;
     std::shared_ptr<Workshop> workshop_;
@@ -307,9 +310,11 @@ void add_batch_gatherer_type(py::module_& module) {
     });
     py::class_<BatchGatherer>(module, "BatchGatherer", collected,
                               py::metaclass(reinterpret_cast<PyObject*>(&PyType_Type)))
-        .def(py::init<py::object, std::size_t, std::size_t, bool, py::object, py::object>(),
+        .def(py::init<py::object, std::size_t, std::size_t, bool, py::object, py::object,
+                      py::object, bool>(),
              py::arg("buffer"), py::arg("rows"), py::arg("prefetch"), py::arg("return_indexes"),
-             py::arg("beta"), py::arg("torch"))
+             py::arg("torch"), py::arg("beta"), py::arg("weight_norm"),
+             py::arg("return_probabilities"))
         .def_property("beta", &BatchGatherer::beta, &BatchGatherer::set_beta)
         .def("next", &BatchGatherer::next)
         .def("close", &BatchGatherer::close);

@@ -50,6 +50,14 @@ std::array<PyObject*, count> arguments(const char* method,
     return values;
 }
 
+// The truth of an argument; false where it is not given.
+bool is_true(PyObject* value) {
+    const int truth =
+        value == nullptr ? 0 : running_python([value] { return PyObject_IsTrue(value); });
+    if (truth < 0) throw py::error_already_set();
+    return truth != 0;
+}
+
 // Takes steps into the window of n-step rows, and writes those that are finished.
 PyObject* add_steps(BufferState& state, const FieldArguments& given, const double* priorities) {
     if (given.rows() == 0) Py_RETURN_NONE;
@@ -109,10 +117,7 @@ PyObject* sample_uniform(PyObject* self, PyObject* const* args, Py_ssize_t nargs
             arguments<3>(method, {names().batch_size, names().return_indexes, names().out}, 1, args,
                          nargs, kwnames);
         const std::size_t count = convert_batch_size(method, given[0]);
-        const int with_indexes =
-            given[1] == nullptr ? 0 : running_python([&] { return PyObject_IsTrue(given[1]); });
-        if (with_indexes < 0) throw py::error_already_set();
-        OutputBatch batch(state, count, {false, with_indexes != 0}, given[2]);
+        OutputBatch batch(state, count, {false, is_true(given[1])}, given[2]);
         core.gather_uniform(count, batch.target());
         return batch.take_dict();
     });
@@ -123,12 +128,15 @@ PyObject* sample(PyObject* self, PyObject* const* args, Py_ssize_t nargs, PyObje
     return guarded([&]() -> PyObject* {
         BufferState& state = state_of(self);
         ReplayBuffer& core = *state.core;
-        const auto given = arguments<3>("sample", {names().batch_size, names().beta, names().out},
+        const auto given = arguments<5>("sample",
+                                        {names().batch_size, names().beta, names().out,
+                                         names().weight_norm, names().return_probabilities},
                                         2, args, nargs, kwnames);
         const std::size_t count = convert_batch_size("sample", given[0]);
-        const double beta = given[1] == nullptr ? 0.4 : convert_beta(given[1]);
-        OutputBatch batch(state, count, {true, true}, given[2]);
-        core.gather(count, beta, batch.target());
+        const Weighting weighting(given[1] == nullptr ? 0.4 : convert_beta(given[1]),
+                                  convert_weight_norm(given[3]));
+        OutputBatch batch(state, count, {true, true, is_true(given[4])}, given[2]);
+        core.gather(count, weighting, batch.target());
         return batch.take_dict();
     });
 }

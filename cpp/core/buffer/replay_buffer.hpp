@@ -37,6 +37,12 @@ struct BufferSettings {
     SegmentOptions segment;
 };
 
+// What tells rows apart and how often they are drawn, one for each row that is read.
+struct RowMarks {
+    std::vector<std::uint64_t> seqs;  // ascending from the oldest to the newest
+    std::vector<double> priorities;   // of a prioritized buffer
+};
+
 struct ProcessStatus {
     unsigned number;
     std::uint64_t pid;
@@ -78,7 +84,7 @@ class ReplayBuffer final : public Attachable<ReplayBuffer, SegmentKind::buffer> 
 
     // The learner's sample, as Learner::sample. With `releases`, only while release_learner() has
     // been called so many times: else RoleReleased, and the role is left alone.
-    void gather(std::size_t count, double beta, const SampleTarget& target,
+    void gather(std::size_t count, Weighting weighting, const SampleTarget& target,
                 std::optional<std::uint64_t> releases = {});
     // Draws `count` rows, each complete row with the same probability; any process. EmptyBuffer if
     // none is there.
@@ -88,18 +94,22 @@ class ReplayBuffer final : public Attachable<ReplayBuffer, SegmentKind::buffer> 
     std::vector<std::uint64_t> filled_slots(bool shuffle);
     // Reads the row in `slot` into place `i` of the target; false if there is none.
     bool read_slot(std::uint64_t slot, std::size_t i, std::span<const FieldTarget> fields);
-    // Reads the rows in these slots one after another into the target, which has room for all,
-    // leaves out slots that hold none, and returns how many there are. Calls `give_way`, which may
-    // throw, every few milliseconds, under no mutex. `missing`: the first slot that holds none, if
-    // any.
+    // Reads the rows in these slots one after another into the target, which has room for all, and
+    // returns how many there are. A slot that holds none is left out, or comes as zeros. Calls
+    // `give_way`, which may throw, every few milliseconds, under no mutex. `marks`, if given, gets
+    // each row's.
+    enum class WithoutRow { left_out, zeros };
     std::size_t read_slots(std::span<const std::uint64_t> slots,
                            std::span<const FieldTarget> fields,
                            const std::function<void()>& give_way = {},
-                           std::optional<std::uint64_t>* missing = nullptr);
+                           WithoutRow without_row = WithoutRow::left_out,
+                           RowMarks* marks = nullptr);
     // The same for all filled slots; `make_room` is told how many, under no mutex.
     using MakeRoom = std::function<std::span<const FieldTarget>(std::size_t)>;
     std::size_t read_all(bool shuffle, const MakeRoom& make_room,
-                         const std::function<void()>& give_way = {});
+                         const std::function<void()>& give_way = {}, RowMarks* marks = nullptr);
+    // The priorities of the rows in these slots; NaN for a slot that holds none.
+    void read_priorities(std::span<const std::int64_t> slots, std::span<double> priorities) const;
     // As Role::status().
     RoleLine learner_status() const;
     // Complete rows. Exact when nobody is adding; O(1) unless a process died inside a call.
@@ -148,6 +158,8 @@ class ReplayBuffer final : public Attachable<ReplayBuffer, SegmentKind::buffer> 
     void forget() noexcept override;
     void forget_parent() noexcept override;
     RingWriter writer() const;
+    bool leaf_of_row(std::uint64_t slot, std::uint64_t seq, float& leaf) const;
+    bool mark_row(std::uint64_t slot, std::uint64_t seq, RowMarks& marks) const;
     bool dead(unsigned number, std::uint64_t epoch) const;
     // The methods below are called under learner_mutex_.
     Learner& learner();

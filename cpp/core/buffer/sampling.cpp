@@ -22,7 +22,7 @@ void ReplayBuffer::sampling(Call&& call) {
     }
 }
 
-void ReplayBuffer::gather(std::size_t count, double beta, const SampleTarget& target,
+void ReplayBuffer::gather(std::size_t count, Weighting weighting, const SampleTarget& target,
                           std::optional<std::uint64_t> releases) {
     const CoreCall call;
     let_others_copy(count * shape().row_bytes);
@@ -36,7 +36,7 @@ void ReplayBuffer::gather(std::size_t count, double beta, const SampleTarget& ta
         }
         copy_drawn_rows(*draws, target);
         const Guard guard(learner_mutex_);
-        learner_unless_released(releases).finish(beta, generator(), *draws, target);
+        learner_unless_released(releases).finish(weighting, generator(), *draws, target);
         local_->spare_draws.push_back(std::move(draws));
     });
 }

@@ -64,17 +64,17 @@ bool copy_row(const SlotRing& ring, std::size_t place, const Draws& draws,
     return true;
 }
 
-bool read_row(const SlotRing& ring, std::uint64_t slot, std::size_t i,
-              std::span<const FieldTarget> fields) {
+std::uint64_t read_row(const SlotRing& ring, std::uint64_t slot, std::size_t i,
+                       std::span<const FieldTarget> fields) {
     const std::uint64_t cleared = ring.clear_before();
     for (int attempt = 0; attempt < most_attempts; ++attempt) {
         const std::uint64_t word = ring.word(slot).load(std::memory_order_relaxed);
-        if (slot_word::seq(word) < cleared) return false;
+        if (slot_word::seq(word) < cleared) return 0;
         const auto copy = [&](const std::byte* record) { copy_fields(fields, i, record); };
-        if (ring.read_any(slot, cleared, copy) != 0) return true;
+        if (const std::uint64_t seq = ring.read_any(slot, cleared, copy)) return seq;
         std::this_thread::yield();
     }
-    return false;
+    return 0;
 }
 
 void prefetch_rows(const SlotRing& ring, std::size_t row_bytes, const Draws& draws) {

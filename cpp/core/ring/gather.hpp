@@ -13,9 +13,10 @@ namespace mpbuffer {
 
 struct SampleTarget {
     std::span<const FieldTarget> fields;
-    std::int64_t* indexes;       // slots; not null
-    std::uint64_t* generations;  // the rows' seqs; not null
-    float* weights;              // not null in a prioritized sample
+    std::int64_t* indexes;           // slots; not null
+    std::uint64_t* generations;      // the rows' seqs; not null
+    float* weights;                  // not null in a prioritized sample
+    float* probabilities = nullptr;  // of the draws, if wanted; in a prioritized sample
 };
 
 // The draws of one sample on their way to the rows. Belongs to one thread at a time; keeps its
@@ -30,7 +31,9 @@ struct Draws {
     // By priority.
     std::vector<double> masses;
     std::vector<float> leaves;
-    float least = 0;  // the smallest leaf that the draws were made from
+    float least = 0;             // the smallest leaf that the draws were made from
+    double total = 0;            // the sum of those leaves
+    std::uint64_t drawable = 0;  // and how many are above 0
 
     // Uniform: the draws are made from this many slots, and on from the last slot at the first.
     std::uint64_t first_slot = 0;
@@ -42,10 +45,10 @@ struct Draws {
 bool copy_row(const SlotRing& ring, std::size_t place, const Draws& draws,
               const SampleTarget& target);
 
-// Reads the row in `slot` into place `i` of the fields; false if it holds none. Tries again while
-// one row gives way to the next.
-bool read_row(const SlotRing& ring, std::uint64_t slot, std::size_t i,
-              std::span<const FieldTarget> fields);
+// Reads the row in `slot` into place `i` of the fields and returns its seq; 0 if it holds none.
+// Tries again while one row gives way to the next.
+std::uint64_t read_row(const SlotRing& ring, std::uint64_t slot, std::size_t i,
+                       std::span<const FieldTarget> fields);
 
 // Prefetches the first rows of copy_rows, when their slots are known.
 void prefetch_rows(const SlotRing& ring, std::size_t row_bytes, const Draws& draws);

@@ -24,6 +24,15 @@ constexpr std::uint64_t redraws_beside_count = 10'000;
 // How far ahead of a pass over slots their heads are asked for.
 constexpr std::uint64_t heads_ahead = 24;
 
+// The leaf whose row has weight 1.
+double unit_leaf(WeightNorm norm, const Draws& draws) {
+    switch (norm) {
+        case WeightNorm::batch: return *std::min_element(draws.leaves.begin(), draws.leaves.end());
+        case WeightNorm::none: return draws.total / static_cast<double>(draws.drawable);
+        default: return draws.least;
+    }
+}
+
 }  // namespace
 
 Learner::Learner(SlotRing ring, float* leaves, Role& role, PriorityRule rule, std::size_t row_bytes,
@@ -252,6 +261,7 @@ void Learner::draw(std::size_t count, Generator& generator, Draws& draws) {
     memory_.recent.reserve(count);
     draws.cleared = cleared_;
     draws.least = tree_.least();
+    note_tree(draws);
     for (std::size_t i = 0; i < count; ++i) {
         draws.masses[i] = stratified_mass(generator, i, count, tree_.total());
     }
@@ -268,7 +278,13 @@ void Learner::look_up(std::size_t i, Draws& draws) const {
     draws.seqs[i] = draws.leaves[i] > 0 ? seq_in_tree(slot) : 0;
 }
 
-void Learner::finish(double beta, Generator& generator, Draws& draws, const SampleTarget& target) {
+void Learner::note_tree(Draws& draws) const {
+    draws.total = tree_.total();
+    draws.drawable = sampleable_;
+}
+
+void Learner::finish(Weighting weighting, Generator& generator, Draws& draws,
+                     const SampleTarget& target) {
     const std::size_t count = draws.slots.size();
     std::uint64_t redraws_left = redraws_beside_count + count;
     // Many at once share a fold; few at once are copied sooner after it.
@@ -286,12 +302,20 @@ void Learner::finish(double beta, Generator& generator, Draws& draws, const Samp
                    (draw_newer(place, draws) && copy_row(ring_, place, draws, target));
         });
         if (!touched_.empty()) tree_.refresh_slots(touched_);
+        note_tree(draws);
         const auto copied = static_cast<std::size_t>(draws.missed.end() - still_missed);
         draws.missed.erase(still_missed, draws.missed.end());
         at_once = copied * 8 < at_once ? at_once / 2 : at_once * 2;
     }
     memory_.recent.remember(draws.slots, draws.seqs);
-    importance_weights(draws.leaves.data(), count, draws.least, beta, target.weights);
+    importance_weights(draws.leaves.data(), count, unit_leaf(weighting.norm, draws), weighting.beta,
+                       target.weights);
+    if (target.probabilities != nullptr) {
+        for (std::size_t i = 0; i < count; ++i) {
+            const double probability = double{draws.leaves[i]} / draws.total;
+            target.probabilities[i] = static_cast<float>(std::min(probability, 1.0));
+        }
+    }
     role_.store_figures(figures());
 }
 

@@ -60,7 +60,8 @@ class Learner {
     // computes the weights. What else the learner does in between changes nothing of what was
     // drawn. EmptyBuffer if there is no row, or none whose leaf is above 0.
     void draw(std::size_t count, Generator& generator, Draws& draws);
-    void finish(double beta, Generator& generator, Draws& draws, const SampleTarget& target);
+    void finish(Weighting weighting, Generator& generator, Draws& draws,
+                const SampleTarget& target);
 
     // Sets priorities[i] for the row that slots[i] means: its generation where one is given (not 0,
     // and of this slot), else the seq sampled there lately, else generation(). Rows that are gone,
@@ -99,6 +100,7 @@ class Learner {
     void require_rows();
     const char* why_no_row() const;
     void look_up(std::size_t i, Draws& draws) const;
+    void note_tree(Draws& draws) const;
     bool draw_newer(std::size_t place, Draws& draws);
     void draw_again(std::span<const std::size_t> places, Generator& generator, Draws& draws);
 

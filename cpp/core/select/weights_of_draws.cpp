@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <array>
+#include <cmath>
 
 #include "select/powers.hpp"
 
@@ -24,10 +25,12 @@ void powers_of(std::size_t count, double exponent, float* results, Base&& base) 
 
 }  // namespace
 
-void importance_weights(const float* leaves, std::size_t count, float least, double beta,
+void importance_weights(const float* leaves, std::size_t count, double unit, double beta,
                         float* weights) {
-    const double scale = 1 / double{least};
+    constexpr float largest = std::numeric_limits<float>::max();
+    const double scale = 1 / unit;
     powers_of(count, -beta, weights, [=](std::size_t i) { return double{leaves[i]} * scale; });
+    for (std::size_t i = 0; i < count; ++i) weights[i] = std::min(weights[i], largest);
 }
 
 void leaves_of(std::span<const double> priorities, double alpha, double eps, float* leaves) {
@@ -37,6 +40,12 @@ void leaves_of(std::span<const double> priorities, double alpha, double eps, flo
         const bool rounded_up = leaves[i] < smallest && priorities[i] + eps > 0;
         leaves[i] = rounded_up ? smallest : leaves[i];
     }
+}
+
+double priority_of(float leaf, double alpha, double eps) {
+    if (!(alpha > 0)) return 1;
+    const double base = std::pow(double{leaf}, 1 / alpha);
+    return std::clamp(base - eps, 0.0, std::numeric_limits<double>::max());
 }
 
 float leaf_of(double priority, double alpha, double eps) {
