@@ -62,8 +62,8 @@ def descriptor_for_child(descriptor: int, name: str) -> Any:
         warnings.warn(
             f"{name!r} was pickled while no process was being started: the pickle holds its name, "
             "not its data, and can be loaded only while a process has it open; pass it to "
-            "processes as an argument, or let them attach() by name; to save the data, save what "
-            "get_all_transitions() or read() returns",
+            "processes as an argument, or let them attach() by name; to save the data, call "
+            "save_transitions(), or save what read() returns",
             stacklevel=3,
         )
     return None

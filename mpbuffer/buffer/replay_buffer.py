@@ -15,6 +15,7 @@ from mpbuffer.buffer import creation
 from mpbuffer.buffer.batches import Batches
 from mpbuffer.buffer.description import describe, read_description
 from mpbuffer.buffer.nstep import NstepArgument
+from mpbuffer.buffer.saving import SavedToFiles
 from mpbuffer.buffer.statuses import ProcessStatus
 from mpbuffer.buffer.step_writer import PrioritiesOf, StepWriter
 from mpbuffer.errors import BufferClosed
@@ -24,7 +25,7 @@ __all__ = ["ReplayBuffer"]
 AnyBuffer = TypeVar("AnyBuffer", bound="ReplayBuffer")
 
 
-class ReplayBuffer(_core.ReplayBuffer, NotCopied):
+class ReplayBuffer(SavedToFiles, NotCopied):
     """A replay buffer in shared memory, sampled uniformly.
 
     Pass it to processes under fork, spawn or forkserver, or open it elsewhere by

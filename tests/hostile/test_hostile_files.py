@@ -6,6 +6,7 @@ somebody else's is left alone. The core is fuzzed beside this: cpp/verify/fuzz/a
 
 import contextlib
 import fcntl
+import io
 import json
 import os
 import random
@@ -535,7 +536,7 @@ for name in sys.argv[1:]:
 # What the program itself may break
 
 ALL_CALLS = """
-import os, sys, time
+import io, os, sys, time
 import numpy as np
 import mpbuffer
 
@@ -547,6 +548,7 @@ def try_all(buffer, **row):
         "get_stored_size": buffer.get_stored_size,
         "get_next_index": buffer.get_next_index,
         "get_all_transitions": buffer.get_all_transitions,
+        "save_transitions": lambda: buffer.save_transitions(io.BytesIO()),
         "_encode_sample": lambda: buffer._encode_sample([0]),
         "rows_added": buffer.rows_added,
         "processes": buffer.processes,
@@ -837,6 +839,16 @@ def test_a_child_finds_the_process_table_full(segment_file):
 # Calls after close, and a second learner
 
 
+def saved_rows():
+    file = io.BytesIO()
+    with PrioritizedReplayBuffer(10, FIELDS) as buffer:
+        buffer.add(**ROW)
+        buffer.save_transitions(file)
+    return file.getvalue()
+
+
+SAVED = saved_rows()
+
 CALLS_AFTER_CLOSE = {
     "add": lambda b: b.add(**ROW),
     "sample": lambda b: b.sample(1),
@@ -846,6 +858,8 @@ CALLS_AFTER_CLOSE = {
     "get_generations": lambda b: b.get_generations([0]),
     "get_priorities": lambda b: b.get_priorities([0]),
     "get_all_transitions": lambda b: b.get_all_transitions(),
+    "save_transitions": lambda b: b.save_transitions(io.BytesIO()),
+    "load_transitions": lambda b: b.load_transitions(io.BytesIO(SAVED)),
     "get_stored_size": lambda b: b.get_stored_size(),
     "get_buffer_size": lambda b: b.get_buffer_size(),
     "get_next_index": lambda b: b.get_next_index(),

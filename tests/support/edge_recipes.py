@@ -9,6 +9,7 @@ import collections
 import contextlib
 import copy
 import gc
+import io
 import itertools
 import logging
 import os
@@ -444,6 +445,15 @@ def get_priorities(scene):
     priorities = slot.buffer.get_priorities(np.arange(min(scene.batch_rows(slot), slot.size)))
     if ((priorities < 1) | (priorities > 8)).any():
         raise Wrong(f"priorities from {priorities.min()} to {priorities.max()}")
+
+
+@on_buffers("save_transitions", "load_transitions", weight=0.2)
+def save_and_load(scene, slot):
+    buffer, file = slot.buffer, io.BytesIO()
+    buffer.save_transitions(file)
+    file.seek(0)
+    if slot is not scene.world.still:
+        buffer.load_transitions(file)
 
 
 @on_buffers("get_all_transitions", weight=0.5)

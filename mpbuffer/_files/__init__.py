@@ -1,0 +1,1 @@
+"""Files of transitions, as cpprb writes and reads them. Uses ``_segment``."""
