@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import secrets
 import zipfile
 from collections.abc import Iterator
 from typing import IO, Any, NamedTuple
@@ -79,7 +80,7 @@ def _replaced(path: str) -> Iterator[IO[bytes]]:
         with open(path, "wb") as stream:
             yield stream
         return
-    unfinished = f"{path}.{os.getpid()}.part"
+    unfinished = f"{path}.{secrets.token_hex(4)}.part"
     try:
         with open(unfinished, "xb") as stream:
             yield stream
