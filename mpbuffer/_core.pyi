@@ -125,10 +125,10 @@ class BatchGatherer:
         rows: int,
         prefetch: int,
         return_indexes: bool,
-        torch: Any,
         beta: float,
-        weight_norm: Literal["buffer", "batch"] | None,
-        return_probabilities: bool,
+        torch: Any,
+        weight_norm: Literal["buffer", "batch"] | None = "buffer",
+        return_probabilities: bool = False,
     ) -> None: ...
     def next(self) -> dict[str, npt.NDArray[Any]]: ...
     def close(self) -> None: ...

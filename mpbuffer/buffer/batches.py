@@ -84,8 +84,8 @@ class Batches(Iterator[dict[str, Any]]):
             rows,
             ahead,
             return_indexes,
-            torch_to_pin,
             beta,
+            torch_to_pin,
             weight_norm,
             bool(return_probabilities),
         )

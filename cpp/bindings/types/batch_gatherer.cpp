@@ -158,10 +158,9 @@ class BatchGatherer {
   public:
     // Keeps the buffer object alive. `prefetch`: how many batches are gathered ahead; with 0,
     // next() gathers each batch, and there is no thread. `return_indexes` is for uniform buffers;
-    // others always return them. The last two are for prioritized ones. `torch`: the module, for
-    // page-locked memory; or None.
+    // others always return them. `torch`: the module, for page-locked memory; or None.
     BatchGatherer(py::object buffer, std::size_t rows, std::size_t prefetch, bool return_indexes,
-                  const py::object& torch, const py::object& beta, const py::object& weight_norm,
+                  const py::object& beta, const py::object& torch, const py::object& weight_norm,
                   bool return_probabilities)
         : buffer_(std::move(buffer)),
           rows_(rows),
@@ -313,8 +312,8 @@ void add_batch_gatherer_type(py::module_& module) {
         .def(py::init<py::object, std::size_t, std::size_t, bool, py::object, py::object,
                       py::object, bool>(),
              py::arg("buffer"), py::arg("rows"), py::arg("prefetch"), py::arg("return_indexes"),
-             py::arg("torch"), py::arg("beta"), py::arg("weight_norm"),
-             py::arg("return_probabilities"))
+             py::arg("beta"), py::arg("torch"), py::arg("weight_norm") = "buffer",
+             py::arg("return_probabilities") = false)
         .def_property("beta", &BatchGatherer::beta, &BatchGatherer::set_beta)
         .def("next", &BatchGatherer::next)
         .def("close", &BatchGatherer::close);
