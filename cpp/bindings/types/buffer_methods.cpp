@@ -15,6 +15,7 @@
 #include "format/row_schema.hpp"
 #include "nstep_rows.hpp"
 #include "state.hpp"
+#include "stored_rows.hpp"
 #include "types/heap_type.hpp"
 #include "types/registrations.hpp"
 
@@ -203,98 +204,6 @@ void end_episode(BufferState& state) {
     write_finished(state, *state.steps, nullptr);
 }
 
-template <class Value>
-py::object array_with(const std::vector<Value>& values, int type_number) {
-    py::object result = new_array(values.size(), type_number);
-    auto* const first = values_of<Value>(result);
-    const CoreCall call;
-    let_others_copy(values.size() * sizeof(Value));
-    std::copy(values.begin(), values.end(), first);
-    return result;
-}
-
-py::dict read_all(BufferState& state, bool shuffle, RowMarks* marks) {
-    std::optional<OutputArrays> output;
-    std::size_t room = 0;
-    const auto make_room = [&](std::size_t rows) -> std::span<const FieldTarget> {
-        room = rows;
-        return output.emplace(state, rows).targets;
-    };
-    const std::size_t rows = state.core->read_all(shuffle, make_room, run_signal_handlers, marks);
-    py::dict all = output->to_dict(state);
-    if (rows == room) return all;
-    const py::slice present(py::int_(0), py::int_(rows), py::none());
-    for (const FieldRule& rule : state.rules) all[rule.name] = all[rule.name][present];
-    return all;
-}
-
-py::dict all_rows(BufferState& state, bool shuffle) { return read_all(state, shuffle, nullptr); }
-
-// All rows, their seqs, and their priorities or None.
-py::tuple marked_rows(BufferState& state) {
-    RowMarks marks;
-    const py::dict rows = read_all(state, false, &marks);
-    return py::make_tuple(rows, array_with(marks.seqs, NPY_UINT64),
-                          state.core->prioritized() ? array_with(marks.priorities, NPY_FLOAT64)
-                                                    : py::object(py::none()));
-}
-
-// Adds rows as they are: no n-step rows are made of them, and the discount is a field like others.
-// The first `ahead` of them are added twice: before all others, to move on by so many slots.
-void add_rows(BufferState& state, const py::dict& rows, const py::object& priorities,
-              const py::object& largest, std::uint64_t ahead) {
-    std::vector<PyObject*> values;
-    py::tuple fields(rows.size());
-    for (const auto& [name, value] : rows) {
-        fields[values.size()] = name;
-        values.push_back(value.ptr());
-    }
-    const FieldArguments given(state, no_field, values.data(), 0, fields.ptr(),
-                               [](PyObject*, PyObject*) { return false; });
-    const std::uint64_t n = given.rows();
-    ConvertedPriorities converted;
-    ConvertedPriorities most;
-    if (!priorities.is_none()) {
-        convert_priorities(state, "cannot add priorities", priorities.ptr(), n, converted);
-        convert_priorities(state, "cannot set the largest priority", largest.ptr(), 1, most);
-    }
-    ReplayBuffer& core = *state.core;
-    for (const std::uint64_t count : {std::min(ahead, n), n}) {
-        if (count == 0) continue;
-        core.add(count, given.sources(), priorities.is_none() ? nullptr : converted.leaves.data(),
-                 std::max(converted.largest, most.largest), run_signal_handlers);
-    }
-}
-
-py::dict rows_at(BufferState& state, const py::object& indexes) {
-    const ConvertedIndexes converted = convert_indexes(state, "read rows", indexes.ptr(), true);
-    const OutputArrays output(state, converted.slots.size());
-    const std::vector<std::uint64_t> slots(converted.slots.begin(), converted.slots.end());
-    state.core->read_slots(slots, output.targets, run_signal_handlers,
-                           ReplayBuffer::WithoutRow::zeros);
-    return output.to_dict(state);
-}
-
-py::object priorities(BufferState& state, const py::object& indexes) {
-    const ConvertedIndexes converted = convert_indexes(state, "get priorities", indexes.ptr());
-    std::vector<double> all(converted.slots.size());
-    {
-        const CoreCall call;
-        state.core->read_priorities(converted.slots, all);
-    }
-    return array_with(all, NPY_FLOAT64);
-}
-
-py::object generations(BufferState& state, const py::object& indexes) {
-    ConvertedIndexes converted = convert_indexes(state, "get generations", indexes.ptr());
-    state.core->find_generations(converted.slots, converted.generations);
-    return array_with(converted.generations, NPY_UINT64);
-}
-
-py::object leaves(const BufferState& state) {
-    return array_with(state.core->leaves(), NPY_FLOAT32);
-}
-
 py::list processes(const ReplayBuffer& core) {
     py::list all;
     for (const ProcessStatus& each : core.processes()) {
@@ -319,7 +228,7 @@ void add_buffer_methods(py::module_& module, py::handle uniform, py::handle prio
         .bind("_nstep", nstep)
         .bind("_data_descriptor", [](const ReplayBuffer& core) { return core.data_descriptor(); })
         .bind("_processes", processes)
-        .bind("_encode_sample", rows_at)
+        .bind("_encode_sample", rows_or_zeros_at)
         .bind("_rows_at", rows_at)
         .bind("_marked_rows", marked_rows)
         .bind("_add_rows", add_rows)

@@ -238,10 +238,10 @@ bool ReplayBuffer::read_slot(std::uint64_t slot, std::size_t i,
 // it when it has seen that word.
 bool ReplayBuffer::leaf_of_row(std::uint64_t slot, std::uint64_t seq, float& leaf) const {
     const PriorityRule rule = priority_rule();
-    const auto& leaf_seq = at<std::atomic<std::uint64_t>>(shape().leaf_seq_offset)[slot];
-    if (leaf_seq.load(std::memory_order_acquire) == seq) {  // pairs with L1
+    const auto lap = static_cast<std::uint32_t>(seq / capacity());
+    if (ring_.head(slot).lap.load(std::memory_order_acquire) == lap) {  // pairs with L1
         std::atomic_ref<float> current(at<float>(shape().leaf_offset)[slot]);
-        leaf = current.load(std::memory_order_relaxed);
+        leaf = current.load(std::memory_order_relaxed);  // L2, with the fence of unchanged()
         if (!unchanged(ring_.word(slot), slot_word::committed(seq))) return false;
         if (rule.is_leaf(leaf)) return true;
     }

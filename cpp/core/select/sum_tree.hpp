@@ -9,6 +9,7 @@
 // sums a level and one line of leaves, at most ceil(log8(capacity)) + 1 lines.
 #pragma once
 
+#include <atomic>
 #include <cstddef>
 #include <cstdint>
 #include <limits>
@@ -37,7 +38,11 @@ class SumTree {
     float least() const { return levels_.back().minima[0]; }
 
     // Writes a leaf without touching the nodes; a refresh that covers the slot must follow.
-    void store_leaf(std::uint64_t slot, float leaf) { leaves_[slot] = leaf; }
+    // Release [L2]: whoever reads the leaf of a newer row beside the learner finds that row's word
+    // changed, too.
+    void store_leaf(std::uint64_t slot, float leaf) {
+        std::atomic_ref(leaves_[slot]).store(leaf, std::memory_order_release);
+    }
 
     void rebuild();
     // Recomputes what stands above the leaves [first, last).
