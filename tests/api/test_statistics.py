@@ -268,6 +268,7 @@ def test_nodes_visited_per_draw(capacity):
         assert status.draws == batch_size * batches
         visited = status.nodes_visited / status.draws
         assert visited <= bound
-        # A node has at most 16 leaves or 8 nodes below it: fewer visits cannot find the row.
+        # A node has at most 16 leaves or 8 nodes below it: fewer visits cannot find the row. The
+        # draws of a large batch share those of the upper levels.
         fewest = 1 + max(0, math.ceil(math.log(max(1, capacity / 16), 8) - 1e-9))
-        assert visited >= fewest
+        assert visited >= (fewest if batch_size == 1 else 1)

@@ -5,6 +5,7 @@ sample for 0.5 s, nothing else waits at all.
 """
 
 import contextlib
+import io
 import os
 import pickle
 import signal
@@ -13,6 +14,7 @@ import time
 
 import numpy as np
 import pytest
+from segment_places import Places
 from watched_processes import DEADLINE, end_process, join_within, killed_at_the_end, receive_within
 
 import mpbuffer
@@ -27,7 +29,6 @@ from mpbuffer.inspect.inspection import inspect, list_segments, remove_dead_segm
 
 ROW = 2**20  # float64: copying one takes most of an add's time, so that a stop mostly meets a copy
 SLOTS = 2
-META_OFFSET = 184  # in the header, as cpp/core/format/header.hpp draws it
 
 BOUNDS = {
     "add": 1.0,
@@ -49,9 +50,11 @@ def add_for_ever(buffer, connection):
 def owners(path):
     """Whose claim is in each slot; 0 for none."""
     with open(path, "rb") as file:
-        (meta,) = struct.unpack_from("<Q", file.read(300), META_OFFSET)
-        file.seek(meta)
-        words = struct.unpack("<" + "Qff" * SLOTS, file.read(16 * SLOTS))[::3]
+        places = Places(file.read(300))
+        words = []
+        for slot in range(SLOTS):
+            file.seek(places.word(slot))
+            words += struct.unpack("<Q", file.read(8))
     return [word >> 6 & 1023 for word in words]
 
 
@@ -91,7 +94,9 @@ def calls_of(buffer):
         "get_buffer_size": (buffer.get_buffer_size, ()),
         "get_next_index": (buffer.get_next_index, ()),
         "get_all_transitions": (lambda: buffer.get_all_transitions(shuffle=True), ()),
-        "_encode_sample": (lambda: buffer._encode_sample([0]), IndexError),
+        "_encode_sample": (lambda: buffer._encode_sample([0]), ()),
+        "save_transitions": (lambda: buffer.save_transitions(io.BytesIO()), ()),
+        "load_transitions": (lambda: buffer.load_transitions(io.BytesIO(b"none")), ValueError),
         "on_episode_end": (buffer.on_episode_end, ()),
         "get_current_episode_len": (buffer.get_current_episode_len, ()),
         "is_Nstep": (buffer.is_Nstep, ()),
@@ -119,6 +124,7 @@ def calls_of(buffer):
             "get_generations": (lambda: buffer.get_generations([0, 1]), ()),
             "learner_status": (buffer.learner_status, ()),
             "get_max_priority": (buffer.get_max_priority, ()),
+            "get_priorities": (lambda: buffer.get_priorities([0, 1]), ()),
             "alpha": (lambda: buffer.alpha, ()),
             "eps": (lambda: buffer.eps, ()),
             "_leaves": (buffer._leaves, ()),

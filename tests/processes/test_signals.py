@@ -14,6 +14,7 @@ import threading
 import time
 
 import pytest
+from segment_places import Places
 from watched_processes import DEADLINE, python_started, run_python, wait_for_child
 
 import mpbuffer
@@ -22,16 +23,15 @@ from mpbuffer import PrioritizedReplayBuffer, ReplayBuffer, SegmentNotFound, _co
 both_classes = pytest.mark.parametrize("cls", [ReplayBuffer, PrioritizedReplayBuffer])
 
 FIELDS = {"a": {"shape": ()}}
-META_OFFSET = 184  # in the header, as cpp/core/format/header.hpp draws it
 PROMPTLY = 5.0  # on a busy machine; each call's own bound is 1 s or less
 
 
 def hold_every_slot(buffer, segment_file, capacity):
     """Claims of this process, number 1, in every slot: to others, of a living owner."""
     with open(segment_file(buffer.name), "r+b") as file:
-        (meta,) = struct.unpack_from("<Q", file.read(300), META_OFFSET)
+        places = Places(file.read(300))
         for slot in range(capacity):
-            file.seek(meta + 16 * slot)
+            file.seek(places.word(slot))
             file.write(struct.pack("<Q", (capacity + slot) << 16 | 1 << 6 | 1 << 1 | 1))
 
 

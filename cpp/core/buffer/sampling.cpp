@@ -150,7 +150,7 @@ void ReplayBuffer::find_generations(std::span<const std::int64_t> slots,
                                     std::span<std::uint64_t> generations) {
     const Guard guard(learner_mutex_);
     let_others_scan(slots.size());
-    const Learner& known = learner();
+    Learner& known = learner();
     for (std::size_t i = 0; i < slots.size(); ++i) {
         if (generations[i] == 0) {
             generations[i] = known.generation(static_cast<std::uint64_t>(slots[i]));

@@ -1,6 +1,7 @@
 #include "ring/gather.hpp"
 
 #include <algorithm>
+#include <array>
 #include <thread>
 
 #include "base/guard.hpp"
@@ -20,6 +21,62 @@ constexpr std::size_t bytes_in_a_piece = std::size_t{256} << 10;
 
 // How often a row is read that is overwritten in each reading.
 constexpr int most_attempts = 64;
+
+// Rows of this many bytes in all are copied between two looks at their words, field by field.
+constexpr std::size_t bytes_in_a_block = 4096;
+constexpr std::size_t most_rows_in_a_block = 16;
+
+// One field of some rows, of a size that the compiler knows.
+template <std::size_t bytes>
+void copy_column(const std::byte* const* records, std::size_t count, const FieldTarget& field,
+                 std::byte* values) {
+    for (std::size_t i = 0; i < count; ++i) {
+        load_from_record(values + i * bytes, records[i] + field.offset, bytes);
+    }
+}
+
+void copy_column(const std::byte* const* records, std::size_t count, const FieldTarget& field,
+                 std::byte* values) {
+    switch (field.bytes) {
+        case 1: return copy_column<1>(records, count, field, values);
+        case 4: return copy_column<4>(records, count, field, values);
+        case 8: return copy_column<8>(records, count, field, values);
+        case 16: return copy_column<16>(records, count, field, values);
+        default:
+            for (std::size_t i = 0; i < count; ++i) {
+                load_from_record(values + i * field.bytes, records[i] + field.offset, field.bytes);
+            }
+    }
+}
+
+// Copies the rows drawn for the places [first, last), and lists those that are gone.
+void copy_block(const SlotRing& ring, std::size_t first, std::size_t last, Draws& draws,
+                const SampleTarget& target) {
+    std::array<const std::byte*, most_rows_in_a_block> records;
+    std::array<std::uint64_t, most_rows_in_a_block> words;
+    const std::size_t count = last - first;
+    for (std::size_t i = 0; i < count; ++i) {
+        const std::uint64_t slot = draws.slots[first + i];
+        words[i] = ring.word(slot).load(std::memory_order_acquire);  // R1
+        records[i] = ring.record(slot);
+    }
+    for (const FieldTarget& field : target.fields) {
+        copy_column(records.data(), count, field, field.values + first * field.bytes);
+    }
+    for (std::size_t i = 0; i < count; ++i) {
+        const std::size_t place = first + i;
+        const std::uint64_t seq = slot_word::seq(words[i]);
+        const bool wanted = slot_word::is_committed(words[i]) && seq >= draws.cleared &&
+                            (draws.any_row || seq == draws.seqs[place]);
+        stop_point(StopPoint::row_copied);
+        if (!wanted || !unchanged(ring.word(draws.slots[place]), words[i])) {  // R2
+            draws.missed.push_back(place);
+            continue;
+        }
+        target.indexes[place] = static_cast<std::int64_t>(draws.slots[place]);
+        target.generations[place] = seq;
+    }
+}
 
 inline void copy_fields(std::span<const FieldTarget> fields, std::size_t place,
                         const std::byte* record) {
@@ -93,11 +150,15 @@ void copy_rows(const SlotRing& ring, std::size_t row_bytes, Draws& draws,
         const std::size_t threads = std::min(worth, usable_processors());
         if (threads > 1) return copy_shared(ring, row_bytes, threads, draws, target);
     }
-    for (std::size_t place = 0; place < count; ++place) {
-        if (place + rows_prefetched < count) {
-            ring.prefetch(draws.slots[place + rows_prefetched], row_bytes);
+    const std::size_t at_once = std::clamp<std::size_t>(
+        bytes_in_a_block / std::max<std::size_t>(row_bytes, 1), 1, most_rows_in_a_block);
+    for (std::size_t first = 0; first < count; first += at_once) {
+        const std::size_t last = std::min(first + at_once, count);
+        for (std::size_t place = first + rows_prefetched;
+             place < std::min(last + rows_prefetched, count); ++place) {
+            ring.prefetch(draws.slots[place], row_bytes);
         }
-        if (!copy_row(ring, place, draws, target)) draws.missed.push_back(place);
+        copy_block(ring, first, last, draws, target);
     }
 }
 

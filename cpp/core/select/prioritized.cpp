@@ -122,7 +122,7 @@ bool Learner::fold_row(std::uint64_t slot, std::uint64_t seq) {
 }
 
 // Whether the row is this handle's own, and no index that was sampled in its slot can mean another.
-bool Learner::own_row(std::uint64_t slot, std::uint64_t seq) const {
+bool Learner::own_row(std::uint64_t slot, std::uint64_t seq) {
     return memory_.recent.seq_in(slot) == 0 && memory_.own_rows.has(seq);
 }
 
@@ -381,6 +381,11 @@ std::uint64_t Learner::update(std::span<const std::int64_t> slots,
     double largest = 0;
     touched_.clear();
     touched_.reserve(slots.size());  // nothing below throws
+    for (const std::int64_t each : slots) {
+        const auto slot = static_cast<std::uint64_t>(each);
+        ring_.prefetch_head(slot);
+        tree_.prefetch(slot);
+    }
     for (std::size_t i = 0; i < slots.size(); ++i) {
         const auto slot = static_cast<std::uint64_t>(slots[i]);
         std::uint64_t meant = generations.empty() ? 0 : generations[i];
@@ -414,7 +419,7 @@ std::uint64_t Learner::update(std::span<const std::int64_t> slots,
     return stale;
 }
 
-std::uint64_t Learner::generation(std::uint64_t slot) const {
+std::uint64_t Learner::generation(std::uint64_t slot) {
     const std::uint64_t word = ring_.word(slot).load(std::memory_order_relaxed);
     const std::uint64_t newest = slot_word::seq(word);
     const std::uint64_t seen = seq_in_tree(slot);

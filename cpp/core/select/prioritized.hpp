@@ -73,7 +73,7 @@ class Learner {
 
     // The seq of the row that the slot means: of one that this handle has added since the last
     // fold, if it sampled no row there lately; else of the one that the last fold saw; 0 if none.
-    std::uint64_t generation(std::uint64_t slot) const;
+    std::uint64_t generation(std::uint64_t slot);
 
     double total() const { return tree_.total(); }
     // What each fold, sample and update publishes through the role.
@@ -89,7 +89,7 @@ class Learner {
     // Forced inline: most of what a fold costs; its count of sampleable rows stays in a register.
     [[gnu::always_inline]] inline bool fold_row(std::uint64_t slot, std::uint64_t seq,
                                                 std::uint32_t lap, std::uint64_t& sampleable);
-    bool own_row(std::uint64_t slot, std::uint64_t seq) const;
+    bool own_row(std::uint64_t slot, std::uint64_t seq);
     void store_leaf(std::uint64_t slot, float leaf);
     [[gnu::always_inline]] inline void store_leaf(std::uint64_t slot, float leaf,
                                                   std::uint64_t& sampleable);

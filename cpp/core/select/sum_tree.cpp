@@ -96,9 +96,31 @@ void SumTree::refresh_slots(std::vector<std::uint64_t>& slots) {
     }
 }
 
+// Finds each mass's node on the lowest level that has no more nodes than half the draws, by one
+// walk over the nodes of that level. Returns the level.
+std::size_t SumTree::enter(double* masses, std::uint64_t* slots, std::size_t count) {
+    std::size_t entry = levels_.size() - 1;
+    while (entry > 0 && levels_[entry - 1].count <= count / 2) --entry;
+    const Level& level = levels_[entry];
+    std::uint64_t last = level.count - 1;  // that is not 0, beyond which rounding must not lead
+    while (last > 0 && !(level.sums[last] > 0)) --last;
+    std::uint64_t node = 0;
+    double before = 0;
+    for (std::size_t i = 0; i < count; ++i) {
+        if (masses[i] < before) {
+            node = 0;
+            before = 0;
+        }
+        while (node < last && masses[i] >= before + level.sums[node]) before += level.sums[node++];
+        masses[i] -= before;
+        slots[i] = node;
+    }
+    nodes_visited_ += (level.count - 1 + fanout - 1) / fanout;  // the root's sum is the total
+    return entry;
+}
+
 void SumTree::find_prefix_sums(double* masses, std::uint64_t* slots, std::size_t count) {
-    std::fill_n(slots, count, std::uint64_t{0});
-    for (std::size_t level = levels_.size() - 1; level-- > 0;) {
+    for (std::size_t level = enter(masses, slots, count); level-- > 0;) {
         // The lines of the next level down: eight doubles or sixteen floats, 64 bytes each.
         const void* below = level == 0 ? static_cast<const void*>(leaves_)
                                        : static_cast<const void*>(levels_[level - 1].sums);

@@ -6,7 +6,8 @@
 // the total differs from the exact sum of the leaves by the rounding of one summation only.
 //
 // set, refresh: O(leaves touched + log8(capacity)); total, least: O(1); one draw: one line of eight
-// sums a level and one line of leaves, at most ceil(log8(capacity)) + 1 lines.
+// sums a level and one line of leaves, at most ceil(log8(capacity)) + 1 lines. Many draws at once
+// share the walk over the upper levels.
 #pragma once
 
 #include <atomic>
@@ -44,6 +45,12 @@ class SumTree {
         std::atomic_ref(leaves_[slot]).store(leaf, std::memory_order_release);
     }
 
+    // Asks for what a store_leaf and a refresh of the slot will touch beyond the upper levels.
+    [[gnu::always_inline]] void prefetch(std::uint64_t slot) const {
+        __builtin_prefetch(&leaves_[slot], 1);
+        __builtin_prefetch(&levels_.front().sums[slot / leaves_per_group], 1);
+    }
+
     void rebuild();
     // Recomputes what stands above the leaves [first, last).
     void refresh_range(std::uint64_t first, std::uint64_t last);
@@ -52,7 +59,8 @@ class SumTree {
     void refresh_slots(std::vector<std::uint64_t>& slots);
 
     // For each mass in [0, total): the slot at which the running sum of leaves first exceeds it.
-    // Never a slot whose leaf is 0, unless total() is 0. `masses` is used as scratch space.
+    // Never a slot whose leaf is 0, unless total() is 0. Cheapest where masses ascend. They are
+    // used as scratch space.
     void find_prefix_sums(double* masses, std::uint64_t* slots, std::size_t count);
 
     // Lines of nodes and leaves looked at by find_prefix_sums so far.
@@ -66,6 +74,7 @@ class SumTree {
             count;  // nodes in use; padded to a multiple of the fanout with 0 and infinity
     };
 
+    std::size_t enter(double* masses, std::uint64_t* slots, std::size_t count);
     void recompute_group(std::uint64_t group);
     void recompute_node(std::size_t level, std::uint64_t node);
 
