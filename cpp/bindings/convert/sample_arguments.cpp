@@ -1,5 +1,6 @@
 #include "convert/sample_arguments.hpp"
 
+#include <algorithm>
 #include <cmath>
 #include <optional>
 #include <utility>
@@ -14,11 +15,6 @@ namespace py = pybind11;
 namespace mpbuffer::bindings {
 
 namespace {
-
-// 0 for a generation that cannot be the slot's: the index was changed after sampling.
-std::uint64_t of_slot(std::uint64_t generation, std::int64_t slot, std::uint64_t capacity) {
-    return generation % capacity == static_cast<std::uint64_t>(slot) ? generation : 0;
-}
 
 // Whole numbers of another dtype, or not laid out for direct use, as a fresh int64 array.
 py::object to_int64(const std::string& what, PyArrayObject* raw) {
@@ -113,7 +109,7 @@ ConvertedIndexes convert_indexes(const BufferState& state, const char* verb, PyO
             return false;
         }
         converted.slots[i] = slot;
-        converted.generations[i] = of_slot(beside.of(address), slot, capacity);
+        converted.generations[i] = beside.of(address);
         return true;
     };
     {
@@ -144,7 +140,7 @@ ConvertedIndexes convert_indexes(const BufferState& state, const char* verb, PyO
     return converted;
 }
 
-void convert_generations(const BufferState& state, PyObject* value, ConvertedIndexes& indexes) {
+void convert_generations(PyObject* value, ConvertedIndexes& indexes) {
     const std::size_t n = indexes.slots.size();
     const char* const what = "cannot update priorities: generations";
     const py::object source = as_array(what, value);
@@ -158,12 +154,9 @@ void convert_generations(const BufferState& state, PyObject* value, ConvertedInd
     }
     const py::object cast = native_array(raw, NPY_UINT64);
     const auto* first = values_of<std::uint64_t>(cast);
-    const std::uint64_t capacity = state.core->capacity();
     const CoreCall call;
     let_others_scan(n);
-    for (std::size_t i = 0; i < n; ++i) {
-        indexes.generations[i] = of_slot(first[i], indexes.slots[i], capacity);
-    }
+    std::copy_n(first, n, indexes.generations.begin());
 }
 
 }  // namespace mpbuffer::bindings

@@ -33,6 +33,6 @@ WeightNorm convert_weight_norm(PyObject* value);
 
 // Replaces the generations found beside the indexes by those that the caller names. Raises
 // TypeError, ValueError.
-void convert_generations(const BufferState& state, PyObject* value, ConvertedIndexes& indexes);
+void convert_generations(PyObject* value, ConvertedIndexes& indexes);
 
 }  // namespace mpbuffer::bindings

@@ -161,7 +161,7 @@ PyObject* update_priorities(PyObject* self, PyObject* const* args, Py_ssize_t na
         ConvertedPriorities priorities;
         convert_priorities(state, "cannot update priorities", given[1], n, priorities);
         if (given[2] != nullptr && given[2] != Py_None) {
-            convert_generations(state, given[2], indexes);
+            convert_generations(given[2], indexes);
         }
         return PyLong_FromUnsignedLongLong(
             core.update(indexes.slots, indexes.generations, priorities.all(n), priorities.leaves));

@@ -128,7 +128,8 @@ class ReplayBuffer final : public Attachable<ReplayBuffer, SegmentKind::buffer> 
                          std::span<const double> priorities, std::span<const float> leaves);
     void fold();
     double total();
-    // Fills in those generations that are 0: of the rows that the learner sees in these slots.
+    // Fills in those generations that are 0, or of another slot: of the rows that the learner sees
+    // in these slots.
     void find_generations(std::span<const std::int64_t> slots,
                           std::span<std::uint64_t> generations);
     // Without effect where this handle does not have the role.

@@ -152,8 +152,9 @@ void ReplayBuffer::find_generations(std::span<const std::int64_t> slots,
     let_others_scan(slots.size());
     Learner& known = learner();
     for (std::size_t i = 0; i < slots.size(); ++i) {
-        if (generations[i] == 0) {
-            generations[i] = known.generation(static_cast<std::uint64_t>(slots[i]));
+        const auto slot = static_cast<std::uint64_t>(slots[i]);
+        if (generations[i] == 0 || generations[i] % capacity() != slot) {
+            generations[i] = known.generation(slot);
         }
     }
 }

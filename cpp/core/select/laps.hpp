@@ -20,6 +20,9 @@ class Laps {
         if (start_ - seq <= capacity_) return static_cast<std::uint32_t>(lap_ - 1);
         return static_cast<std::uint32_t>(seq / capacity_);
     }
+    bool is_in(std::uint64_t slot, std::uint64_t seq) const {
+        return this->seq(slot, of(seq)) == seq;
+    }
     // The seq in a slot that has this lap, modulo 2^32: the one nearest to the position.
     std::uint64_t seq(std::uint64_t slot, std::uint32_t lap) const {
         const auto laps = static_cast<std::int32_t>(lap - static_cast<std::uint32_t>(lap_));

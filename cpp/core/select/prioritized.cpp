@@ -381,20 +381,24 @@ std::uint64_t Learner::update(std::span<const std::int64_t> slots,
     double largest = 0;
     touched_.clear();
     touched_.reserve(slots.size());  // nothing below throws
-    for (const std::int64_t each : slots) {
-        const auto slot = static_cast<std::uint64_t>(each);
-        ring_.prefetch_head(slot);
-        tree_.prefetch(slot);
+    if (tree_.is_far()) {
+        for (const std::int64_t each : slots) {
+            const auto slot = static_cast<std::uint64_t>(each);
+            ring_.prefetch_head(slot);
+            tree_.prefetch(slot);
+        }
     }
     for (std::size_t i = 0; i < slots.size(); ++i) {
         const auto slot = static_cast<std::uint64_t>(slots[i]);
-        std::uint64_t meant = generations.empty() ? 0 : generations[i];
-        if (meant == 0) meant = memory_.recent.seq_in(slot);
-        if (meant == 0) meant = generation(slot);
         // The slot word tells of rows overwritten since the last fold; relaxed: nothing is read by
         // it.
-        const bool there =
-            ring_.word(slot).load(std::memory_order_relaxed) == slot_word::committed(meant);
+        const std::uint64_t word = ring_.word(slot).load(std::memory_order_relaxed);
+        std::uint64_t meant = generations.empty() ? 0 : generations[i];
+        // One that is not the slot's was given for an index that was changed after sampling.
+        if (word != slot_word::committed(meant) && !laps_.is_in(slot, meant)) meant = 0;
+        if (meant == 0) meant = memory_.recent.seq_in(slot);
+        if (meant == 0) meant = generation(slot);
+        const bool there = word == slot_word::committed(meant);
         const bool in_tree =
             ring_.head(slot).lap.load(std::memory_order_relaxed) == laps_.of(meant);
         if (!there || meant < cleared ||

@@ -45,6 +45,8 @@ class SumTree {
         std::atomic_ref(leaves_[slot]).store(leaf, std::memory_order_release);
     }
 
+    // Whether leaves and lowest nodes are more than the caches near a core hold.
+    bool is_far() const { return capacity_ > std::uint64_t{1} << 16; }
     // Asks for what a store_leaf and a refresh of the slot will touch beyond the upper levels.
     [[gnu::always_inline]] void prefetch(std::uint64_t slot) const {
         __builtin_prefetch(&leaves_[slot], 1);
