@@ -257,7 +257,8 @@ class SlotRing {
     template <class IsDead>
     bool claim(std::uint64_t slot, std::uint64_t seq, std::uint64_t cleared,
                const RingWriter& writer, IsDead&& is_dead, bool& fresh) {
-        std::uint64_t seen = word(slot).load(std::memory_order_acquire);
+        std::atomic<std::uint64_t>& word = this->word(slot);
+        std::uint64_t seen = word.load(std::memory_order_acquire);
         for (int attempt = 0; attempt < 8; ++attempt) {
             if (slot_word::seq(seen) >= seq) return false;
             fresh = slot_word::seq(seen) < cleared;
@@ -272,8 +273,8 @@ class SlotRing {
             stop_point(StopPoint::slot_looked_at);
             const std::uint64_t mine = slot_word::claimed(seq, writer.number, writer.epoch, fresh);
             // W1. On failure acquire: the loop decides anew on what it sees.
-            if (word(slot).compare_exchange_strong(seen, mine, std::memory_order_acq_rel,
-                                                   std::memory_order_acquire)) {
+            if (word.compare_exchange_strong(seen, mine, std::memory_order_acq_rel,
+                                             std::memory_order_acquire)) {
                 keep_stores_behind_guard();  // W1
                 stop_point(StopPoint::claim_taken);
                 if (steal) add_to(*writer.steals, 1);
@@ -284,9 +285,10 @@ class SlotRing {
     }
 
     void commit(std::uint64_t slot, std::uint64_t seq, float leaf) {
-        head(slot).leaf_in.store(leaf, std::memory_order_relaxed);
+        SlotHead& head = this->head(slot);
+        head.leaf_in.store(leaf, std::memory_order_relaxed);
         stop_point(StopPoint::leaf_in_stored);
-        word(slot).store(slot_word::committed(seq), std::memory_order_release);  // W2
+        head.word.store(slot_word::committed(seq), std::memory_order_release);  // W2
         stop_point(StopPoint::row_committed, seq);
     }
 

@@ -88,12 +88,12 @@ MUTANTS = [
         "the word is committed before its leaf",
         "order of commit",
         "ring/slot_ring.hpp",
-        "        head(slot).leaf_in.store(leaf, std::memory_order_relaxed);\n"
+        "        head.leaf_in.store(leaf, std::memory_order_relaxed);\n"
         "        stop_point(StopPoint::leaf_in_stored);\n"
-        "        word(slot).store(slot_word::committed(seq), std::memory_order_release);  // W2\n",
-        "        word(slot).store(slot_word::committed(seq), std::memory_order_release);  // W2\n"
+        "        head.word.store(slot_word::committed(seq), std::memory_order_release);  // W2\n",
+        "        head.word.store(slot_word::committed(seq), std::memory_order_release);  // W2\n"
         "        stop_point(StopPoint::leaf_in_stored);\n"
-        "        head(slot).leaf_in.store(leaf, std::memory_order_relaxed);\n",
+        "        head.leaf_in.store(leaf, std::memory_order_relaxed);\n",
         "mpbuffer_stops --only leaf_in_stored --hits 200",
     ),
     Mutant(
