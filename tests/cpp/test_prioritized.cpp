@@ -719,7 +719,7 @@ TEST_CASE("only accepted updates raise the largest priority") {
     std::uint64_t id = 0;
     add_rows(all.heap, writer, 4, id);
     all.learner->fold();
-    CHECK(update_one(*all.learner, 0, 99, 5.0F, 1000.0) == 1);
+    CHECK(update_one(*all.learner, 0, 100, 5.0F, 1000.0) == 1);
     CHECK(all.heap.ring.max_priority() == 1.0);
     CHECK(update_one(*all.learner, 0, 0, 5.0F, 1000.0) == 0);
     CHECK(all.heap.ring.max_priority() == 1000.0);
