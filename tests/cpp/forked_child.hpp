@@ -29,7 +29,9 @@
 #include <string>
 #include <thread>
 
-constexpr unsigned watchdog_seconds = 20;
+#include "sanitizer_slowdown.hpp"
+
+constexpr unsigned watchdog_seconds = 20 * sanitizer_slowdown;
 
 // Ends this process, with the name of its test case, where that takes longer than it ever should.
 class Watchdog {

@@ -11,14 +11,8 @@
 #include <vector>
 
 #include "base/shared_copy.hpp"
-#include "base/tsan.hpp"
 #include "ring/slot_ring.hpp"
-
-#if MPBUFFER_TSAN || defined(__SANITIZE_ADDRESS__)
-constexpr int sanitizer_slowdown = 4;
-#else
-constexpr int sanitizer_slowdown = 1;
-#endif
+#include "sanitizer_slowdown.hpp"
 
 struct HeapRing {
     struct FreeDeleter {
