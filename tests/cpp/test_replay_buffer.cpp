@@ -849,6 +849,66 @@ TEST_CASE("threads that gather beside one that adds, updates, clears and hands t
     CHECK(buffer->total() == doctest::Approx(sum).epsilon(1e-12));
 }
 
+TEST_CASE("priorities that are read beside the learner are those of the rows that they come with") {
+    const Watchdog watchdog;
+    const ScratchDirectory scratch;
+    constexpr std::uint64_t capacity = 16;
+    const auto buffer = create(scratch, capacity);
+    const auto first = [](std::uint64_t id) { return 1.0 + static_cast<double>(id % 97); };
+    const auto updated = [](std::uint64_t id) { return 1000.0 + static_cast<double>(id % 89); };
+    const auto about = [](double one, double other) { return std::abs(one / other - 1) < 1e-4; };
+    const PriorityRule rule = buffer->priority_rule();
+    const auto add_row = [&](std::uint64_t id) {
+        const float leaf = rule.leaf(first(id));
+        add(*buffer, id, 1, &leaf, first(id));
+    };
+    for (std::uint64_t id = 1; id <= capacity; ++id) add_row(id);
+    std::atomic<bool> over = false;
+    std::atomic<int> cycles = 0;
+    std::thread explorer([&] {
+        for (std::uint64_t id = capacity + 1; !over; ++id) add_row(id);
+    });
+    std::thread learner([&] {
+        Batch batch(8);
+        while (!over) {
+            try {
+                sample(*buffer, batch);
+            } catch (const EmptyBuffer&) {
+                continue;
+            }
+            std::vector<double> priorities;
+            std::vector<float> leaves;
+            for (const Row& row : batch.rows) {
+                priorities.push_back(updated(row.id));
+                leaves.push_back(rule.leaf(updated(row.id)));
+            }
+            buffer->update(batch.indexes, batch.generations, priorities, leaves);
+            ++cycles;
+        }
+    });
+    std::uint64_t seen = 0;
+    std::uint64_t wrong = 0;
+    while (cycles < 20'000 / sanitizer_slowdown) {
+        RowMarks marks;
+        std::array<Row, capacity> rows;
+        const FieldTarget field{reinterpret_cast<std::byte*>(rows.data()), 0, sizeof(Row)};
+        const std::size_t count = buffer->read_all(
+            false, [&](std::size_t) { return std::span<const FieldTarget>(&field, 1); }, {},
+            &marks);
+        for (std::size_t i = 0; i < count; ++i) {
+            ++seen;
+            const double priority = marks.priorities[i];
+            const std::uint64_t id = rows[i].id;
+            if (!about(priority, first(id)) && !about(priority, updated(id))) ++wrong;
+        }
+    }
+    over = true;
+    explorer.join();
+    learner.join();
+    CHECK(seen > 0);
+    CHECK(wrong == 0);
+}
+
 TEST_CASE("large batches, copied by several threads, beside one that adds") {
     const Watchdog watchdog;
     const ScratchDirectory scratch;
