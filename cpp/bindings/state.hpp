@@ -25,6 +25,7 @@ struct BufferState {
     std::uint64_t handle;              // this object's own number, for the blocks of its samples
     std::uint64_t episode_length = 0;  // rows added through this object since on_episode_end
     std::set<std::string> warned;      // names of unknown fields already told
+    bool warned_of_frames = false;     // that none are shared
     std::optional<NstepNames> nstep;
     std::unique_ptr<StagedRows> steps;  // of n-step rows: what add() has not yet written
     std::size_t computed = no_field;    // the place of their discount, which add() does not take

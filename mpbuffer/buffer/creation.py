@@ -13,8 +13,9 @@ import numpy as np
 import numpy.typing as npt
 
 from mpbuffer._arguments.integers import whole_number
+from mpbuffer.buffer.frames import FrameArguments, FramePlan, frame_plan
 from mpbuffer.buffer.nstep import NstepArgument, NstepRule, check_nstep, nstep_rule
-from mpbuffer.buffer.schema import Field, fields_from
+from mpbuffer.buffer.schema import fields_from
 
 EnvDict = Mapping[str, Mapping[str, Any]]
 
@@ -24,8 +25,6 @@ _OF_CPPRB = {
     "check_for_update",
     "ctx",
     "mmap_prefix",
-    "next_of",
-    "stack_compress",
 }
 
 
@@ -39,25 +38,29 @@ def checked_fields(
     env_dict: EnvDict | None,
     default_dtype: npt.DTypeLike | None,
     Nstep: NstepArgument,
+    frames: FrameArguments,
     *,
     prioritized: bool,
     warned_frame: int,
-) -> tuple[list[Field], NstepRule | None]:
+) -> tuple[FramePlan, NstepRule | None]:
     """Return a new buffer's fields, the discount's included, and its n-step rule."""
     default = np.float32 if default_dtype is None else default_dtype
     given = {} if env_dict is None else env_dict
-    fields = fields_from(given, default, warned_frame=warned_frame + 1)
+    plan = frame_plan(frames, fields_from(given, default, warned_frame=warned_frame + 1))
+    fields, cuts = plan.fields, plan.cuts
     nstep = nstep_rule(Nstep)
     if nstep is not None:
         if nstep.discount and all(field != nstep.discount for field, _, _ in fields):
             fields.append((nstep.discount, np.dtype(np.float32), [1]))
+            if cuts:
+                cuts.append((0, 1, False))
         check_nstep(nstep, fields)
     if prioritized:
         reserved = {"priorities", "weights", "indexes"} & {field for field, _, _ in fields}
         if reserved:
             names = ", ".join(map(repr, sorted(reserved)))
             raise ValueError(f"a field name is reserved in prioritized buffers: {names}")
-    return fields, nstep
+    return plan, nstep
 
 
 def checked_seed(seed: int | None) -> int:
@@ -80,20 +83,12 @@ def accept_cpprb_arguments(given: Mapping[str, Any], *, warned_frame: int) -> No
     ------
     TypeError
         If one is not an argument of cpprb's.
-    NotImplementedError
-        If one asks for what cannot be done.
     ValueError, multiprocessing.ProcessError
         As cpprb, for `backend` and `ctx`.
     """
     unknown = [repr(name) for name in given if name not in _OF_CPPRB]
     if unknown:
         raise TypeError(f"cannot create a buffer: unexpected argument {', '.join(unknown)}")
-    for name in ("next_of", "stack_compress"):
-        if given.get(name):
-            raise NotImplementedError(
-                f"cannot create a buffer: {name}={given[name]!r} is not supported; store the field "
-                "as a whole, and the next one as a field of its own"
-            )
     backend = given.get("backend")
     if backend not in (None, "sharedctypes", "SharedMemory"):
         raise ValueError(f"backend must be 'sharedctypes' or 'SharedMemory', got {backend!r}")

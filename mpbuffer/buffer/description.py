@@ -12,16 +12,19 @@ from mpbuffer._segment.description import (
     refusing_damage,
     shape_from_json,
 )
+from mpbuffer.buffer.frames import Cut, cuts_from_json
 from mpbuffer.buffer.nstep import NstepRule, nstep_from_json
 from mpbuffer.buffer.schema import Field
 from mpbuffer.errors import SegmentMismatch
 
 __all__ = ["describe", "read_description"]
 
-_KEYS = {"class", "fields", "strict", "attributes", "nstep"}
+_KEYS = {"class", "fields", "strict", "attributes", "nstep", "cuts"}
 
 
-def describe(prioritized: bool, fields: list[Field], strict: bool, nstep: NstepRule | None) -> str:
+def describe(
+    prioritized: bool, fields: list[Field], cuts: list[Cut], strict: bool, nstep: NstepRule | None
+) -> str:
     """Return the JSON text that a segment carries, so that it can be attached by name."""
     description: dict[str, Any] = {
         "class": "PrioritizedReplayBuffer" if prioritized else "ReplayBuffer",
@@ -34,11 +37,15 @@ def describe(prioritized: bool, fields: list[Field], strict: bool, nstep: NstepR
     }
     if nstep is not None:
         description["nstep"] = nstep._asdict()
+    if cuts:
+        description["cuts"] = cuts
     return json.dumps(description)
 
 
-def read_description(name: str, text: bytes) -> tuple[list[Field], bool, NstepRule | None]:
-    """Return fields, strictness and the n-step rule from a segment's JSON text.
+def read_description(
+    name: str, text: bytes
+) -> tuple[list[Field], list[Cut], bool, NstepRule | None]:
+    """Return fields, their cuts, strictness and the n-step rule from a segment's JSON text.
 
     Raises
     ------
@@ -62,6 +69,7 @@ def read_description(name: str, text: bytes) -> tuple[list[Field], bool, NstepRu
         nstep = None
         if not unknown and "nstep" in description:
             nstep = nstep_from_json(description["nstep"], fields)
+        cuts = [] if unknown else cuts_from_json(description.get("cuts", []), fields)
     if unknown:
         raise SegmentMismatch(
             f"cannot attach {name!r}: this version does not know its attributes "
@@ -69,4 +77,4 @@ def read_description(name: str, text: bytes) -> tuple[list[Field], bool, NstepRu
         )
     if any(dtype.hasobject for _, dtype, _ in fields):
         raise SegmentMismatch(f"cannot attach {name!r}: a field holds Python objects")
-    return fields, strict, nstep
+    return fields, cuts, strict, nstep

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,7 @@ import numpy.typing as npt
 from mpbuffer import _core
 from mpbuffer.buffer.batches import Batches, WeightNorm
 from mpbuffer.buffer.creation import EnvDict
+from mpbuffer.buffer.frames import FieldNames, FrameArguments
 from mpbuffer.buffer.nstep import NstepArgument
 from mpbuffer.buffer.replay_buffer import ReplayBuffer
 from mpbuffer.buffer.statuses import LearnerStatus
@@ -27,7 +29,8 @@ class PrioritizedReplayBuffer(_core.PrioritizedReplayBuffer, ReplayBuffer):
     Parameters
     ----------
     size, env_dict, default_dtype, name, overwrite, seed, strict, numa_interleave : optional
-    Nstep, logger, ctx, backend, check_for_update, mmap_prefix : optional
+    Nstep, next_of, stack_compress, sources, logger : optional
+    ctx, backend, check_for_update, mmap_prefix : optional
         As for ReplayBuffer. No field may be named ``priorities``, ``weights`` or ``indexes``.
     alpha : float, optional
         Exponent of the priorities, at least 0 (0: uniform).
@@ -49,6 +52,9 @@ class PrioritizedReplayBuffer(_core.PrioritizedReplayBuffer, ReplayBuffer):
         strict: bool = False,
         numa_interleave: bool = False,
         Nstep: NstepArgument = None,
+        next_of: FieldNames = None,
+        stack_compress: FieldNames | Mapping[str, int | None] = None,
+        sources: int | None = None,
         logger: Any = None,
         **of_cpprb: Any,
     ) -> None:
@@ -62,6 +68,7 @@ class PrioritizedReplayBuffer(_core.PrioritizedReplayBuffer, ReplayBuffer):
             strict,
             numa_interleave,
             Nstep,
+            FrameArguments(next_of, stack_compress, sources),
             logger,
             of_cpprb,
             prioritized=True,

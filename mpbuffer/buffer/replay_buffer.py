@@ -10,22 +10,22 @@ import numpy.typing as npt
 from mpbuffer import _core
 from mpbuffer._segment.exit import close_at_exit
 from mpbuffer._segment.handing_on import NotCopied, descriptor_for_child, names_of, opened_copy
-from mpbuffer._segment.keeper import keep_after_exit
 from mpbuffer.buffer import creation
 from mpbuffer.buffer.batches import Batches
 from mpbuffer.buffer.description import describe, read_description
+from mpbuffer.buffer.frames import FieldNames, FrameArguments
+from mpbuffer.buffer.keeping import KeptAfterExit
 from mpbuffer.buffer.nstep import NstepArgument
 from mpbuffer.buffer.saving import SavedToFiles
 from mpbuffer.buffer.statuses import ProcessStatus
 from mpbuffer.buffer.step_writer import PrioritiesOf, StepWriter
-from mpbuffer.errors import BufferClosed
 
 __all__ = ["ReplayBuffer"]
 
 AnyBuffer = TypeVar("AnyBuffer", bound="ReplayBuffer")
 
 
-class ReplayBuffer(SavedToFiles, NotCopied):
+class ReplayBuffer(SavedToFiles, KeptAfterExit, NotCopied):
     """A replay buffer in shared memory, sampled uniformly.
 
     Pass it to processes under fork, spawn or forkserver, or open it elsewhere by
@@ -83,6 +83,16 @@ class ReplayBuffer(SavedToFiles, NotCopied):
         step has ``terminated``, or ``done`` without ``truncated``. The handle keeps the steps that
         are not yet rows: each process, and the child of a fork, has its own. clear() and close()
         drop them. writer() does the same for many environments.
+    next_of : str or sequence of str, optional
+        Fields whose next value is the value of the step after: each row has, and add() takes, a
+        field ``next_<name>`` of the same shape and dtype. A frame that rows have in common is
+        stored once. add() compares values, byte by byte: what was added comes back, whatever it is.
+    stack_compress : str, sequence of str, or mapping of str to int, optional
+        Fields that are stacks of frames, each frame stored once. A mapping names the axis of each,
+        the first (0) or the last (-1); else it is the shorter of both, the last if they are equal.
+    sources : int, optional
+        How many frames are stored for each field named. Default: enough where each step brings one,
+        in episodes of more than some 16 steps. If they run out, the oldest rows go early.
     logger : logging.Logger, optional
         Logs the progress of an allocation that takes more than a second, once a second. Default:
         the logger ``mpbuffer``.
@@ -114,6 +124,9 @@ class ReplayBuffer(SavedToFiles, NotCopied):
         strict: bool = False,
         numa_interleave: bool = False,
         Nstep: NstepArgument = None,
+        next_of: FieldNames = None,
+        stack_compress: FieldNames | Mapping[str, int | None] = None,
+        sources: int | None = None,
         logger: Any = None,
         **of_cpprb: Any,
     ) -> None:
@@ -127,6 +140,7 @@ class ReplayBuffer(SavedToFiles, NotCopied):
             strict,
             numa_interleave,
             Nstep,
+            FrameArguments(next_of, stack_compress, sources),
             logger,
             of_cpprb,
             prioritized=False,
@@ -143,6 +157,7 @@ class ReplayBuffer(SavedToFiles, NotCopied):
         strict: bool,
         numa_interleave: bool,
         Nstep: NstepArgument,
+        frames: FrameArguments,
         logger: Any,
         of_cpprb: Mapping[str, Any],
         *,
@@ -151,8 +166,8 @@ class ReplayBuffer(SavedToFiles, NotCopied):
         eps: float = 0.0,
     ) -> None:
         rows = creation.checked_size(size)
-        fields, nstep = creation.checked_fields(
-            env_dict, default_dtype, Nstep, prioritized=prioritized, warned_frame=4
+        (fields, cuts, sources), nstep = creation.checked_fields(
+            env_dict, default_dtype, Nstep, frames, prioritized=prioritized, warned_frame=4
         )
         number = creation.checked_seed(seed)
         segment_name, nameless = names_of(name, bool(overwrite))
@@ -162,12 +177,14 @@ class ReplayBuffer(SavedToFiles, NotCopied):
             segment_name,
             rows,
             fields,
+            cuts,
+            sources,
             prioritized,
             *exponents,
             number,
             bool(strict),
             None if nstep is None else nstep.for_core(),
-            describe(prioritized, fields, strict, nstep),
+            describe(prioritized, fields, cuts, strict, nstep),
             bool(numa_interleave),
             nameless,
             bool(overwrite),
@@ -183,6 +200,8 @@ class ReplayBuffer(SavedToFiles, NotCopied):
         *,
         default_dtype: npt.DTypeLike | None = None,
         Nstep: NstepArgument = None,
+        next_of: FieldNames = None,
+        stack_compress: FieldNames | Mapping[str, int | None] = None,
         named: bool = False,
     ) -> int:
         """Return how many rows fit into a share of the memory that is free now.
@@ -193,7 +212,7 @@ class ReplayBuffer(SavedToFiles, NotCopied):
         Parameters
         ----------
         env_dict : mapping of str to mapping
-        default_dtype, Nstep : optional
+        default_dtype, Nstep, next_of, stack_compress : optional
             As the buffer will be given them.
         named : bool, optional
             Whether the buffer will have a ``name=``. Then the free space of /dev/shm counts, too.
@@ -214,11 +233,12 @@ class ReplayBuffer(SavedToFiles, NotCopied):
         if not 0.0 < share <= 1.0:
             raise ValueError(f"share must be in (0, 1], got {share}")
         prioritized = issubclass(cls, _core.PrioritizedReplayBuffer)
-        fields, nstep = creation.checked_fields(
-            env_dict, default_dtype, Nstep, prioritized=prioritized, warned_frame=3
+        frames = FrameArguments(next_of, stack_compress)
+        (fields, cuts, _), nstep = creation.checked_fields(
+            env_dict, default_dtype, Nstep, frames, prioritized=prioritized, warned_frame=3
         )
-        description = describe(prioritized, fields, False, nstep)
-        return _core.largest_size(fields, prioritized, description, share, not named)
+        description = describe(prioritized, fields, cuts, False, nstep)
+        return _core.largest_size(fields, cuts, prioritized, description, share, not named)
 
     @classmethod
     def _opened(cls: type[AnyBuffer], name: str, descriptor: int) -> AnyBuffer:
@@ -228,8 +248,8 @@ class ReplayBuffer(SavedToFiles, NotCopied):
 
     def _finish_attaching(self, name: str, description: bytes) -> None:
         try:
-            fields, strict, nstep = read_description(name, description)
-            self._set_fields(fields, strict, None if nstep is None else nstep.for_core())
+            fields, cuts, strict, nstep = read_description(name, description)
+            self._set_fields(fields, cuts, strict, None if nstep is None else nstep.for_core())
         except BaseException:
             self.close()
             raise
@@ -320,42 +340,6 @@ class ReplayBuffer(SavedToFiles, NotCopied):
             tensors=tensors,
             pin_memory=pin_memory,
         )
-
-    def keep_after_exit(self, seconds: float) -> int:
-        """Keep the buffer for some seconds after this process ends, however it ends.
-
-        A small process attaches, waits for the end of this one, sleeps, and closes its handle. A
-        restarted learner then finds the buffer by ``mpbuffer.attach(name)``, with all rows and
-        priorities.
-
-        Parameters
-        ----------
-        seconds : float
-            0 to 10^9.
-
-        Returns
-        -------
-        int
-            The pid of the small process, which has a session of its own. ``os.kill`` it to free
-            the buffer earlier.
-
-        Raises
-        ------
-        TypeError, ValueError
-            If `seconds` is not as above.
-        BufferClosed
-            If this handle was closed.
-        RuntimeError
-            If the process does not attach within 60 seconds; the message has its output. The call
-            waits for it, usually less than a second. Also in a frozen program, and where
-            ``sys.executable`` is no Python interpreter, unless ``multiprocessing.set_executable()``
-            has named one.
-        OSError
-            If the process cannot be started.
-        """
-        if self.closed:
-            raise BufferClosed(f"cannot keep '{self.name}': this handle was closed")
-        return keep_after_exit(self.name, seconds)
 
     def writer(
         self,

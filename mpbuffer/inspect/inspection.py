@@ -8,16 +8,14 @@ from __future__ import annotations
 
 import contextlib
 import json
-import math
 import time
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from mpbuffer import _core
 from mpbuffer.buffer.description import read_description
-from mpbuffer.buffer.schema import Field
+from mpbuffer.buffer.frames import stored_bytes
 from mpbuffer.errors import SegmentMismatch, SegmentNotFound
 from mpbuffer.weights.parts import read_description as read_weights_description
 
@@ -150,12 +148,12 @@ def _report(report: Report) -> Report:
 def _add_fields(report: Report, description: bytes) -> str | None:
     """Add a buffer's fields; return what its description and its header disagree about."""
     report["class"] = "PrioritizedReplayBuffer" if report["prioritized"] else "ReplayBuffer"
-    fields, report["strict"], _ = read_description(report["name"], description)
+    fields, cuts, report["strict"], _ = read_description(report["name"], description)
     report["fields"] = [
         {"name": name, "dtype": _dtype_name(dtype), "shape": list(shape)}
         for name, dtype, shape in fields
     ]
-    named, row_bytes = json.loads(description).get("class"), _row_bytes(fields)
+    named, row_bytes = json.loads(description).get("class"), stored_bytes(fields, cuts)
     if named != report["class"]:
         return f"it is described as a {named!r}, its header is that of a {report['class']}"
     if row_bytes != report["row_bytes"]:
@@ -170,13 +168,6 @@ def _add_arrays(report: Report, description: bytes) -> None:
         {"name": part.name, "dtype": part.torch or str(part.dtype), "shape": list(part.shape)}
         for part in read_weights_description(report["name"], description)
     ]
-
-
-def _row_bytes(fields: Sequence[Field]) -> int:
-    end = 0
-    for _, dtype, shape in fields:
-        end = -(-end // dtype.alignment) * dtype.alignment + dtype.itemsize * math.prod(shape)
-    return end
 
 
 def _dtype_name(dtype: np.dtype[Any]) -> str:

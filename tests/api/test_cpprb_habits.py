@@ -80,13 +80,6 @@ def test_mmap_prefix_is_named_in_a_warning(cls):
     assert buffer.add(obs=[1, 2, 3], rew=1, done=0) == 0
 
 
-@BOTH_CLASSES
-@pytest.mark.parametrize("name", ["next_of", "stack_compress"])
-def test_what_is_not_supported_is_named(cls, name):
-    with pytest.raises(NotImplementedError, match=f"{name}='obs' is not supported"):
-        cls(10, FIELDS, **{name: "obs"})
-
-
 def test_a_subclass_is_told_to_call_super_init():
     class Own(ReplayBuffer):
         def __init__(self, size):

@@ -42,6 +42,18 @@ void handle_unknown_field(BufferState& state, PyObject* name) {
     state.warned.insert(field);
 }
 
+void warn_if_nothing_is_shared(BufferState& state) {
+    if (state.warned_of_frames || !state.core->shares_nothing()) return;
+    state.warned_of_frames = true;
+    const std::string warning =
+        "next_of and stack_compress save nothing in '" + state.core->name() +
+        "': hardly any frame is equal to one that was added lately; add steps in their order, name "
+        "the axis of stacks, or leave these arguments away";
+    if (running_python([&] { return PyErr_WarnEx(PyExc_UserWarning, warning.c_str(), 1); }) < 0) {
+        throw py::error_already_set();
+    }
+}
+
 void convert_row_numbers(const char* what, const char* noun, PyObject* value, std::size_t n,
                          RowNumbers& converted) {
     convert_numbers(what, value, converted.numbers);

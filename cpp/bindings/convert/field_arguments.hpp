@@ -64,6 +64,9 @@ void convert_priorities(const BufferState& state, const char* what, PyObject* va
 // An unknown field's name: TypeError if the buffer is strict, else a warning, once per name.
 void handle_unknown_field(BufferState& state, PyObject* name);
 
+// Once, when many frames have been added and all were stored.
+void warn_if_nothing_is_shared(BufferState& state);
+
 [[noreturn]] void throw_positional(Py_ssize_t nargs);
 [[noreturn]] void throw_missing(const FieldRule& rule);
 [[noreturn]] void throw_computed(const FieldRule& rule);
@@ -79,6 +82,7 @@ class FieldArguments {
     FieldArguments(BufferState& state, std::size_t computed, PyObject* const* args,
                    Py_ssize_t nargs, PyObject* kwnames, TakeOther&& take_other) {
         if (nargs != 0) throw_positional(nargs);
+        warn_if_nothing_is_shared(state);
         const std::size_t field_count = state.rules.size();
         std::array<PyObject*, 32> few{};
         std::vector<PyObject*> many;

@@ -105,7 +105,7 @@ py::object array_from(RecycledMemory* memory, PyArray_Descr* descr, int ndim,
 }  // namespace
 
 std::size_t batch_bytes(const BufferState& state, std::size_t rows) {
-    return rows * (state.core->shape().row_bytes + 2 * sizeof(float));
+    return rows * (state.core->given_bytes() + 2 * sizeof(float));
 }
 
 OutputArrays::OutputArrays(const BufferState& state, std::size_t rows, RecycledMemory* memory) {

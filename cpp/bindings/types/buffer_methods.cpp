@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <memory>
 #include <optional>
+#include <tuple>
 #include <utility>
 
 #include "base/error.hpp"
@@ -12,6 +13,8 @@
 #include "convert/role_line.hpp"
 #include "convert/sample_arguments.hpp"
 #include "errors.hpp"
+#include "format/ring_records.hpp"
+#include "format/row_layout.hpp"
 #include "format/row_schema.hpp"
 #include "nstep_rows.hpp"
 #include "state.hpp"
@@ -57,9 +60,13 @@ namespace {
 
 using Fields = std::vector<FieldDescription>;
 
+// As mpbuffer/buffer/frames.py has planned it: for each field the number of its source ring, how
+// many planes it has, and whether along the last axis. Empty: no field is shared.
+using Cuts = std::vector<std::tuple<unsigned, std::size_t, bool>>;
+
 // Lays out the rows of these fields, and says how they are folded if they are n-step rows.
-Schema lay_out(BufferState& state, const Fields& fields, bool strict,
-               const std::optional<NstepNames>& nstep) {
+RowLayout lay_out(BufferState& state, const Fields& fields, const Cuts& given_cuts, bool strict,
+                  const std::optional<NstepNames>& nstep) {
     state.rules = make_rules(fields);
     state.strict = strict;
     std::vector<Field> parts;
@@ -77,7 +84,26 @@ Schema lay_out(BufferState& state, const Fields& fields, bool strict,
         state.computed = plan.computed;
         state.nstep = nstep;
     }
-    return schema;
+    if (!given_cuts.empty() && given_cuts.size() != fields.size()) {
+        throw py::value_error("cuts are for other fields");
+    }
+    std::vector<PlaneCut> cuts;
+    for (std::size_t i = 0; i < given_cuts.size(); ++i) {
+        const auto& [ring, planes, last_axis] = given_cuts[i];
+        cuts.push_back({ring, planes, last_axis, state.rules[i].item_bytes});
+    }
+    return RowLayout(schema, cuts);
+}
+
+// What lies in the segment: `sources` frames in each source ring; 0: as many as are needed.
+RingShape shape_of(const RowLayout& layout, std::uint64_t size, bool prioritized, double alpha,
+                   double eps, std::uint64_t sources) {
+    RingShape shape{size, layout.stored_bytes(), prioritized, alpha, eps};
+    for (const std::uint64_t bytes : layout.frame_bytes()) {
+        shape.sources.push_back(
+            {sources != 0 ? sources : sources_for(size, layout.references()), bytes});
+    }
+    return shape;
 }
 
 void require_unopened(py::handle self) {
@@ -99,13 +125,14 @@ BufferState& state_ever_opened(py::handle self) {
 }
 
 void create(py::handle self, const std::string& name, std::uint64_t size, const Fields& fields,
-            bool prioritized, double alpha, double eps, std::uint64_t seed, bool strict,
-            const std::optional<NstepNames>& nstep, const std::string& description,
-            bool interleave_nodes, bool nameless, bool overwrite, const py::object& progress) {
+            const Cuts& cuts, std::uint64_t sources, bool prioritized, double alpha, double eps,
+            std::uint64_t seed, bool strict, const std::optional<NstepNames>& nstep,
+            const std::string& description, bool interleave_nodes, bool nameless, bool overwrite,
+            const py::object& progress) {
     require_unopened(self);
     auto state = std::make_unique<BufferState>();
-    const Schema schema = lay_out(*state, fields, strict, nstep);
-    const RingShape shape{size, schema.row_bytes(), prioritized, alpha, eps};
+    RowLayout layout = lay_out(*state, fields, cuts, strict, nstep);
+    const RingShape shape = shape_of(layout, size, prioritized, alpha, eps, sources);
     SegmentOptions options;
     options.interleave_nodes = interleave_nodes;
     options.nameless = nameless;
@@ -115,24 +142,25 @@ void create(py::handle self, const std::string& name, std::uint64_t size, const 
         running_python([&] { progress(done); });
     };
     state->core = ReplayBuffer::create({name, shape, seed, description, options});
+    state->core->describe_rows(std::move(layout));
     open_on(self, std::move(state));
 }
 
 // How many rows make a segment of at most that share of what may be allocated now.
-std::uint64_t largest_size(const Fields& fields, bool prioritized, const std::string& description,
-                           double share, bool nameless) {
+std::uint64_t largest_size(const Fields& fields, const Cuts& cuts, bool prioritized,
+                           const std::string& description, double share, bool nameless) {
     BufferState state;
-    const Schema schema = lay_out(state, fields, false, std::nullopt);
+    const RowLayout layout = lay_out(state, fields, cuts, false, std::nullopt);
     constexpr double largest_segment = 0x1p45;
     const auto free = static_cast<double>(largest_room(nameless ? "" : SegmentOptions().directory));
     const double room = std::min(share * free, largest_segment);
     const auto fits = [&](std::uint64_t size) {
-        const RingShape shape{size, schema.row_bytes(), prioritized, 0.0, 0.0};
+        const RingShape shape = shape_of(layout, size, prioritized, 0.0, 0.0, 0);
         return static_cast<double>(plan_segment(shape, description, 0).total_bytes) <= room;
     };
     std::uint64_t least = 0;
     std::uint64_t beyond =
-        static_cast<std::uint64_t>(room) / record_layout(schema.row_bytes()).stride + 1;
+        static_cast<std::uint64_t>(room) / record_layout(layout.stored_bytes()).stride + 1;
     while (beyond - least > 1) {
         const std::uint64_t middle = least + (beyond - least) / 2;
         (fits(middle) ? least : beyond) = middle;
@@ -150,15 +178,9 @@ py::bytes attach(py::handle self, const std::string& name, int descriptor) {
     return description;
 }
 
-void set_fields(BufferState& state, const Fields& fields, bool strict,
+void set_fields(BufferState& state, const Fields& fields, const Cuts& cuts, bool strict,
                 const std::optional<NstepNames>& nstep) {
-    const Schema schema = lay_out(state, fields, strict, nstep);
-    const RingEntry& shape = state.core->shape();
-    if (schema.row_bytes() != shape.row_bytes) {
-        throw SegmentMismatch("cannot attach '" + state.core->name() +
-                              "': its fields make rows of " + std::to_string(schema.row_bytes()) +
-                              " bytes, its header says " + std::to_string(shape.row_bytes));
-    }
+    state.core->describe_rows(lay_out(state, fields, cuts, strict, nstep));
 }
 
 // Opens `self`, an object of another class, on what `other` has open.
@@ -217,8 +239,8 @@ py::list processes(const ReplayBuffer& core) {
 
 void add_buffer_methods(py::module_& module, py::handle uniform, py::handle prioritized) {
     module.def("largest_size", largest_size, "How many rows fit into a share of free memory.",
-               py::arg("fields"), py::arg("prioritized"), py::arg("description"), py::arg("share"),
-               py::arg("nameless"));
+               py::arg("fields"), py::arg("cuts"), py::arg("prioritized"), py::arg("description"),
+               py::arg("share"), py::arg("nameless"));
     HeapType(uniform)
         .bind("_create", create)
         .bind("_attach", attach)
@@ -269,8 +291,9 @@ what add() does; then the rows are kept, and the next call writes them.)",
         .property("name", "The name that ``mpbuffer.attach`` takes: the argument, or a fresh one.",
                   name)
         .property("closed", "Whether this handle was closed.", is_closed)
-        .property("_row_bytes", "Bytes of one row.",
-                  [](const ReplayBuffer& core) { return core.shape().row_bytes; })
+        .property("_row_bytes", "Bytes of one row as it is given.", &ReplayBuffer::given_bytes)
+        .property("nbytes", "Bytes of shared memory that the buffer takes, as any array's.",
+                  [](const ReplayBuffer& core) { return core.segment_bytes(); })
         .property("_prioritized", "Whether the segment has priorities.",
                   &ReplayBuffer::prioritized);
     HeapType(prioritized)

@@ -271,8 +271,7 @@ void open(py::handle self, const py::object& buffer, std::uint64_t flush_every,
     WriterObject& object = writer_object(self);
     if (object.state != nullptr) throw py::value_error("this writer is open already");
     const BufferState& state = state_of(buffer);
-    NstepPlan plan =
-        plan_nstep(state.rules, state.core->shape().row_bytes, names ? &*names : nullptr);
+    NstepPlan plan = plan_nstep(state.rules, state.core->given_bytes(), names ? &*names : nullptr);
     plan.rule.priority_from_values = from_values;
     object.state = new WriterState{buffer, priorities_of.is_none() ? py::object() : priorities_of,
                                    std::make_unique<StagedRows>(std::move(plan.rule), environments),

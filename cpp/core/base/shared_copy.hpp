@@ -48,6 +48,16 @@ inline void load_from_record(std::byte* to, const std::byte* record, std::size_t
     }
 }
 
+inline bool equals_record(const std::byte* value, const std::byte* record, std::size_t bytes) {
+    for (std::size_t i = 0; i < bytes; ++i) {
+        if (value[i] != std::atomic_ref<std::byte>(const_cast<std::byte&>(record[i]))
+                            .load(std::memory_order_relaxed)) {
+            return false;
+        }
+    }
+    return true;
+}
+
 #else
 
 // Fields of 1 to 16 bytes are most of a small row: a fixed-size copy is one or two moves.
@@ -67,6 +77,10 @@ inline void store_to_record(std::byte* record, const std::byte* from, std::size_
 
 inline void load_from_record(std::byte* to, const std::byte* record, std::size_t bytes) {
     copy_field(to, record, bytes);
+}
+
+inline bool equals_record(const std::byte* value, const std::byte* record, std::size_t bytes) {
+    return std::memcmp(value, record, bytes) == 0;
 }
 
 #endif

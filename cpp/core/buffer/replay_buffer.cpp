@@ -47,6 +47,8 @@ std::unique_ptr<ReplayBuffer> ReplayBuffer::create(const BufferSettings& setting
         std::unique_ptr<ReplayBuffer> buffer(
             new ReplayBuffer(std::move(segment), header, settings.description));
         buffer->ring_.initialise();
+        for (unsigned i = 1; i <= buffer->frames_.rings(); ++i)
+            buffer->frames_.ring(i).initialise();
         buffer->start();
         stop_point(StopPoint::segment_written);
         buffer->segment_.make_visible();
@@ -57,8 +59,23 @@ std::unique_ptr<ReplayBuffer> ReplayBuffer::create(const BufferSettings& setting
 ReplayBuffer::ReplayBuffer(SharedSegment segment, const SegmentHeader& header,
                            std::string description)
     : Attachable(std::move(segment), header, std::move(description), RoleKind::learner),
+      frames_(at<std::byte>(0), header_),
       local_(std::make_unique<Local>(capacity())) {
     ring_ = SlotRing(at<std::byte>(0), shape());
+}
+
+void ReplayBuffer::describe_rows(RowLayout layout) {
+    std::vector<std::uint64_t> frame_bytes;
+    for (unsigned i = 1; i <= frames_.rings(); ++i) {
+        frame_bytes.push_back(header_.ring[i].row_bytes);
+    }
+    if (layout.stored_bytes() != shape().row_bytes || layout.frame_bytes() != frame_bytes) {
+        throw SegmentMismatch("cannot attach '" + name_ + "': its fields make rows of " +
+                              std::to_string(layout.stored_bytes()) + " bytes, its header says " +
+                              std::to_string(shape().row_bytes) +
+                              (frame_bytes.empty() ? "" : ", or their frames differ"));
+    }
+    frames_.describe(std::move(layout));
 }
 
 ReplayBuffer::~ReplayBuffer() {
@@ -98,8 +115,8 @@ void ReplayBuffer::enroll() const {
     identity_ = identity;
 }
 
-RingWriter ReplayBuffer::writer() const {
-    RingState& state = processes_.record(identity_.number).ring[0];
+RingWriter ReplayBuffer::writer(unsigned ring) const {
+    RingState& state = processes_.record(identity_.number).ring[ring];
     // Acquire: pairs with the release in learner(); it is whole.
     return {identity_.number,
             identity_.epoch,
@@ -107,7 +124,7 @@ RingWriter ReplayBuffer::writer() const {
             &state.skips,
             &state.steals,
             &state.busy,
-            local_->own_rows.load(std::memory_order_acquire)};
+            ring == 0 ? local_->own_rows.load(std::memory_order_acquire) : nullptr};
 }
 
 bool ReplayBuffer::dead(unsigned number, std::uint64_t epoch) const {
@@ -117,34 +134,101 @@ bool ReplayBuffer::dead(unsigned number, std::uint64_t epoch) const {
 std::uint64_t ReplayBuffer::add(std::uint64_t n, std::span<const FieldSource> fields,
                                 const float* leaves, double largest_priority,
                                 const std::function<void()>& give_way) {
+    if (frames_.any()) {
+        const auto add_some = [&](std::uint64_t first, float leaf) {
+            return add_framed(first, n, fields, leaves, leaf, nullptr);
+        };
+        return add_rows(n, add_some, leaves, largest_priority, give_way);
+    }
     const auto copy_row = [fields](std::uint64_t i, std::byte* record) {
         for (const FieldSource& field : fields) {
             store_to_record(record + field.offset, field.values + i * field.step, field.bytes);
             stop_point(StopPoint::field_copied);
         }
     };
-    return add_rows(n, copy_row, leaves, largest_priority, give_way);
+    return add_whole(n, copy_row, leaves, largest_priority, give_way);
 }
 
 std::uint64_t ReplayBuffer::add_records(std::uint64_t n, const std::byte* records,
                                         std::size_t stride, const float* leaves,
                                         double largest_priority, std::uint64_t& written,
                                         const std::function<void()>& give_way) {
+    if (frames_.any()) {
+        std::vector<FieldSource> fields;
+        for (const StoredField& field : frames_.layout().fields()) {
+            fields.push_back({records + field.given, stride, field.given, field.bytes});
+        }
+        const auto add_some = [&](std::uint64_t first, float leaf) {
+            return add_framed(first, n, fields, leaves, leaf, &written);
+        };
+        return add_rows(n, add_some, leaves, largest_priority, give_way);
+    }
     const std::size_t bytes = shape().row_bytes;
     const auto copy_row = [=, &written](std::uint64_t i, std::byte* record) {
         store_to_record(record, records + i * stride, bytes);
         stop_point(StopPoint::field_copied);
         ++written;  // what is copied is committed: nothing between the two throws
     };
-    return add_rows(n, copy_row, leaves, largest_priority, give_way);
+    return add_whole(n, copy_row, leaves, largest_priority, give_way);
 }
 
 template <class CopyRow>
-std::uint64_t ReplayBuffer::add_rows(std::uint64_t n, CopyRow&& copy_row, const float* leaves,
+std::uint64_t ReplayBuffer::add_whole(std::uint64_t n, CopyRow&& copy_row, const float* leaves,
+                                      double largest_priority,
+                                      const std::function<void()>& give_way) {
+    const auto add_some = [&](std::uint64_t first, float common_leaf) {
+        return ring_.add(
+            n - first, writer(),
+            [this](unsigned owner, std::uint64_t epoch) { return dead(owner, epoch); },
+            [&copy_row, leaves, common_leaf, first](std::uint64_t i, std::byte* record) {
+                i += first;
+                copy_row(i, record);
+                return leaves == nullptr ? common_leaf : leaves[i];
+            });
+    };
+    return add_rows(n, add_some, leaves, largest_priority, give_way);
+}
+
+// Adds rows from `first` on, their frames before them: as many as others let it.
+AddOutcome ReplayBuffer::add_framed(std::uint64_t first, std::uint64_t n,
+                                    std::span<const FieldSource> fields, const float* leaves,
+                                    float common_leaf, std::uint64_t* written) {
+    if (!local_->frame_writer) local_->frame_writer = std::make_unique<FrameWriter>(frames_);
+    FrameWriter& frame_writer = *local_->frame_writer;
+    const auto is_dead = [this](unsigned owner, std::uint64_t epoch) { return dead(owner, epoch); };
+    const FrameWriter::Put put = [&](unsigned ring, const std::byte* frame) {
+        return frames_.ring(ring).put(writer(ring), is_dead, [&](std::byte* record) {
+            store_to_record(record, frame, header_.ring[ring].row_bytes);
+            stop_point(StopPoint::field_copied);
+        });
+    };
+    AddOutcome all;
+    while (first + all.rows_added < n) {
+        const std::uint64_t from = first + all.rows_added;
+        const std::uint64_t ready = frame_writer.prepare(fields, from, n - from, put);
+        if (ready == 0) break;
+        const AddOutcome some =
+            ring_.add(ready, writer(), is_dead, [&](std::uint64_t i, std::byte* record) {
+                i += from;
+                if (!frame_writer.store(fields, i, record, put)) throw_slots_held(i, n);
+                if (written != nullptr) ++*written;
+                return leaves == nullptr ? common_leaf : leaves[i];
+            });
+        if (all.rows_added == 0) all.first_slot = some.first_slot;
+        all.rows_added += some.rows_added;
+        if (some.rows_added < ready) break;
+    }
+    frames_given_.store(frame_writer.frames_given(), std::memory_order_relaxed);
+    frames_written_.store(frame_writer.frames_written(), std::memory_order_relaxed);
+    return all;
+}
+
+template <class AddSome>
+std::uint64_t ReplayBuffer::add_rows(std::uint64_t n, AddSome&& add_some, const float* leaves,
                                      double largest_priority,
                                      const std::function<void()>& give_way) {
     const CoreCall call;
-    let_others_copy(n * shape().row_bytes);
+    let_others_copy(n * given_bytes());
     std::uint64_t first_slot = 0;
     std::uint64_t added = 0;
     std::chrono::steady_clock::time_point deadline{};
@@ -153,14 +237,7 @@ std::uint64_t ReplayBuffer::add_rows(std::uint64_t n, CopyRow&& copy_row, const 
             const Guard guard(add_mutex_);
             ready();
             const float common_leaf = prioritized() && leaves == nullptr ? leaf_of_largest() : 0;
-            const AddOutcome outcome = ring_.add(
-                n - added, writer(),
-                [this](unsigned owner, std::uint64_t epoch) { return dead(owner, epoch); },
-                [&copy_row, leaves, common_leaf, added](std::uint64_t i, std::byte* record) {
-                    i += added;
-                    copy_row(i, record);
-                    return leaves == nullptr ? common_leaf : leaves[i];
-                });
+            const AddOutcome outcome = add_some(added, common_leaf);
             if (added == 0) first_slot = outcome.first_slot;
             added += outcome.rows_added;
             if (added == n) [[likely]] {
@@ -191,10 +268,15 @@ float ReplayBuffer::leaf_of_largest() {
 
 void ReplayBuffer::throw_slots_held(std::uint64_t added, std::uint64_t n) const {
     std::set<unsigned> owners;
-    for (std::uint64_t slot = 0; slot < capacity() && owners.size() < 8; ++slot) {
-        const unsigned owner = slot_word::owner(ring_.word(slot).load(std::memory_order_relaxed));
-        if (owner != 0 && owner <= max_processes) owners.insert(owner);
-    }
+    const auto look_at = [&owners](const SlotRing& ring) {
+        for (std::uint64_t slot = 0; slot < ring.capacity() && owners.size() < 8; ++slot) {
+            const unsigned owner =
+                slot_word::owner(ring.word(slot).load(std::memory_order_relaxed));
+            if (owner != 0 && owner <= max_processes) owners.insert(owner);
+        }
+    };
+    look_at(ring_);
+    for (unsigned i = 1; i <= frames_.rings(); ++i) look_at(frames_.ring(i));
     std::string holders;
     for (const unsigned owner : owners) {
         if (!holders.empty()) holders += ", ";
@@ -213,9 +295,15 @@ void ReplayBuffer::clear() {
     ring_.clear();
 }
 
+// Rows whose frames are gone are no longer there. Under learner_mutex_.
+void ReplayBuffer::retire() {
+    if (frames_.any()) frames_.retire(ring_);
+}
+
 std::vector<std::uint64_t> ReplayBuffer::filled_slots(bool shuffle) {
     const Guard guard(learner_mutex_);
     ready();
+    retire();
     std::vector<std::uint64_t> filled = find_filled_slots(ring_);
     if (shuffle) {
         Generator& draws = generator();
@@ -230,7 +318,7 @@ bool ReplayBuffer::read_slot(std::uint64_t slot, std::size_t i,
                              std::span<const FieldTarget> fields) {
     const GuardOfMany stays_open(copying_);
     ready();
-    return read_row(ring_, slot, i, fields) != 0;
+    return read_row(ring_, frames(), slot, i, fields) != 0;
 }
 
 // The leaf that the learner has set for row `seq`, else the one that it came with; false if the row
@@ -265,8 +353,8 @@ std::size_t ReplayBuffer::read_slots(std::span<const std::uint64_t> slots,
                                      const std::function<void()>& give_way, WithoutRow without_row,
                                      RowMarks* marks) {
     const CoreCall call;
-    let_others_copy(slots.size() * shape().row_bytes);
-    const std::size_t at_once = bytes_at_once / (shape().row_bytes + 64) + 1;
+    let_others_copy(slots.size() * given_bytes());
+    const std::size_t at_once = bytes_at_once / (given_bytes() + 64) + 1;
     std::size_t rows = 0;
     for (std::size_t first = 0; first < slots.size(); first += at_once) {
         if (first != 0 && give_way) call_back(give_way);
@@ -274,11 +362,11 @@ std::size_t ReplayBuffer::read_slots(std::span<const std::uint64_t> slots,
         ready();
         for (const std::uint64_t slot :
              slots.subspan(first, std::min(at_once, slots.size() - first))) {
-            std::uint64_t seq = read_row(ring_, slot, rows, fields);
+            std::uint64_t seq = read_row(ring_, frames(), slot, rows, fields);
             for (int attempt = 0; marks != nullptr && seq != 0; ++attempt) {
                 if (mark_row(slot, seq, *marks)) break;
                 // Overwritten since it was read.
-                seq = attempt < most_readings ? read_row(ring_, slot, rows, fields) : 0;
+                seq = attempt < most_readings ? read_row(ring_, frames(), slot, rows, fields) : 0;
             }
             if (seq != 0) {
                 ++rows;
@@ -324,6 +412,7 @@ void ReplayBuffer::read_priorities(std::span<const std::int64_t> slots,
 std::uint64_t ReplayBuffer::stored_size() {
     const Guard guard(learner_mutex_);
     ready();
+    retire();
     for (unsigned number = 1; number <= processes_.high_water(); ++number) {
         if (number == identity_.number) continue;
         std::atomic<std::uint64_t>& busy = processes_.record(number).ring[0].busy;

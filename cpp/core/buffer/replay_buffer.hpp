@@ -20,6 +20,8 @@
 
 #include "base/guard.hpp"
 #include "format/header.hpp"
+#include "ring/frame_writer.hpp"
+#include "ring/frames.hpp"
 #include "ring/gather.hpp"
 #include "ring/slot_ring.hpp"
 #include "ring/stored_size.hpp"
@@ -66,17 +68,34 @@ class ReplayBuffer final : public Attachable<ReplayBuffer, SegmentKind::buffer> 
     bool prioritized() const { return shape().prioritized != 0; }
     PriorityRule priority_rule() const { return {shape().alpha, shape().eps}; }
 
+    // How rows of this segment with frames are given: to be called once, before any row is written
+    // or read. SegmentMismatch if its rings are not those of the layout.
+    void describe_rows(RowLayout layout);
+    std::uint64_t segment_bytes() const { return header_.total_bytes; }
+    // Whether this handle has added many rows with frames, and hardly any frame was equal to
+    // another.
+    bool shares_nothing() const {
+        return frames_.any() && frames_given_.load(std::memory_order_relaxed) > many_frames &&
+               10 * frames_written_.load(std::memory_order_relaxed) >
+                   9 * frames_given_.load(std::memory_order_relaxed);
+    }
+    // The bytes of a row as it is given.
+    std::size_t given_bytes() const {
+        return frames_.any() ? frames_.layout().given_bytes() : shape().row_bytes;
+    }
+
     // Any process.
 
-    // Adds n rows (1 <= n <= capacity). `leaves`: of each row, or null for that of the largest
-    // priority so far; `largest_priority`: of those given, 0 without. Returns the first row's slot.
-    // Waits for nobody, unless living processes hold every slot: after 1 s of that SlotsHeld names
-    // them, and how many rows have been added. Meanwhile `give_way` is called some fifty times a
-    // second, between two claims, under no mutex; it may use this buffer, and throw.
+    // Adds n rows (1 <= n <= capacity). `fields`: if rows have frames, of all in their order.
+    // `leaves`: of each row, or null for that of the largest priority so far; `largest_priority`:
+    // of those given, 0 without. Returns the first row's slot. Waits for nobody, unless living
+    // processes hold every slot: after 1 s of that SlotsHeld names them, and how many rows have
+    // been added. Meanwhile `give_way` is called some fifty times a second, between two claims,
+    // under no mutex; it may use this buffer, and throw.
     std::uint64_t add(std::uint64_t n, std::span<const FieldSource> fields, const float* leaves,
                       double largest_priority, const std::function<void()>& give_way = {});
-    // As above, of whole records in the layout of this buffer's own, `stride` bytes apart. Adds to
-    // `written` each row that is there, also if it throws.
+    // As above, of whole records in the layout in which rows are given, `stride` bytes apart. Adds
+    // to `written` each row that is there, also if it throws.
     std::uint64_t add_records(std::uint64_t n, const std::byte* records, std::size_t stride,
                               const float* leaves, double largest_priority, std::uint64_t& written,
                               const std::function<void()>& give_way = {});
@@ -149,6 +168,7 @@ class ReplayBuffer final : public Attachable<ReplayBuffer, SegmentKind::buffer> 
         std::unique_ptr<Learner> learner;
         std::atomic<OwnRows*> own_rows{nullptr};  // add tells it, while this handle is the learner
         std::vector<std::unique_ptr<Draws>> spare_draws;
+        std::unique_ptr<FrameWriter> frame_writer;  // of add
         StoredSize stored_size;
     };
 
@@ -158,7 +178,15 @@ class ReplayBuffer final : public Attachable<ReplayBuffer, SegmentKind::buffer> 
     void release_role() override;
     void forget() noexcept override;
     void forget_parent() noexcept override;
-    RingWriter writer() const;
+    RingWriter writer(unsigned ring = 0) const;
+    const Frames* frames() const { return frames_.any() ? &frames_ : nullptr; }
+    SampleTarget with_frames(SampleTarget target) const {
+        target.frames = frames();
+        return target;
+    }
+    void retire();
+    AddOutcome add_framed(std::uint64_t first, std::uint64_t n, std::span<const FieldSource> fields,
+                          const float* leaves, float common_leaf, std::uint64_t* written);
     bool leaf_of_row(std::uint64_t slot, std::uint64_t seq, float& leaf) const;
     bool mark_row(std::uint64_t slot, std::uint64_t seq, RowMarks& marks) const;
     bool dead(unsigned number, std::uint64_t epoch) const;
@@ -169,14 +197,23 @@ class ReplayBuffer final : public Attachable<ReplayBuffer, SegmentKind::buffer> 
     std::unique_ptr<Draws> take_draws();
     void copy_drawn_rows(Draws& draws, const SampleTarget& target);
     Learner& learner_unless_released(std::optional<std::uint64_t> releases);
-    template <class CopyRow>
-    std::uint64_t add_rows(std::uint64_t n, CopyRow&& copy_row, const float* leaves,
+    // `add_some(first, leaf)` adds as many as it can of the rows from `first` on.
+    template <class AddSome>
+    std::uint64_t add_rows(std::uint64_t n, AddSome&& add_some, const float* leaves,
                            double largest_priority, const std::function<void()>& give_way);
+    template <class CopyRow>
+    std::uint64_t add_whole(std::uint64_t n, CopyRow&& copy_row, const float* leaves,
+                            double largest_priority, const std::function<void()>& give_way);
     [[noreturn]] void throw_slots_held(std::uint64_t added, std::uint64_t n) const;
     template <class Call>
     void sampling(Call&& call);
 
+    static constexpr std::uint64_t many_frames = 4096;
+
     SlotRing ring_;
+    Frames frames_;
+    std::atomic<std::uint64_t> frames_given_{0};
+    std::atomic<std::uint64_t> frames_written_{0};
     Mutex add_mutex_;
     mutable Mutex learner_mutex_;
     mutable SharedMutex copying_;  // by many: threads that read under no other mutex; close() waits

@@ -22,10 +22,11 @@ void ReplayBuffer::sampling(Call&& call) {
     }
 }
 
-void ReplayBuffer::gather(std::size_t count, Weighting weighting, const SampleTarget& target,
+void ReplayBuffer::gather(std::size_t count, Weighting weighting, const SampleTarget& given_target,
                           std::optional<std::uint64_t> releases) {
     const CoreCall call;
-    let_others_copy(count * shape().row_bytes);
+    const SampleTarget target = with_frames(given_target);
+    let_others_copy(count * given_bytes());
     sampling([&] {
         std::unique_ptr<Draws> draws;
         {
@@ -41,15 +42,17 @@ void ReplayBuffer::gather(std::size_t count, Weighting weighting, const SampleTa
     });
 }
 
-void ReplayBuffer::gather_uniform(std::size_t count, const SampleTarget& target) {
+void ReplayBuffer::gather_uniform(std::size_t count, const SampleTarget& given_target) {
     const CoreCall call;
-    let_others_copy(count * shape().row_bytes);
+    const SampleTarget target = with_frames(given_target);
+    let_others_copy(count * given_bytes());
     sampling([&] {
         std::unique_ptr<Draws> draws;
         {
             const Guard guard(learner_mutex_);
             ready();
             draws = take_draws();
+            retire();
             draw_uniform(ring_, count, generator(), *draws);
             prefetch_rows(ring_, shape().row_bytes, *draws);
         }
@@ -99,7 +102,7 @@ Learner& ReplayBuffer::learner() {
         local_->own_rows.store(&local_->learner_memory->own_rows, std::memory_order_release);
         local_->learner =
             std::make_unique<Learner>(ring_, at<float>(ring.leaf_offset), role_, priority_rule(),
-                                      ring.row_bytes, *local_->learner_memory);
+                                      ring.row_bytes, *local_->learner_memory, frames());
     } catch (...) {
         local_->own_rows.store(nullptr, std::memory_order_relaxed);
         role_.release();

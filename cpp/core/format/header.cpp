@@ -117,6 +117,19 @@ SegmentHeader place_everything(const WeightsShape& shape, std::uint64_t descript
     return header;
 }
 
+// Counters and heads first: their lines are written by many, the frames by one each.
+void place_sources(const SourceShape& shape, RingEntry& ring, Planner& planner) {
+    const RecordLayout layout = source_layout(shape.bytes);
+    ring.used = 1;
+    ring.capacity = shape.capacity;
+    ring.row_bytes = shape.bytes;
+    ring.stride = layout.stride;
+    ring.head_stride = layout.head_stride;
+    ring.counters_offset = planner.place(sizeof(RingCounters), 64);
+    ring.heads_offset = planner.place(shape.capacity * sizeof(SlotHead), 64);
+    ring.records_offset = planner.place(shape.capacity * layout.stride, 4096);
+}
+
 SegmentHeader place_everything(const RingShape& shape, std::uint64_t description_bytes) {
     Planner planner(header_bytes);
     SegmentHeader header = begin_header(SegmentKind::buffer, description_bytes, planner);
@@ -142,12 +155,27 @@ SegmentHeader place_everything(const RingShape& shape, std::uint64_t description
         ring.heads_offset = ring.records_offset;
         ring.records_offset += sizeof(SlotHead);
     }
+    for (std::size_t i = 0; i < shape.sources.size(); ++i) {
+        place_sources(shape.sources[i], header.ring[i + 1], planner);
+    }
     header.total_bytes = align_up(planner.end(), 4096);
     return header;
 }
 
+bool plausible(const SourceShape& shape) {
+    return shape.capacity >= fewest_sources && shape.capacity <= most_sources && shape.bytes >= 1 &&
+           shape.bytes <= max_segment_bytes / (2 * max_ring_entries) &&
+           shape.capacity <= max_segment_bytes / (2 * max_ring_entries) /
+                                 (source_layout(shape.bytes).stride + 32);
+}
+
 bool plausible(const RingShape& shape, std::uint64_t description_bytes) {
-    return shape.capacity >= 1 && shape.capacity <= max_capacity &&
+    return shape.sources.size() < max_ring_entries &&
+           std::all_of(
+               shape.sources.begin(), shape.sources.end(),
+               [](const SourceShape& each) { return plausible(each); }) &&
+           (shape.sources.empty() || shape.row_bytes >= 8 * shape.sources.size()) &&
+           shape.capacity >= 1 && shape.capacity <= max_capacity &&
            shape.row_bytes <= max_segment_bytes && description_bytes <= max_description_bytes &&
            shape.capacity <= max_segment_bytes / (record_layout(shape.row_bytes).stride + 32);
 }
@@ -166,8 +194,10 @@ std::optional<SegmentHeader> expected_header(const SegmentHeader& header) {
         return place_everything(shape, header.description_bytes);
     }
     const RingEntry& ring = header.ring[0];
-    const RingShape shape{ring.capacity, ring.row_bytes, ring.prioritized != 0, ring.alpha,
-                          ring.eps};
+    RingShape shape{ring.capacity, ring.row_bytes, ring.prioritized != 0, ring.alpha, ring.eps};
+    for (unsigned i = 1; i < max_ring_entries && header.ring[i].used != 0; ++i) {
+        shape.sources.push_back({header.ring[i].capacity, header.ring[i].row_bytes});
+    }
     if (!plausible(shape, header.description_bytes) || ring.used != 1 || ring.prioritized > 1 ||
         !std::isfinite(ring.alpha) || !std::isfinite(ring.eps) || ring.alpha < 0 || ring.eps < 0) {
         return std::nullopt;

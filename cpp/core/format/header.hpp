@@ -9,6 +9,7 @@
 //                leaves                 4 bytes a slot, of a prioritized ring only
 //   (4096-al.)   records                stride bytes a slot: the row, behind its head if it is
 //   small
+//                for each source ring   counters, slot heads, (4096-al.) records: one frame a slot
 //
 // A segment of weights (shared_weights.hpp) has, from the ring counters on:
 //
@@ -25,6 +26,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <string>
+#include <vector>
 
 namespace mpbuffer {
 
@@ -46,7 +48,7 @@ constexpr FormatVersion weights_format = {1, 0};
 
 // Raised by a build that uses the same layout in a way that earlier ones do not understand, while
 // its format is not released.
-constexpr std::uint64_t protocol_revision = 5;
+constexpr std::uint64_t protocol_revision = 6;
 constexpr std::size_t header_bytes = 4096;
 constexpr unsigned max_ring_entries = 8;
 
@@ -92,11 +94,17 @@ struct SegmentHeader {
     std::uint64_t seed;
     std::uint64_t created_at;  // ns since the epoch
     std::uint64_t reserved[6];
-    RingEntry ring[max_ring_entries];  // of a buffer, which uses the first; all 0 of weights
+    RingEntry ring[max_ring_entries];  // of a buffer: its rows, then its sources; all 0 of weights
     WeightsEntry weights;              // of weights; all 0 of a buffer
 };
 static_assert(sizeof(SegmentHeader) == 128 + (max_ring_entries + 1) * 128);
 static_assert(sizeof(SegmentHeader) <= header_bytes);
+
+// A ring of what rows refer to: frames that several of them have in common.
+struct SourceShape {
+    std::uint64_t capacity;
+    std::uint64_t bytes;  // of one frame
+};
 
 struct RingShape {
     std::uint64_t capacity;
@@ -104,9 +112,11 @@ struct RingShape {
     bool prioritized;
     double alpha;
     double eps;
+    std::vector<SourceShape> sources = {};  // at most 7
 };
 
-// Plans a segment of one ring. InvalidArgument if it would not fit into 2^46 bytes.
+// Plans a segment of one ring of rows, and the rings that they refer to. InvalidArgument if it
+// would not fit into 2^46 bytes.
 SegmentHeader plan_segment(const RingShape& shape, const std::string& description,
                            std::uint64_t seed);
 

@@ -21,7 +21,8 @@ struct RingCounters {
     // All rows ever claimed, plus capacity. Never wrapped, never decreased. Behind `clear_before`
     // from a clear to the next claim.
     alignas(64) std::atomic<std::uint64_t> cursor;
-    // Rows of a smaller seq are gone. A multiple of capacity. Never decreased.
+    // Rows of a smaller seq are gone: a clear raises it to a multiple of capacity, a retirement
+    // (frames.hpp) behind the last row that it retires. Never decreased.
     alignas(64) std::atomic<std::uint64_t> clear_before;
     // {recount: 16 | count: 48}: slots that hold a row, as far as commits have told since the last
     // recount. Whoever recounts changes `recount`, which makes a raise that straddled it
@@ -79,10 +80,30 @@ constexpr RecordLayout record_layout(std::uint64_t row_bytes) {
 }
 static_assert(record_layout(44).stride == 64 && record_layout(48).stride == 64);
 
+// Frames of a source ring: 16 bytes apart at least, for vectors; their heads apart from them.
+constexpr RecordLayout source_layout(std::uint64_t frame_bytes) {
+    return {(frame_bytes + 15) / 16 * 16, sizeof(SlotHead), false};
+}
+
 // Leaves lie in groups of a cache line; those beyond the capacity stay 0.
 constexpr std::uint64_t leaves_per_group = 16;
 constexpr std::uint64_t padded_leaves(std::uint64_t capacity) {
     return (capacity + leaves_per_group - 1) / leaves_per_group * leaves_per_group;
+}
+
+// How many frames a source ring holds, and how far back a row may refer. With M frames and N rows a
+// row is retired when more than M - A frames have been claimed since it was born; what it refers to
+// is at most A older than it, and so is still there until then.
+constexpr std::uint64_t fewest_sources = 16;
+constexpr std::uint64_t most_sources = std::uint64_t{1} << 31;  // references are 32 bits
+
+constexpr std::uint64_t sources_for(std::uint64_t rows, std::uint64_t references) {
+    const std::uint64_t roomy = rows + rows / 16 + 2048;
+    return std::max({std::min(roomy, 8 * rows + 64), 4 * references, fewest_sources});
+}
+constexpr std::uint64_t reference_age(std::uint64_t rows, std::uint64_t sources) {
+    const std::uint64_t spare = sources > rows ? (sources - rows) / 2 : 0;
+    return std::max(spare, std::min<std::uint64_t>(sources / 8, 1024));
 }
 
 namespace filled_word {

@@ -78,10 +78,33 @@ void copy_block(const SlotRing& ring, std::size_t first, std::size_t last, Draws
     }
 }
 
-inline void copy_fields(std::span<const FieldTarget> fields, std::size_t place,
-                        const std::byte* record) {
+// How many rows ahead their frames are asked for, whose places are in the rows.
+constexpr std::size_t framed_rows_ahead = 4;
+
+// False if a frame of the row is gone.
+inline bool copy_fields(const Frames* frames, std::span<const FieldTarget> fields,
+                        std::size_t place, const std::byte* record) {
+    if (frames != nullptr) [[unlikely]]
+        return frames->copy(fields, place, record);
     for (const FieldTarget& field : fields) {
         load_from_record(field.values + place * field.bytes, record + field.offset, field.bytes);
+    }
+    return true;
+}
+
+std::size_t given_bytes(std::size_t row_bytes, const SampleTarget& target) {
+    return target.frames == nullptr ? row_bytes : target.frames->layout().given_bytes();
+}
+
+// Asks for the rows and the frames that are copied soon after `place`.
+inline void prefetch_behind(const SlotRing& ring, std::size_t row_bytes, std::size_t place,
+                            const Draws& draws, const SampleTarget& target) {
+    const std::size_t count = draws.slots.size();
+    if (place + rows_prefetched < count) {
+        ring.prefetch(draws.slots[place + rows_prefetched], row_bytes);
+    }
+    if (place + framed_rows_ahead < count) {
+        target.frames->prefetch(ring.record(draws.slots[place + framed_rows_ahead]));
     }
 }
 
@@ -89,9 +112,10 @@ void copy_shared(const SlotRing& ring, std::size_t row_bytes, std::size_t thread
                  const SampleTarget& target) {
     Mutex missed_mutex;
     draws.missed.reserve(draws.slots.size());
-    const std::size_t piece = bytes_in_a_piece / row_bytes + 1;
+    const std::size_t piece = bytes_in_a_piece / given_bytes(row_bytes, target) + 1;
     share_work(draws.slots.size(), piece, threads - 1, [&](std::size_t first, std::size_t last) {
         for (std::size_t place = first; place < last; ++place) {
+            if (target.frames != nullptr) prefetch_behind(ring, row_bytes, place, draws, target);
             if (copy_row(ring, place, draws, target)) continue;
             const Guard guard(missed_mutex);
             draws.missed.push_back(place);
@@ -105,30 +129,40 @@ void copy_shared(const SlotRing& ring, std::size_t row_bytes, std::size_t thread
 bool copy_row(const SlotRing& ring, std::size_t place, const Draws& draws,
               const SampleTarget& target) {
     const std::uint64_t slot = draws.slots[place];
-    const auto copy = [&target, place](const std::byte* record) {
-        copy_fields(target.fields, place, record);
+    bool whole = true;
+    const auto copy = [&target, &whole, place](const std::byte* record) {
+        return whole = copy_fields(target.frames, target.fields, place, record);
     };
     std::uint64_t seq = 0;
     if (draws.any_row) {
         seq = ring.read_any(slot, draws.cleared, copy);
-        if (seq == 0) return false;
-    } else {
+    } else if (draws.seqs[place] >= draws.cleared && ring.read(slot, draws.seqs[place], copy)) {
         seq = draws.seqs[place];
-        if (seq < draws.cleared || !ring.read(slot, seq, copy)) return false;
+    }
+    if (seq == 0) {
+        if (!whole) target.frames->expel(ring, slot);
+        return false;
     }
     target.indexes[place] = static_cast<std::int64_t>(slot);
     target.generations[place] = seq;
     return true;
 }
 
-std::uint64_t read_row(const SlotRing& ring, std::uint64_t slot, std::size_t i,
-                       std::span<const FieldTarget> fields) {
+std::uint64_t read_row(const SlotRing& ring, const Frames* frames, std::uint64_t slot,
+                       std::size_t i, std::span<const FieldTarget> fields) {
     const std::uint64_t cleared = ring.clear_before();
     for (int attempt = 0; attempt < most_attempts; ++attempt) {
         const std::uint64_t word = ring.word(slot).load(std::memory_order_relaxed);
         if (slot_word::seq(word) < cleared) return 0;
-        const auto copy = [&](const std::byte* record) { copy_fields(fields, i, record); };
+        bool whole = true;
+        const auto copy = [&](const std::byte* record) {
+            return whole = copy_fields(frames, fields, i, record);
+        };
         if (const std::uint64_t seq = ring.read_any(slot, cleared, copy)) return seq;
+        if (!whole && ring.word(slot).load(std::memory_order_relaxed) == word) {
+            frames->expel(ring, slot);
+            return 0;
+        }
         std::this_thread::yield();
     }
     return 0;
@@ -145,10 +179,18 @@ void copy_rows(const SlotRing& ring, std::size_t row_bytes, Draws& draws,
                const SampleTarget& target) {
     const std::size_t count = draws.slots.size();
     draws.missed.clear();
-    const std::size_t worth = std::min(count * row_bytes / bytes_worth_a_thread, most_threads);
+    const std::size_t worth =
+        std::min(count * given_bytes(row_bytes, target) / bytes_worth_a_thread, most_threads);
     if (worth > 1) {
         const std::size_t threads = std::min(worth, usable_processors());
         if (threads > 1) return copy_shared(ring, row_bytes, threads, draws, target);
+    }
+    if (target.frames != nullptr) {
+        for (std::size_t place = 0; place < count; ++place) {
+            prefetch_behind(ring, row_bytes, place, draws, target);
+            if (!copy_row(ring, place, draws, target)) draws.missed.push_back(place);
+        }
+        return;
     }
     const std::size_t at_once = std::clamp<std::size_t>(
         bytes_in_a_block / std::max<std::size_t>(row_bytes, 1), 1, most_rows_in_a_block);

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "base/shared_copy.hpp"
+#include "ring/frames.hpp"
 #include "ring/slot_ring.hpp"
 
 namespace mpbuffer {
@@ -17,6 +18,7 @@ struct SampleTarget {
     std::uint64_t* generations;      // the rows' seqs; not null
     float* weights;                  // not null in a prioritized sample
     float* probabilities = nullptr;  // of the draws, if wanted; in a prioritized sample
+    const Frames* frames = nullptr;  // that the rows refer to; set by the buffer, if there are any
 };
 
 // The draws of one sample on their way to the rows. Belongs to one thread at a time; keeps its
@@ -45,10 +47,10 @@ struct Draws {
 bool copy_row(const SlotRing& ring, std::size_t place, const Draws& draws,
               const SampleTarget& target);
 
-// Reads the row in `slot` into place `i` of the fields and returns its seq; 0 if it holds none.
-// Tries again while one row gives way to the next.
-std::uint64_t read_row(const SlotRing& ring, std::uint64_t slot, std::size_t i,
-                       std::span<const FieldTarget> fields);
+// Reads the row in `slot` into place `i` of the fields and returns its seq; 0 if it holds none, or
+// one whose frames are gone. Tries again while one row gives way to the next.
+std::uint64_t read_row(const SlotRing& ring, const Frames* frames, std::uint64_t slot,
+                       std::size_t i, std::span<const FieldTarget> fields);
 
 // Prefetches the first rows of copy_rows, when their slots are known.
 void prefetch_rows(const SlotRing& ring, std::size_t row_bytes, const Draws& draws);

@@ -19,13 +19,16 @@
 // be a locked instruction on x86, and is one: a fence alone does not order the non-temporal stores
 // of a large memcpy. Clear: the cursor is moved by
 // a release [C1] and loaded by an acquire [C2] ahead of `clear_before`, so that nobody looks for
-// the positions that a clear passed over.
+// the positions that a clear passed over. Claim: taking a position acquires and releases [S1], so
+// that whoever has a later one sees at least the source cursor that an earlier one saw
+// (frames.hpp).
 #pragma once
 
 #include <algorithm>
 #include <atomic>
 #include <cstddef>
 #include <cstdint>
+#include <type_traits>
 
 #include "base/shared_copy.hpp"
 #include "base/stop_points.hpp"
@@ -184,12 +187,12 @@ class SlotRing {
     }
 
     // Copies the row of seq `want`: `copy(record)`. False if the slot no longer, or not yet, holds
-    // it.
+    // it, or `copy` says that what it refers to is gone.
     template <class Copy>
     bool read(std::uint64_t slot, std::uint64_t want, Copy&& copy) const {
         const std::uint64_t expected = slot_word::committed(want);
         if (word(slot).load(std::memory_order_acquire) != expected) return false;  // R1
-        copy(static_cast<const std::byte*>(record(slot)));
+        if (!copied(copy, record(slot))) return false;
         stop_point(StopPoint::row_copied);
         return unchanged(word(slot), expected);  // R2
     }
@@ -199,7 +202,7 @@ class SlotRing {
     std::uint64_t read_any(std::uint64_t slot, std::uint64_t cleared, Copy&& copy) const {
         const std::uint64_t seen = word(slot).load(std::memory_order_acquire);  // R1
         if (!slot_word::is_committed(seen) || slot_word::seq(seen) < cleared) return 0;
-        copy(static_cast<const std::byte*>(record(slot)));
+        if (!copied(copy, record(slot))) return 0;
         stop_point(StopPoint::row_copied);
         return unchanged(word(slot), seen) ? slot_word::seq(seen) : 0;  // R2
     }
@@ -211,6 +214,39 @@ class SlotRing {
         leaf = head(slot).leaf_in.load(std::memory_order_relaxed);
         stop_point(StopPoint::row_copied);
         return unchanged(word(slot), expected);  // R2
+    }
+
+    // Writes one frame of a source ring: `copy_frame(record)`. Returns its position; 0 if others
+    // held all slots that were tried. Not for rings whose rows are counted.
+    template <class IsDead, class CopyFrame>
+    std::uint64_t put(const RingWriter& writer, IsDead&& is_dead, CopyFrame&& copy_frame) {
+        for (std::uint64_t claims = 0; claims < 4 * capacity_; ++claims) {
+            const std::uint64_t seq = take_positions(1, capacity_).first;
+            const std::uint64_t slot = seq % capacity_;
+            bool fresh = false;
+            if (!claim(slot, seq, capacity_, writer, is_dead, fresh)) {
+                add_to(*writer.skips, 1);
+                continue;
+            }
+            copy_frame(record(slot));
+            commit(slot, seq, 0);
+            add_to(*writer.rows, 1);
+            return seq;
+        }
+        return 0;
+    }
+
+    // Raises clear_before from `cleared`, so that rows before `position` are gone. False if it has
+    // been raised since.
+    bool retire(std::uint64_t cleared, std::uint64_t position) const {
+        stop_point(StopPoint::retire_decided);
+        if (!counters_->clear_before.compare_exchange_strong(
+                cleared, position, std::memory_order_acq_rel, std::memory_order_relaxed)) {
+            return false;
+        }
+        stop_point(StopPoint::retired);
+        request_recount();
+        return true;
     }
 
     // Empties the ring: what was claimed before is gone, the next row goes to slot 0. `filled` is
@@ -243,7 +279,8 @@ class SlotRing {
     // Takes the next `wanted` positions and returns those that are not before `cleared`: fewer, or
     // none, at the first claim after a clear, which moves the cursor there.
     Positions take_positions(std::uint64_t wanted, std::uint64_t cleared) {
-        const std::uint64_t first = counters_->cursor.fetch_add(wanted, std::memory_order_relaxed);
+        const std::uint64_t first =
+            counters_->cursor.fetch_add(wanted, std::memory_order_acq_rel);  // S1
         stop_point(StopPoint::position_taken);
         if (first >= cleared) [[likely]]
             return {first, first + wanted};
@@ -308,6 +345,16 @@ class SlotRing {
     static void add_to(std::atomic<std::uint64_t>& own_counter, std::uint64_t amount) {
         own_counter.store(own_counter.load(std::memory_order_relaxed) + amount,
                           std::memory_order_relaxed);
+    }
+
+    template <class Copy>
+    static bool copied(Copy& copy, const std::byte* record) {
+        if constexpr (std::is_void_v<decltype(copy(record))>) {
+            copy(record);
+            return true;
+        } else {
+            return copy(record);
+        }
     }
 
     template <class Number>

@@ -36,11 +36,12 @@ double unit_leaf(WeightNorm norm, const Draws& draws) {
 }  // namespace
 
 Learner::Learner(SlotRing ring, float* leaves, Role& role, PriorityRule rule, std::size_t row_bytes,
-                 LearnerMemory& memory)
+                 LearnerMemory& memory, const Frames* frames)
     : ring_(ring),
       role_(role),
       rule_(rule),
       row_bytes_(row_bytes),
+      frames_(frames),
       nodes_(SumTree::bytes_required(ring.capacity())),
       tree_(leaves, ring.capacity(), nodes_.data()),
       memory_(memory),
@@ -51,6 +52,7 @@ Learner::Learner(SlotRing ring, float* leaves, Role& role, PriorityRule rule, st
 void Learner::take_over() {
     const std::uint64_t capacity = ring_.capacity();
     let_others_scan(capacity);
+    retire();
     // First: whatever is claimed after this look is left to the next fold.
     const auto [cleared, position] = ring_.bounds();
     cleared_ = cleared;
@@ -133,7 +135,13 @@ void Learner::mark_pending(std::uint64_t slot, std::uint64_t seq) {
     expected = std::max(expected, seq);
 }
 
+// Rows whose frames are gone are no longer there.
+void Learner::retire() {
+    if (frames_ != nullptr) frames_->retire(ring_);
+}
+
 void Learner::fold() {
+    retire();
     const auto [cleared, position] = ring_.bounds();
     if (cleared != cleared_) fold_clear(cleared);
     const std::uint64_t capacity = ring_.capacity();
@@ -186,7 +194,23 @@ void Learner::fold_range(std::uint64_t first, std::uint64_t last) {
     }
 }
 
+// A retirement is of a few rows: looks at these alone, unless they are many.
 void Learner::fold_clear(std::uint64_t cleared) {
+    const std::uint64_t capacity = ring_.capacity();
+    if (cleared - cleared_ <= capacity / 16 && cleared <= folded_) {
+        touched_.clear();
+        touched_.reserve(cleared - cleared_);
+        for (std::uint64_t seq = cleared_; seq < cleared; ++seq) {
+            const std::uint64_t slot = seq % capacity;
+            if (!(tree_.leaf(slot) > 0) || seq_in_tree(slot) >= cleared) continue;
+            store_leaf(slot, 0);
+            touched_.push_back(slot);
+        }
+        if (!touched_.empty()) tree_.refresh_slots(touched_);
+        std::erase_if(pending_, [cleared](const auto& each) { return each.second < cleared; });
+        cleared_ = cleared;
+        return;
+    }
     let_others_scan(ring_.capacity());
     for (std::uint64_t slot = 0; slot < ring_.capacity(); ++slot) {
         ring_.prefetch_head(std::min(slot + heads_ahead, ring_.capacity() - 1));

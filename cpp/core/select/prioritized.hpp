@@ -48,9 +48,9 @@ struct LearnerMemory {
 class Learner {
   public:
     // Takes over from whoever was the learner before: reads every slot word once, O(capacity).
-    // `role` and `memory` must outlive it.
+    // `role` and `memory` must outlive it, and `frames`, null where rows have none.
     Learner(SlotRing ring, float* leaves, Role& role, PriorityRule rule, std::size_t row_bytes,
-            LearnerMemory& memory);
+            LearnerMemory& memory, const Frames* frames = nullptr);
 
     // Takes over what was added since the last fold: O(rows added, pending slots).
     void fold();
@@ -95,6 +95,7 @@ class Learner {
                                                   std::uint64_t& sampleable);
     void mark_pending(std::uint64_t slot, std::uint64_t seq);
     void fold_range(std::uint64_t first, std::uint64_t last);
+    void retire();
     void fold_clear(std::uint64_t cleared);
     void recheck_pending();
     void require_rows();
@@ -108,6 +109,7 @@ class Learner {
     Role& role_;
     PriorityRule rule_;
     std::size_t row_bytes_;
+    const Frames* frames_;
     PrivateMemory nodes_;
     SumTree tree_;
     LearnerMemory& memory_;

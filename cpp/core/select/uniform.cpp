@@ -18,16 +18,21 @@ std::uint64_t draw_slot(const SlotRing& ring, Generator& generator, const Draws&
     return slot < ring.capacity() ? slot : slot - ring.capacity();
 }
 
-}  // namespace
-
-void draw_uniform(const SlotRing& ring, std::size_t count, Generator& generator, Draws& draws) {
-    draws.any_row = true;
+// Looks which slots have been claimed.
+void find_claimed(const SlotRing& ring, Draws& draws) {
     const auto [cleared, position] = ring.bounds();
     draws.cleared = cleared;
     const std::uint64_t oldest = std::max(cleared, position - std::min(position, ring.capacity()));
     if (position <= oldest) throw EmptyBuffer(ring.why_empty());
     draws.first_slot = oldest % ring.capacity();
     draws.slots_claimed = position - oldest;
+}
+
+}  // namespace
+
+void draw_uniform(const SlotRing& ring, std::size_t count, Generator& generator, Draws& draws) {
+    draws.any_row = true;
+    find_claimed(ring, draws);
     draws.slots.resize(count);
     for (std::uint64_t& slot : draws.slots) slot = draw_slot(ring, generator, draws);
 }
@@ -37,6 +42,10 @@ void draw_uniform(const SlotRing& ring, std::size_t count, Generator& generator,
 void finish_uniform(const SlotRing& ring, Generator& generator, Draws& draws,
                     const SampleTarget& target) {
     std::vector<std::uint64_t> filled;
+    if (target.frames != nullptr && !draws.missed.empty()) {
+        target.frames->retire(ring);
+        find_claimed(ring, draws);
+    }
     for (const std::size_t place : draws.missed) {
         int redraws = filled.empty() ? 0 : max_redraws;
         do {
@@ -47,7 +56,10 @@ void finish_uniform(const SlotRing& ring, Generator& generator, Draws& draws,
                     throw EmptyBuffer("no row is complete: every slot is empty or being written");
                 }
                 if (redraws > max_redraws) std::this_thread::yield();
-                if (filled.empty() || redraws > max_redraws) filled = find_filled_slots(ring);
+                if (filled.empty() || redraws > max_redraws) {
+                    if (target.frames != nullptr) target.frames->retire(ring);
+                    filled = find_filled_slots(ring);
+                }
                 if (!filled.empty()) draws.slots[place] = filled[generator.below(filled.size())];
             }
             ++redraws;
