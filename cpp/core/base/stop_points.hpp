@@ -28,9 +28,6 @@ namespace mpbuffer {
     X(clear_position_seen)                                      \
     X(clear_before_raised)                                      \
     X(cursor_behind_clear)                                      \
-    /* SlotRing::retire */                                      \
-    X(retire_decided)                                           \
-    X(retired)                                                  \
     /* SlotRing::read... */                                     \
     X(row_copied)                                               \
     /* Role and Learner */                                      \

@@ -102,6 +102,11 @@ void FrameWriter::locate(std::span<const FieldSource> fields, std::uint64_t i) {
 std::uint64_t FrameWriter::prepare(std::span<const FieldSource> fields, std::uint64_t first,
                                    std::uint64_t count, const Put& put) {
     count = std::min(count, rows_at_once);
+    // Not so many that the first one's frames are too old when it is stored.
+    for (unsigned ring = 1; ring <= frames_.rings(); ++ring) {
+        const std::uint64_t rows = frames_.age(ring) / 2 / references_.size();
+        count = std::min(count, std::max<std::uint64_t>(rows, 1));
+    }
     first_ = first;
     std::uint64_t ready = 0;
     for (; ready < count; ++ready) {

@@ -239,12 +239,10 @@ class SlotRing {
     // Raises clear_before from `cleared`, so that rows before `position` are gone. False if it has
     // been raised since.
     bool retire(std::uint64_t cleared, std::uint64_t position) const {
-        stop_point(StopPoint::retire_decided);
         if (!counters_->clear_before.compare_exchange_strong(
                 cleared, position, std::memory_order_acq_rel, std::memory_order_relaxed)) {
             return false;
         }
-        stop_point(StopPoint::retired);
         request_recount();
         return true;
     }
