@@ -39,9 +39,20 @@ def room_of(module: str) -> str | None:
     return parts[1] if parts[0] == "mpbuffer" and len(parts) > 1 else None
 
 
+def rooms_of_public_names() -> dict[str, str]:
+    """Find the room of each name that the package itself imports from one."""
+    return {
+        name.asname or name.name: node.module.split(".")[1]
+        for node in ast.walk(ast.parse((PACKAGE / "__init__.py").read_text()))
+        if isinstance(node, ast.ImportFrom) and "." in (node.module or "")
+        for name in node.names
+    }
+
+
 def arrows_of_package() -> Arrows:
-    """Find which room of the package imports modules of which other."""
+    """Find which room of the package imports modules of which other, or uses its public names."""
     arrows: Arrows = set()
+    public = rooms_of_public_names()
     for path in sorted(PACKAGE.rglob("*.py")):
         user = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
         if user == "__init__":
@@ -54,6 +65,8 @@ def arrows_of_package() -> Arrows:
                 modules = [node.module or ""]
             elif isinstance(node, ast.Import):
                 modules = [each.name for each in node.names]
+            elif isinstance(node, ast.Attribute) and ast.unparse(node.value) == "mpbuffer":
+                modules = [f"mpbuffer.{public.get(node.attr, node.attr)}"]
             for used in filter(None, map(room_of, modules)):
                 if used != user:
                     arrows.add((user, used))

@@ -47,10 +47,12 @@ ROOM_MAY_USE = {
     "envs": set(),
     "replay": {"_arguments", "_segment", "buffer", "envs"},
     "inspect": {"buffer", "weights"},
+    "adapters": set(),  # and the public names
     "_core": {"buffer"},  # the stub
 }
 ROOM_MAY_NEED = {"_core": {"typing_extensions"}, "buffer": {"torch"}}  # beside NumPy
 ROOM_MAY_NEED |= {"explorers": {"multiprocess"}, "inspect": {"click", "rich"}}
+ROOM_MAY_NEED |= {"adapters": {"stable_baselines3", "torch"}}
 
 CONTENTLESS_NAMES = {"util", "utils", "common", "helper", "helpers", "manager", "detail", "misc"}
 SOURCE_FOLDERS = [".ci", ".github", "bench", "cpp", "docs", "examples", "mpbuffer", "tests"]
@@ -146,11 +148,19 @@ def test_package_imports(path):
     imported = {tuple(module.split(".")) for module in imported_modules(path)}
     inside = {module for module in imported if module[0] == "mpbuffer"}
     room = stem(path.relative_to(PACKAGE).parts[0])
-    if room != "__init__":
+    if room == "adapters":
+        assert {module[1] for module in inside if len(module) > 1} <= {room, "errors"}
+    elif room != "__init__":
         may_use = ROOM_MAY_USE[room] | {room, "_core", "errors"}
         assert {module[1] for module in inside} <= may_use, f"{room} uses too much"
     outside = {module[0] for module in imported - inside} - set(sys.stdlib_module_names)
     assert outside <= ROOM_MAY_NEED.get(room, set()) | {"numpy"}
+
+
+@pytest.mark.parametrize("path", sorted((PACKAGE / "adapters").rglob("*.py")), ids=named)
+def test_adapters_use_the_public_face_only(path):
+    private = re.findall(r"mpbuffer\._\w+|\brows\.(_\w+)", path.read_text())
+    assert set(private) <= {"_encode_sample"}  # cpprb's name, which its users call
 
 
 def test_rooms_use_those_above_them():
