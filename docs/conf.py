@@ -20,5 +20,6 @@ myst_heading_anchors = 3
 
 autodoc_member_order = "bysource"
 autodoc_typehints = "none"  # the docstrings tell the types
+autodoc_mock_imports = ["stable_baselines3", "torch"]  # bases of the adapters, installed or not
 numpydoc_show_class_members = False
 numpydoc_class_members_toctree = False

@@ -181,6 +181,17 @@ class TrainerRows:
             return self._tensor(observations)
         return {key: self._tensor(values) for key, values in observations.items()}
 
+    def _values(self, obs: Any, next_obs: Any, rows: dict[str, Array]) -> tuple[Any, ...]:
+        """Return a sample's values in Stable-Baselines3's order; observations are given."""
+        return (
+            self._tensors(obs),
+            self._tensor(rows["act"]),
+            self._tensors(next_obs),
+            self._tensor(rows["terminated"]),
+            self._tensor(rows["rew"]),
+            self._tensor(rows["discount"]) if "discount" in rows else None,
+        )
+
     def _rows_at(self, places: Array, envs: Array) -> dict[str, Array]:
         """Return the rows that step `places` of environments `envs` have made, as copies."""
         rows: dict[str, Array] = self.rows._encode_sample(places * self.n_envs + envs)

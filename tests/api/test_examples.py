@@ -137,6 +137,13 @@ def test_soft_actor_critic_learns_from_vector_environments(tmp_path, learning_pa
     assert 1_000 < evaluated["rows"] < 3_000  # explorers keep to the learner's pace
 
 
+def test_explorers_add_to_the_buffer_of_stable_baselines3(learning_packages):
+    pytest.importorskip("stable_baselines3")
+    output = output_of("sb3_explorers.py", "--explorers", "1", "--steps", "600")
+    own, added = (int(each.replace(",", "")) for each in re.findall(r"[\d,]*\d", output))
+    assert own == 600 < added
+
+
 def test_programs_that_have_no_time_end_in_order(tmp_path, learning_packages):
     for example in ("sac_vector.py", "apex.py"):
         out = str(tmp_path / example)

@@ -123,19 +123,14 @@ class ReplayBuffer(TrainerRows, buffers.ReplayBuffer):
 
     def _samples(self, rows: dict[str, Array], env: Any) -> Any:
         kind = ReplayBufferSamples if self._keys is None else DictReplayBufferSamples
-        return kind(*self._values(rows, env))
+        return kind(*self._normalized_values(rows, env))
 
-    def _values(self, rows: dict[str, Array], env: Any) -> tuple[Any, ...]:
-        """Return the values of samples in Stable-Baselines3's order."""
+    def _normalized_values(self, rows: dict[str, Array], env: Any) -> tuple[Any, ...]:
         obs, next_obs = self._observations(rows, 0), self._observations(rows, 1)
-        return (
-            self._tensors(self._normalize_obs(obs, env)),
-            self._tensor(rows["act"]),
-            self._tensors(self._normalize_obs(next_obs, env)),
-            self._tensor(rows["terminated"]),
-            self._tensor(self._normalize_reward(rows["rew"], env)),
-            self._tensor(rows["discount"]) if "discount" in rows else None,
-        )
+        if env is not None:
+            obs, next_obs = self._normalize_obs(obs, env), self._normalize_obs(next_obs, env)
+            rows = {**rows, "rew": self._normalize_reward(rows["rew"], env)}
+        return self._values(obs, next_obs, rows)
 
     def _all(self, field: str) -> Array:
         """Return a copy of a field, ``(buffer_size, n_envs) + shape``; zeros where nothing is."""

@@ -78,7 +78,9 @@ class PrioritizedReplayBuffer(ReplayBuffer):
         """
         rows = self.rows.sample(batch_size, beta=self.beta)
         weights = self._tensor(rows["weights"]).unsqueeze(1)
-        return WeightedSamples._make((*self._values(rows, env), weights, rows["indexes"]))
+        return WeightedSamples._make(
+            (*self._normalized_values(rows, env), weights, rows["indexes"])
+        )
 
     def update_priorities(self, indexes: Array, priorities: Any) -> int:
         """Set rows' priorities, such as their absolute TD errors.
