@@ -20,6 +20,10 @@ myst_heading_anchors = 3
 
 autodoc_member_order = "bysource"
 autodoc_typehints = "none"  # the docstrings tell the types
-autodoc_mock_imports = ["stable_baselines3", "torch"]  # bases of the adapters, installed or not
+autodoc_mock_imports = [
+    "stable_baselines3",
+    "tianshou",
+    "torch",
+]  # bases of the adapters, installed or not
 numpydoc_show_class_members = False
 numpydoc_class_members_toctree = False

@@ -106,8 +106,8 @@ class ReplayBuffer(TrainerRows):
             )
 
     def _gigabytes(self) -> float:
-        row = sum(values.nbytes for values in self.rows._encode_sample([0]).values())
-        return self.rows.get_buffer_size() * row / 1e9
+        row: int = sum(values.nbytes for values in self.rows._encode_sample([0]).values())
+        return int(self.rows.get_buffer_size()) * row / 1e9
 
     def sample(self, batch_size: int) -> Samples:
         """Draw rows, each with the same probability.

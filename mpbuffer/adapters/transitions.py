@@ -6,10 +6,8 @@ named tuples of tensors. Needs torch, and neither of the two.
 
 from __future__ import annotations
 
-import io
 import math
 import os
-import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -18,6 +16,7 @@ import numpy.typing as npt
 import torch
 
 import mpbuffer
+from mpbuffer.adapters.by_value import PickledByValue
 
 __all__ = ["TrainerRows"]
 
@@ -25,7 +24,7 @@ Array = npt.NDArray[Any]
 TIME_LIMIT = "TimeLimit.truncated"
 
 
-class TrainerRows:
+class TrainerRows(PickledByValue):
     """A buffer of mpbuffer's, in the terms of a trainer that steps `n_envs` environments together.
 
     Attributes
@@ -36,8 +35,6 @@ class TrainerRows:
         ``obs.KEY`` and ``next_obs.KEY`` of Dict spaces. Actions are flat. With n-step rows there is
         ``discount``, too.
     """
-
-    rows: Any
 
     def _make_rows(
         self,
@@ -85,10 +82,14 @@ class TrainerRows:
         self._following = [(field.removeprefix("next_"), field) for field in follows]
         self._none_truncated, self._envs = np.zeros(n_envs, np.bool_), np.arange(n_envs)
         self._forget_steps()
-        cls = mpbuffer.PrioritizedReplayBuffer if prioritized else mpbuffer.ReplayBuffer
-        self._arguments = {"env_dict": fields, "default_dtype": np.float32, **of_mpbuffer}
-        self._arguments.setdefault("seed", _seed_of_numpy())
-        self.rows = cls(self.buffer_size * self.n_envs, **self._arguments)
+        of_mpbuffer.setdefault("seed", _seed_of_numpy())
+        self._create_rows(
+            self.buffer_size * n_envs,
+            prioritized=prioritized,
+            env_dict=fields,
+            default_dtype=np.float32,
+            **of_mpbuffer,
+        )
 
     def _forget_steps(self) -> None:
         self._writer: Any = None
@@ -231,32 +232,8 @@ class TrainerRows:
         return self.size()
 
     def __getstate__(self) -> dict[str, Any]:
-        """Return the rows by value; while a process is being started, the handle.
-
-        Steps that are not n-step rows yet are left out.
-        """
-        state = {**self.__dict__, "_writer": None, "_followed": {}}
-        if not _is_starting_a_process():
-            file = io.BytesIO()
-            self.rows.save_transitions(file)
-            state["rows"] = type(self.rows), file.getvalue()
-        return state
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state)
-        if isinstance(self.rows, tuple):
-            cls, saved = self.rows
-            named = {**self._arguments, "name": None, "overwrite": False}
-            self.rows = cls(self.buffer_size * self.n_envs, **named)
-            self.rows.load_transitions(io.BytesIO(saved))
-
-
-def _is_starting_a_process() -> bool:
-    for package in ("multiprocessing", "multiprocess"):
-        context = sys.modules.get(f"{package}.context")
-        if context is not None and context.get_spawning_popen() is not None:
-            return True
-    return False
+        """Return the state without the steps that are not n-step rows yet."""
+        return {**super().__getstate__(), "_writer": None, "_followed": {}}
 
 
 def _seed_of_numpy() -> int:
