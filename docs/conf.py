@@ -20,10 +20,7 @@ myst_heading_anchors = 3
 
 autodoc_member_order = "bysource"
 autodoc_typehints = "none"  # the docstrings tell the types
-autodoc_mock_imports = [
-    "stable_baselines3",
-    "tianshou",
-    "torch",
-]  # bases of the adapters, installed or not
+# Of the adapters, whose libraries need not be installed.
+autodoc_mock_imports = ["stable_baselines3", "tensordict", "tianshou", "torch"]
 numpydoc_show_class_members = False
 numpydoc_class_members_toctree = False
