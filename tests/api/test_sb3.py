@@ -514,6 +514,34 @@ def test_prioritized_dqn_trains_by_default():
         sb3.PrioritizedDQN("MlpPolicy", walks(1), replay_buffer_class=sb3.ReplayBuffer)
 
 
+def test_an_algorithm_that_updates_no_priorities_is_warned_of():
+    arguments = {"learning_starts": 2, "train_freq": 1, "policy_kwargs": {"net_arch": [8]}}
+    model = DQN(
+        "MlpPolicy",
+        walks(1),
+        buffer_size=200,
+        replay_buffer_class=sb3.PrioritizedReplayBuffer,
+        **arguments,
+    )
+    with pytest.warns(UserWarning, match="not updated in 100 samples") as warned:
+        model.learn(220)
+    assert len(warned) == 1
+    model.replay_buffer.close()
+
+
+def test_a_saved_algorithm_is_loaded_with_its_buffer_class(tmp_path):
+    arguments = {"learning_starts": 2, "buffer_size": 200, "policy_kwargs": {"net_arch": [8]}}
+    exponents = {"beta": 0.7, "alpha": 0.5}
+    model = sb3.PrioritizedDQN("MlpPolicy", walks(1), replay_buffer_kwargs=exponents, **arguments)
+    model.learn(20).save(tmp_path / "model")
+    model.replay_buffer.close()
+    loaded = sb3.PrioritizedDQN.load(tmp_path / "model", walks(1))
+    assert torch.equal(weights_of(loaded), weights_of(model))
+    assert loaded.replay_buffer.rows.alpha == 0.5 and loaded.replay_buffer.beta == 0.7
+    loaded.learn(20)
+    loaded.replay_buffer.close()
+
+
 # Saved, handed over, shared
 
 

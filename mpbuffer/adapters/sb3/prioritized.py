@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,6 +15,8 @@ from mpbuffer.adapters.sb3.buffers import ReplayBuffer
 __all__ = ["PrioritizedDQN", "PrioritizedReplayBuffer", "WeightedSamples"]
 
 Array = npt.NDArray[Any]
+
+_SAMPLES_UNTIL_WARNING = 100
 
 
 class WeightedSamples(NamedTuple):
@@ -45,7 +48,8 @@ class PrioritizedReplayBuffer(ReplayBuffer):
 
     Parameters as for ReplayBuffer, Dict observations too, and those below. Samples are
     WeightedSamples. Stable-Baselines3's algorithms do not look at weights, and never update
-    priorities: train with PrioritizedDQN, or by an algorithm of your own. One process samples, as
+    priorities; after 100 samples without an update a UserWarning says so. Train with
+    PrioritizedDQN, or by an algorithm of your own. One process samples, as
     with ``mpbuffer.PrioritizedReplayBuffer``.
 
     Parameters
@@ -61,6 +65,7 @@ class PrioritizedReplayBuffer(ReplayBuffer):
     def __init__(self, *args: Any, beta: float = 0.4, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.beta = beta
+        self._samples_before_update = 0
 
     def sample(self, batch_size: int, env: Any = None) -> WeightedSamples:
         """Draw rows in proportion to (priority + eps) ** alpha.
@@ -76,6 +81,13 @@ class PrioritizedReplayBuffer(ReplayBuffer):
         LearnerBusy
             If another process samples the rows.
         """
+        self._samples_before_update += 1
+        if self._samples_before_update == _SAMPLES_UNTIL_WARNING:
+            warnings.warn(
+                f"priorities were not updated in {_SAMPLES_UNTIL_WARNING} samples: the algorithm "
+                "does not call update_priorities(); use PrioritizedDQN, or a uniform ReplayBuffer",
+                stacklevel=3,
+            )
         rows = self.rows.sample(batch_size, beta=self.beta)
         weights = self._tensor(rows["weights"]).unsqueeze(1)
         return WeightedSamples._make(
@@ -102,6 +114,7 @@ class PrioritizedReplayBuffer(ReplayBuffer):
         ValueError
             If a priority is negative or not finite. Nothing has changed then.
         """
+        self._samples_before_update = _SAMPLES_UNTIL_WARNING  # passed without a warning
         if isinstance(priorities, torch.Tensor):
             priorities = priorities.detach().cpu().numpy()
         return int(self.rows.update_priorities(indexes, np.reshape(priorities, -1)))
