@@ -21,10 +21,31 @@ class PickledByValue:
     rows: Any
     _arguments: dict[str, Any]
 
-    def _create_rows(self, size: int, *, prioritized: bool, **arguments: Any) -> None:
+    def _create_rows(
+        self,
+        size: int,
+        fields: dict[str, Any],
+        of_mpbuffer: dict[str, Any],
+        *,
+        prioritized: bool,
+        Nstep: Any = None,
+    ) -> None:
+        """Create `rows` with the parameters `of_mpbuffer` that the user has given.
+
+        Raises
+        ------
+        TypeError
+            If `Nstep` is among them: the adapter must know how steps become rows.
+        """
+        if "Nstep" in of_mpbuffer:
+            raise TypeError(
+                f"cannot create a {type(self).__name__}: unexpected argument 'Nstep'; expected "
+                "n_steps and gamma where there are n-step rows"
+            )
         cls = mpbuffer.PrioritizedReplayBuffer if prioritized else mpbuffer.ReplayBuffer
-        self.rows = cls(size, **arguments)
-        self._arguments = {"size": size, **arguments}
+        arguments = {"size": size, "env_dict": fields, "Nstep": Nstep, **of_mpbuffer}
+        self.rows = cls(**arguments)
+        self._arguments = arguments
 
     def __getstate__(self) -> dict[str, Any]:
         state = dict(self.__dict__)

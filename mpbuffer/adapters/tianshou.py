@@ -172,9 +172,7 @@ class VectorReplayBuffer(PickledByValue, ReplayBufferManager):
             name: {"shape": values.shape[1:], "dtype": values.dtype}
             for name, values in fields.items()
         }
-        self._create_rows(
-            self.maxsize, prioritized=self._prioritized, env_dict=described, **self._of_rows
-        )
+        self._create_rows(self.maxsize, described, self._of_rows, prioritized=self._prioritized)
 
     def _refuse_rows_of_others(self) -> None:
         others = 0 if self.rows is None else self.rows.rows_added() - self._rows_known

@@ -101,9 +101,7 @@ class ReplayBuffer(PickledByValue):
             dtype = _numpy_dtype(field, torch.empty(0, dtype=value.dtype))
             fields[field] = {"shape": tuple(value.shape[1:]), "dtype": dtype}
             keys[field] = key
-        self._create_rows(
-            self._size, prioritized=self._prioritized, env_dict=fields, **self._of_rows
-        )
+        self._create_rows(self._size, fields, self._of_rows, prioritized=self._prioritized)
         self._keys = keys
 
     def extend(self, data: TensorDictBase) -> torch.Tensor:
@@ -215,12 +213,8 @@ class ReplayBuffer(PickledByValue):
             return
         if self.rows is None:
             self._keys = dict(state["keys"])
-            self._create_rows(
-                self._size,
-                prioritized=self._prioritized,
-                env_dict=state["env_dict"],
-                **self._of_rows,
-            )
+            fields = state["env_dict"]
+            self._create_rows(self._size, fields, self._of_rows, prioritized=self._prioritized)
         self.rows.load_transitions(io.BytesIO(state["rows"]))
 
     def __getstate__(self) -> dict[str, Any]:

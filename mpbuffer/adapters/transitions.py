@@ -70,26 +70,17 @@ class TrainerRows(PickledByValue):
                 key: (f"obs.{key}", f"next_obs.{key}") for key in observation_space.spaces
             }
         follows = [field for field in fields if field.partition(".")[0] == "next_obs"]
+        nstep = None
         if n_steps != 1:
-            of_mpbuffer["Nstep"] = {
-                "size": n_steps,
-                "rew": "rew",
-                "gamma": gamma,
-                "next": follows,
-                "discount": "discount",
-            }
+            nstep = {"size": n_steps, "rew": "rew", "gamma": gamma, "next": follows}
+            nstep["discount"] = "discount"
         self._shapes = {name: (n_envs, *field["shape"]) for name, field in fields.items()}
         self._following = [(field.removeprefix("next_"), field) for field in follows]
         self._none_truncated, self._envs = np.zeros(n_envs, np.bool_), np.arange(n_envs)
         self._forget_steps()
         of_mpbuffer.setdefault("seed", _seed_of_numpy())
-        self._create_rows(
-            self.buffer_size * n_envs,
-            prioritized=prioritized,
-            env_dict=fields,
-            default_dtype=np.float32,
-            **of_mpbuffer,
-        )
+        rows = self.buffer_size * n_envs
+        self._create_rows(rows, fields, of_mpbuffer, prioritized=prioritized, Nstep=nstep)
 
     def _forget_steps(self) -> None:
         self._writer: Any = None

@@ -627,6 +627,8 @@ def test_it_refuses_what_it_does_not_do():
         sb3.ReplayBuffer(10, *arguments, optimize_memory_usage=True)
     with pytest.raises(TypeError, match="unexpected argument 'sise'"):
         sb3.ReplayBuffer(10, *arguments, sise=1)
+    with pytest.raises(TypeError, match="unexpected argument 'Nstep'; expected n_steps"):
+        sb3.ReplayBuffer(10, *arguments, Nstep={"size": 2})
     with pytest.raises(ValueError, match="size"):
         sb3.ReplayBuffer(10, *arguments, n_steps=0)
     env = DummyVecEnv([Goals])
