@@ -171,7 +171,7 @@ def test_a_missing_package_is_named(monkeypatch):
 )
 def test_descriptions_that_name_no_such_dtype(told, message):
     fields = fields_from({"a": {"dtype": ml_dtypes.bfloat16}}, np.float32)
-    text = describe(False, fields, False, None)
+    text = describe(False, fields, [], False, None)
     assert read_description("here", text.encode())[0] == fields
     described = json.loads(text)
     described["fields"][0]["descr"] = told
