@@ -875,6 +875,7 @@ CALLS_AFTER_CLOSE = {
     "writer": lambda b: b.writer().close(),
     "alpha": lambda b: b.alpha,
     "eps": lambda b: b.eps,
+    "nbytes": lambda b: b.nbytes,
     "_encode_sample": lambda b: b._encode_sample([0]),
     "_leaves": lambda b: b._leaves(),
     "_tree_total": lambda b: b._tree_total(),

@@ -106,6 +106,7 @@ def calls_of(buffer):
         "keep_after_exit": (lambda: end_process(buffer.keep_after_exit(0)), ()),
         "processes": (buffer.processes, ()),
         "name": (lambda: buffer.name, ()),
+        "nbytes": (lambda: buffer.nbytes, ()),
         "closed": (lambda: buffer.closed, ()),
         "repr": (lambda: repr(buffer), ()),
         "len": (lambda: len(buffer), ()),

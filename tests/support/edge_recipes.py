@@ -472,13 +472,18 @@ def stored_size(scene, slot):
         raise Wrong(f"{stored} rows are stored in {slot.label!r}, of {slot.size}")
 
 
-@on_buffers("get_buffer_size", "get_next_index", "get_current_episode_len", "rows_added", weight=1)
+@on_buffers(
+    *("get_buffer_size", "get_next_index", "get_current_episode_len", "rows_added", "nbytes"),
+    weight=1,
+)
 def counts(scene, slot):
     buffer = slot.buffer
     if buffer.get_buffer_size() != slot.size or not 0 <= buffer.get_next_index() < slot.size:
         raise Wrong(f"size {buffer.get_buffer_size()}, next index {buffer.get_next_index()}")
     if buffer.get_current_episode_len() < 0 or buffer.rows_added() < 0:
         raise Wrong("counts below 0")
+    if buffer.nbytes < slot.size:
+        raise Wrong(f"{buffer.nbytes} bytes")
 
 
 @on_buffers("name", "closed", "is_Nstep", "__repr__", weight=0.7)
