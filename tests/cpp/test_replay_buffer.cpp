@@ -849,7 +849,7 @@ TEST_CASE("threads that gather beside one that adds, updates, clears and hands t
     CHECK(buffer->total() == doctest::Approx(sum).epsilon(1e-12));
 }
 
-TEST_CASE("priorities that are read beside the learner are those of the rows that they come with") {
+TEST_CASE("priorities that a thread reads beside the learner are those of its rows") {
     const Watchdog watchdog;
     const ScratchDirectory scratch;
     constexpr std::uint64_t capacity = 16;
