@@ -22,6 +22,14 @@ inline void keep_stores_behind_guard() {
 #endif
 }
 
+// Keeps later looks behind what was read before it. ThreadSanitizer knows no fences: in its builds
+// what was read has to be an acquire itself, or a torn look must decide nothing but another look.
+inline void acquire_fence() {
+#if !MPBUFFER_TSAN
+    std::atomic_thread_fence(std::memory_order_acquire);
+#endif
+}
+
 // The second look at a guarding word whose first look, an acquire load, saw `seen`: whether what
 // was read in between is what that look promised. Partner: keep_stores_behind_guard().
 inline bool unchanged(std::atomic<std::uint64_t>& guard, std::uint64_t seen) {

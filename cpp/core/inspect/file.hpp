@@ -12,7 +12,7 @@
 #include <string>
 #include <vector>
 
-#include "base/tsan.hpp"
+#include "base/shared_copy.hpp"
 #include "inspect/inspection.hpp"
 #include "os/descriptor.hpp"
 #include "os/fork_watch.hpp"
@@ -65,14 +65,6 @@ void look_at_role(const ReadOnlyFile& file, const std::string& title, Inspection
 
 inline std::uint64_t relaxed(const std::atomic<std::uint64_t>& number) {
     return number.load(std::memory_order_relaxed);
-}
-
-// Keeps a second look behind what was read before it. ThreadSanitizer knows no fences; nothing is
-// decided by a torn look but another one.
-inline void acquire_fence() {
-#if !MPBUFFER_TSAN
-    std::atomic_thread_fence(std::memory_order_acquire);
-#endif
 }
 
 }  // namespace mpbuffer

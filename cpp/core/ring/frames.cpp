@@ -126,7 +126,7 @@ bool Frames::copy(std::span<const FieldTarget> fields, std::size_t i,
         return true;
     }
     // Whoever retires next sees the cursor of the claim that was seen here.
-    std::atomic_thread_fence(std::memory_order_acquire);
+    acquire_fence();
     return false;
 }
 
