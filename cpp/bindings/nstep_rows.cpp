@@ -5,6 +5,7 @@
 #include <set>
 #include <utility>
 
+#include "base/round_up.hpp"
 #include "convert/field_arguments.hpp"
 #include "convert/output_batch.hpp"
 #include "errors.hpp"
@@ -78,7 +79,7 @@ NstepPlan plan_nstep(const std::vector<FieldRule>& rules, std::size_t row_bytes,
                      const NstepNames* names) {
     NstepPlan plan{{}, no_field};
     NstepRule& rule = plan.rule;
-    rule.stride = (row_bytes + 15) / 16 * 16;  // private memory: aligned for any field
+    rule.stride = round_up(row_bytes, 16);  // private memory: aligned for any field
     rule.done = find_flag(rules, "done");
     rule.terminated = find_flag(rules, "terminated");
     rule.truncated = find_flag(rules, "truncated");

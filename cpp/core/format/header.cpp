@@ -8,6 +8,7 @@
 
 #include "base/clock.hpp"
 #include "base/error.hpp"
+#include "base/round_up.hpp"
 #include "format/process_records.hpp"
 #include "format/ring_records.hpp"
 #include "format/role_line.hpp"
@@ -65,16 +66,12 @@ std::uint64_t signature_of(SegmentKind kind) {
                          slot_word::owner_bits, slot_word::epoch_bits});
 }
 
-constexpr std::uint64_t align_up(std::uint64_t value, std::uint64_t unit) {
-    return (value + unit - 1) / unit * unit;
-}
-
 // Gives out consecutive ranges of a segment.
 class Planner {
   public:
     explicit Planner(std::uint64_t start) : end_(start) {}
     std::uint64_t place(std::uint64_t bytes, std::uint64_t alignment) {
-        const std::uint64_t offset = align_up(end_, alignment);
+        const std::uint64_t offset = round_up(end_, alignment);
         end_ = offset + bytes;
         return offset;
     }
@@ -108,12 +105,12 @@ SegmentHeader place_everything(const WeightsShape& shape, std::uint64_t descript
     WeightsEntry& weights = header.weights;
     weights.slots = shape.slots;
     weights.bytes = shape.bytes;
-    weights.stride = align_up(std::max<std::uint64_t>(shape.bytes, 1), 4096);
+    weights.stride = round_up(std::max<std::uint64_t>(shape.bytes, 1), 4096);
     weights.board_offset = planner.place(sizeof(VersionBoard), 64);
     weights.slots_offset = planner.place(shape.slots * sizeof(VersionSlot), 64);
     weights.readers_offset = planner.place((max_processes + 1) * sizeof(ReaderLine), 64);
     weights.versions_offset = planner.place(shape.slots * weights.stride, 4096);
-    header.total_bytes = align_up(planner.end(), 4096);
+    header.total_bytes = round_up(planner.end(), 4096);
     return header;
 }
 
@@ -158,7 +155,7 @@ SegmentHeader place_everything(const RingShape& shape, std::uint64_t description
     for (std::size_t i = 0; i < shape.sources.size(); ++i) {
         place_sources(shape.sources[i], header.ring[i + 1], planner);
     }
-    header.total_bytes = align_up(planner.end(), 4096);
+    header.total_bytes = round_up(planner.end(), 4096);
     return header;
 }
 

@@ -7,6 +7,8 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "base/round_up.hpp"
+
 namespace mpbuffer {
 
 // Rows have seqs from `cleared` to below `position`, which is the next one's.
@@ -72,23 +74,23 @@ constexpr std::uint64_t largest_row_behind_its_head = 256;
 // may, rather than take half a line more.
 constexpr RecordLayout record_layout(std::uint64_t row_bytes) {
     if (row_bytes > largest_row_behind_its_head) {
-        return {(row_bytes + 63) / 64 * 64, sizeof(SlotHead), false};
+        return {round_up(row_bytes, 64), sizeof(SlotHead), false};
     }
     const std::uint64_t bytes = sizeof(SlotHead) + row_bytes;
-    const std::uint64_t stride = bytes <= 32 ? 32 : bytes <= 64 ? 64 : (bytes + 15) / 16 * 16;
+    const std::uint64_t stride = bytes <= 32 ? 32 : bytes <= 64 ? 64 : round_up(bytes, 16);
     return {stride, stride, true};
 }
 static_assert(record_layout(44).stride == 64 && record_layout(48).stride == 64);
 
 // Frames of a source ring: 16 bytes apart at least, for vectors; their heads apart from them.
 constexpr RecordLayout source_layout(std::uint64_t frame_bytes) {
-    return {(frame_bytes + 15) / 16 * 16, sizeof(SlotHead), false};
+    return {round_up(frame_bytes, 16), sizeof(SlotHead), false};
 }
 
 // Leaves lie in groups of a cache line; those beyond the capacity stay 0.
 constexpr std::uint64_t leaves_per_group = 16;
 constexpr std::uint64_t padded_leaves(std::uint64_t capacity) {
-    return (capacity + leaves_per_group - 1) / leaves_per_group * leaves_per_group;
+    return round_up(capacity, leaves_per_group);
 }
 
 // How many frames a source ring holds, and how far back a row may refer. With M frames and N rows a

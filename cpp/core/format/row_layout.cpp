@@ -3,17 +3,10 @@
 #include <algorithm>
 
 #include "base/error.hpp"
+#include "base/round_up.hpp"
 #include "format/header.hpp"
 
 namespace mpbuffer {
-
-namespace {
-
-constexpr std::size_t align_up(std::size_t value, std::size_t unit) {
-    return (value + unit - 1) / unit * unit;
-}
-
-}  // namespace
 
 RowLayout::RowLayout(const Schema& schema) : RowLayout(schema, {}) {}
 
@@ -47,7 +40,7 @@ RowLayout::RowLayout(const Schema& schema, const std::vector<PlaneCut>& cuts)
     for (std::size_t i = 0; i < fields_.size(); ++i) {
         StoredField& field = fields_[i];
         const std::size_t alignment = field.shared() ? 4 : schema.fields()[i].alignment;
-        field.stored = align_up(stored_bytes_, alignment);
+        field.stored = round_up(stored_bytes_, alignment);
         stored_bytes_ = field.stored + (field.shared() ? 4 * field.cut.planes : field.bytes);
     }
 }

@@ -16,6 +16,7 @@
 
 #include "base/error.hpp"
 #include "base/guard.hpp"
+#include "base/round_up.hpp"
 #include "os/threads.hpp"
 
 namespace mpbuffer {
@@ -121,8 +122,8 @@ void interleave_nodes(std::byte* memory, std::size_t bytes, const std::string& v
 
 PrivateMemory::PrivateMemory(std::size_t bytes) {
     if (bytes > std::numeric_limits<std::size_t>::max() / 2) throw std::bad_alloc();
-    const std::size_t whole = bytes >= huge_page ? (bytes + huge_page - 1) / huge_page * huge_page
-                                                 : (bytes + 63) / 64 * 64;
+    const std::size_t whole =
+        bytes >= huge_page ? (bytes + huge_page - 1) / huge_page * huge_page : round_up(bytes, 64);
     const std::size_t alignment = bytes >= huge_page ? huge_page : 64;
     auto* const memory =
         static_cast<std::byte*>(std::aligned_alloc(alignment, std::max(whole, alignment)));

@@ -2,13 +2,11 @@
 
 #include <algorithm>
 
+#include "base/round_up.hpp"
+
 namespace mpbuffer {
 
 namespace {
-
-constexpr std::uint64_t round_up(std::uint64_t value, std::uint64_t unit) {
-    return (value + unit - 1) / unit * unit;
-}
 
 // Nodes of each level from the groups up to the root.
 std::vector<std::uint64_t> level_counts(std::uint64_t capacity) {
