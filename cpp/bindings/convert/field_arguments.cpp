@@ -27,6 +27,16 @@ bool same_name(PyObject* one, PyObject* other) {
     return order == 0;
 }
 
+namespace {
+
+void warn(const std::string& message) {
+    if (running_python([&] { return PyErr_WarnEx(PyExc_UserWarning, message.c_str(), 1); }) < 0) {
+        throw py::error_already_set();
+    }
+}
+
+}  // namespace
+
 void handle_unknown_field(BufferState& state, PyObject* name) {
     const std::string field = text_of(name);
     std::string known;
@@ -35,23 +45,16 @@ void handle_unknown_field(BufferState& state, PyObject* name) {
         "'" + state.core->name() + "' has no field '" + field + "'; its fields are " + known;
     if (state.strict) throw_python(PyExc_TypeError, "cannot add: " + message);
     if (state.warned.contains(field)) return;
-    const std::string warning = "ignored on add: " + message;
-    if (running_python([&] { return PyErr_WarnEx(PyExc_UserWarning, warning.c_str(), 1); }) < 0) {
-        throw py::error_already_set();
-    }
+    warn("ignored on add: " + message);
     state.warned.insert(field);
 }
 
 void warn_if_nothing_is_shared(BufferState& state) {
     if (state.warned_of_frames || !state.core->shares_nothing()) return;
     state.warned_of_frames = true;
-    const std::string warning =
-        "next_of and stack_compress save nothing in '" + state.core->name() +
-        "': hardly any frame is equal to one that was added lately; add steps in their order, name "
-        "the axis of stacks, or leave these arguments away";
-    if (running_python([&] { return PyErr_WarnEx(PyExc_UserWarning, warning.c_str(), 1); }) < 0) {
-        throw py::error_already_set();
-    }
+    warn("next_of and stack_compress save nothing in '" + state.core->name() +
+         "': hardly any frame is equal to one that was added lately; add steps in their order, "
+         "name the axis of stacks, or leave these arguments away");
 }
 
 void convert_row_numbers(const char* what, const char* noun, PyObject* value, std::size_t n,
