@@ -207,16 +207,17 @@ class TrainerRows(PickledByValue):
 
     def reset(self) -> None:
         """Delete all rows, and the steps that are not rows yet."""
+        self._end_writer()
+        self.rows.clear()
+
+    def _end_writer(self) -> None:
         if self._writer is not None and self._writer_pid == os.getpid():
             self._writer.close()
         self._forget_steps()
-        self.rows.clear()
 
     def close(self) -> None:
         """Close this process's handle of the rows; the last one frees the memory."""
-        if self._writer is not None and self._writer_pid == os.getpid():
-            self._writer.close()
-        self._forget_steps()
+        self._end_writer()
         self.rows.close()
 
     def __len__(self) -> int:
