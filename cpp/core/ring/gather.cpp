@@ -19,9 +19,6 @@ constexpr std::size_t bytes_worth_a_thread = std::size_t{2} << 20;
 constexpr std::size_t most_threads = 4;
 constexpr std::size_t bytes_in_a_piece = std::size_t{256} << 10;
 
-// How often a row is read that is overwritten in each reading.
-constexpr int most_attempts = 64;
-
 // Rows of this many bytes in all are copied between two looks at their words, field by field.
 constexpr std::size_t bytes_in_a_block = 4096;
 constexpr std::size_t most_rows_in_a_block = 16;
@@ -151,7 +148,7 @@ bool copy_row(const SlotRing& ring, std::size_t place, const Draws& draws,
 std::uint64_t read_row(const SlotRing& ring, const Frames* frames, std::uint64_t slot,
                        std::size_t i, std::span<const FieldTarget> fields) {
     const std::uint64_t cleared = ring.clear_before();
-    for (int attempt = 0; attempt < most_attempts; ++attempt) {
+    for (int attempt = 0; attempt < most_readings; ++attempt) {
         const std::uint64_t word = ring.word(slot).load(std::memory_order_relaxed);
         if (slot_word::seq(word) < cleared) return 0;
         bool whole = true;

@@ -12,6 +12,9 @@
 
 namespace mpbuffer {
 
+// How often a row is read that is overwritten in each reading.
+constexpr int most_readings = 64;
+
 struct SampleTarget {
     std::span<const FieldTarget> fields;
     std::int64_t* indexes;           // slots; not null

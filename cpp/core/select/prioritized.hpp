@@ -82,7 +82,11 @@ class Learner {
   private:
     void take_over();
     void move_to(std::uint64_t position);
-    std::uint64_t seq_in_tree(std::uint64_t slot) const;
+    // The seq of the row whose leaf is in the tree; before a first one, one of lap 0, which is no
+    // row's.
+    std::uint64_t seq_in_tree(std::uint64_t slot) const {
+        return laps_.seq(slot, ring_.head(slot).lap.load(std::memory_order_relaxed));
+    }
     bool is_folded(std::uint64_t slot, std::uint32_t lap) const;
     bool is_folded(std::uint64_t slot, std::uint64_t seq) const;
     bool fold_row(std::uint64_t slot, std::uint64_t seq);
@@ -90,9 +94,13 @@ class Learner {
     [[gnu::always_inline]] inline bool fold_row(std::uint64_t slot, std::uint64_t seq,
                                                 std::uint32_t lap, std::uint64_t& sampleable);
     bool own_row(std::uint64_t slot, std::uint64_t seq);
-    void store_leaf(std::uint64_t slot, float leaf);
-    [[gnu::always_inline]] inline void store_leaf(std::uint64_t slot, float leaf,
-                                                  std::uint64_t& sampleable);
+    void store_leaf(std::uint64_t slot, float leaf) { store_leaf(slot, leaf, sampleable_); }
+    [[gnu::always_inline]] void store_leaf(std::uint64_t slot, float leaf,
+                                           std::uint64_t& sampleable) {
+        const bool before = tree_.leaf(slot) > 0;
+        tree_.store_leaf(slot, leaf);
+        sampleable += static_cast<std::uint64_t>(leaf > 0) - static_cast<std::uint64_t>(before);
+    }
     void mark_pending(std::uint64_t slot, std::uint64_t seq);
     void fold_range(std::uint64_t first, std::uint64_t last);
     void retire();

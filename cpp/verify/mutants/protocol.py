@@ -143,7 +143,7 @@ MUTANTS = [
     Mutant(
         "add never gives up",
         "flaw 10",
-        "buffer/replay_buffer.cpp",
+        "buffer/adding.cpp",
         "if (now >= deadline) throw_slots_held(added, n);",
         "if (now >= deadline && added > n) throw_slots_held(added, n);",
         "mpbuffer_stops --only all_slots_held --hits 50",
@@ -287,7 +287,7 @@ MUTANTS = [
     Mutant(
         "lap before leaf",
         "flaw 11",
-        "select/prioritized.cpp",
+        "select/fold.cpp",
         "    store_leaf(slot, leaf, sampleable);\n"
         "    stop_point(StopPoint::leaf_stored);\n"
         "    ring_.head(slot).lap.store(lap, std::memory_order_release);  // L1\n",
@@ -307,7 +307,7 @@ MUTANTS = [
     Mutant(
         "a hole is given up",
         "flaw 2",
-        "select/prioritized.cpp",
+        "select/fold.cpp",
         "                mark_pending(slot, seq);\n",
         "",
         "mpbuffer_stops --only claim_taken --hits 200",
@@ -315,7 +315,7 @@ MUTANTS = [
     Mutant(
         "a successor does not wait for what is being written",
         "flaw 2",
-        "select/prioritized.cpp",
+        "select/fold.cpp",
         "if (newest >= cleared_ && !(present && seq >= newest)) mark_pending(slot, newest);\n",
         "(void)newest;\n",
         "mpbuffer_stops --only claim_taken --hits 800",
@@ -323,7 +323,7 @@ MUTANTS = [
     Mutant(
         "a fold forgets what is claimed while it runs",
         "fold",
-        "select/prioritized.cpp",
+        "select/fold.cpp",
         "    move_to(std::max(position, folded_));\n",
         "    move_to(std::max(ring_.position(), folded_));\n",
         "mpbuffer_stops --only filled_raised --hits 500",
