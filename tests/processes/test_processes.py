@@ -839,11 +839,16 @@ def test_a_child_forked_while_a_thread_creates_a_buffer_does_not_keep_its_name(
             creating = threading.Thread(target=create_and_close, args=(name,))
             creating.start()
             assert halfway.wait(30)
+            here, there = os.pipe()
             child = os.fork()
             if child == 0:
+                os.write(there, b"!")  # what runs in a child straight after fork has run
                 time.sleep(60)
                 os._exit(0)
             children.append(child)
+            assert os.read(here, 1) == b"!"
+            os.close(here)
+            os.close(there)
             forked.set()
             creating.join(30)
             assert not creating.is_alive()
