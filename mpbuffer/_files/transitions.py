@@ -136,18 +136,31 @@ class _Members:
         if name not in self:
             raise ValueError(f"it has no {name!r}, which cpprb's files have")
         with self._archive.open(f"{name}.npy") as member:
-            version = np.lib.format.read_magic(member)
-            if version == (1, 0):
-                header = np.lib.format.read_array_header_1_0(member)
-            else:
-                header = np.lib.format.read_array_header_2_0(member)
-            shape, by_columns, dtype = header
+            shape, by_columns, dtype = _header(member)
             if not dtype.hasobject:
                 return array_of_bytes(member.read(), dtype, shape, by_columns)
             value = read_pickled(member)
             if member.read(1):  # at the end, zipfile compares the checksum
                 raise ValueError(f"{name!r} is longer than expected")
             return value
+
+
+def _header(member: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
+    """Read what an ``.npy`` begins with.
+
+    NumPy does it by ``ast``. In CPython before 3.11.5, two threads that do so at once disturb each
+    other, which raises SystemError.
+    """
+    for attempts_left in reversed(range(10)):
+        try:
+            if np.lib.format.read_magic(member) == (1, 0):
+                return np.lib.format.read_array_header_1_0(member)
+            return np.lib.format.read_array_header_2_0(member)
+        except SystemError:
+            if attempts_left == 0:
+                raise
+            member.seek(0)
+    raise AssertionError("unreachable")
 
 
 def _checked(members: _Members) -> SavedTransitions:

@@ -72,7 +72,12 @@ class Termination:
         signal.signal(signal.SIGTERM, self._handle)
         # The C handler writes to it at once, even while a long call delays the Python handler.
         signal.set_wakeup_fd(self._written_by_handlers, warn_on_full_buffer=False)
-        os.register_at_fork(after_in_child=self._forget_in_child)
+        self._masks = threading.local()  # of signals, before a fork
+        os.register_at_fork(
+            before=self._hold_back,
+            after_in_parent=self._let_come,
+            after_in_child=self._forget_in_child,
+        )
 
     def fileno(self) -> int:
         """Return the descriptor that is readable after a signal."""
@@ -136,9 +141,17 @@ class Termination:
     def _is_mine(self) -> bool:
         return signal.getsignal(signal.SIGTERM) == self._handle
 
+    def _hold_back(self) -> None:
+        """Let no signal come to a child while its handler would still write to the pipe."""
+        self._masks.before = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+
+    def _let_come(self) -> None:
+        signal.pthread_sigmask(signal.SIG_SETMASK, self._masks.before)
+
     def _forget_in_child(self) -> None:
         """Restore a child's signals, which the explorer does not handle."""
         with contextlib.suppress(ValueError):
             signal.set_wakeup_fd(-1)
             if self._is_mine():
                 signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        self._let_come()

@@ -225,7 +225,7 @@ def test_sigterm_to_a_child_of_an_explorer_ends_that_child_alone(buffer, package
     assert explorers.join(DEADLINE)
     (status,) = explorers.status()
     assert (status.state, status.restarts) == ("finished", 0)
-    assert draws(buffer) == [0, *[-signal.SIGTERM] * 3]
+    assert draws(buffer) == [0, *[-signal.SIGTERM] * explorers_processes.TERMINATED_CHILDREN]
 
 
 REAPED = """

@@ -95,27 +95,28 @@ def count_signals(explorer):
         time.sleep(0.01)
 
 
+TERMINATED_CHILDREN = 30
+
+
 def terminate_children(explorer, package):
     """Terminate a child as soon as it is there, and add a row with its exit code."""
     tell(explorer)
-    for _ in range(3):
+    for _ in range(TERMINATED_CHILDREN):
         if package == "os":
             pid = os.fork()
             if pid == 0:
                 time.sleep(60)
                 os._exit(0)
-            time.sleep(0.01)
             os.kill(pid, signal.SIGTERM)
             tell(explorer, os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
         else:
             context = importlib.import_module(package).get_context("fork")
             child = context.Process(target=time.sleep, args=(60,))
             child.start()
-            time.sleep(0.01)
             child.terminate()
             child.join(60)
             tell(explorer, child.exitcode)
-        time.sleep(0.1)
+    time.sleep(0.1)
 
 
 def play_deaf(explorer):
