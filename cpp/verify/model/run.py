@@ -108,6 +108,23 @@ CONFIGURATIONS.append(
     Case("weights, cycles", "READERS=1 STOPS=1", short=True, cycles=True, model="weights.pml")
 )
 
+FRAMES = [
+    ("frames, writers killed", "DEATHS=2 WASTE=2", False),
+    ("frames, writers stopped, killed", "STALLS=1 DEATHS=1 WASTE=1", True),
+    ("frames, two rows", "N=2 M=4 WASTE=2", False),
+    ("frames, two rows, one writer", "N=2 M=4 WRITERS=1 EXTRA_ROWS=2 WASTE=3", False),
+    ("frames, two rows, clear", "N=2 M=4 WRITERS=1 RETIRES=1 WASTE=3 CLEARS=1", True),
+    ("frames, read", "READS=1 WASTE=2", False),
+    ("frames, read, killed", "READS=1 DEATHS=2", True),
+    ("frames, read, stopped", "READS=1 EXTRA_ROWS=1 STALLS=1", False),
+    ("frames, two rows, read", "READS=1 N=2 M=4", False),
+    ("frames, read, clear", "READS=1 CLEARS=1", False),
+    ("frames, two who retire", "WRITERS=1 EXTRA_ROWS=1 WASTE=2 OBSERVERS=2", False),
+]
+CONFIGURATIONS += [
+    Case(name, macros, short=short, model="frames.pml") for name, macros, short in FRAMES
+]
+
 SEEN = "OUTCOMES CAP=1 "  # what a user sees; assertions about the inside are off
 READER = SEEN + "LEARNERS=0 OBSERVERS=1 ASKS=0 READS=1 "
 COUNTER = SEEN + "LEARNERS=0 OBSERVERS=1 "
@@ -281,6 +298,40 @@ FLAWS += [
             "a_read_is_one_whole_version",
         ),
         (f"{ONE_READER} VERSIONS=4 SPARE_NO_LOOK_AFTER_PENDING", ""),
+    )
+]
+
+
+FLAWS += [
+    Case(macros.split()[-1], macros, fails, short=True, model="frames.pml")
+    for macros, fails in (
+        (
+            "OUTCOMES READS=1 EXTRA_ROWS=1 FLAW_FRAME_WITHOUT_SECOND_LOOK",
+            "no_row_has_another_frame",
+        ),
+        (
+            "OUTCOMES READS=1 WRITERS=1 EXTRA_ROWS=1 M=5 FLAW_ROW_WITHOUT_SECOND_LOOK",
+            "no_row_has_another_frame",
+        ),
+        ("OUTCOMES EXTRA_ROWS=1 FLAW_NOTHING_IS_TOO_OLD", "every_row_at_rest_has_its_frames"),
+        (
+            "N=2 M=4 EXTRA_ROWS=1 RETIRES=1 FLAW_AGE_SEEN_BEFORE_CLAIM",
+            "what_is_not_due_has_its_frames",
+        ),
+        ("OUTCOMES N=2 M=4 WASTE=4 FLAW_BORN_AFTER_CLAIM", "every_row_at_rest_has_its_frames"),
+        ("OUTCOMES READS=1 FLAW_FRAME_AFTER_ROW", "every_row_at_rest_has_its_frames"),
+        (
+            "OUTCOMES N=2 M=4 WASTE=5 STALLS=1 FLAW_RETIRE_STOPS_AT_A_HOLE",
+            "every_row_at_rest_has_its_frames",
+        ),
+        (
+            "N=2 M=4 WRITERS=1 RETIRES=1 WASTE=4 CLEARS=1 FLAW_RETIRE_WITHOUT_COMPARING",
+            "a_clear_is_never_undone",
+        ),
+        (
+            "OUTCOMES READS=1 EXTRA_ROWS=1 STALLS=1 FLAW_OLDER_LAP_STAYS",
+            "a_row_without_its_frames_is_gone",
+        ),
     )
 ]
 
