@@ -23,6 +23,10 @@ namespace mpbuffer {
     X(row_committed) /* detail: the row's seq */                \
     X(filled_to_raise)                                          \
     X(filled_raised)                                            \
+    /* FrameWriter and SlotRing::put */                         \
+    X(frame_committed)                                          \
+    X(frames_born)                                              \
+    X(reference_stored)                                         \
     /* SlotRing::clear, and the first claim after it */         \
     X(clear_priority_reset)                                     \
     X(clear_position_seen)                                      \
@@ -30,6 +34,9 @@ namespace mpbuffer {
     X(cursor_behind_clear)                                      \
     /* SlotRing::read... */                                     \
     X(row_copied)                                               \
+    /* Frames::retire */                                        \
+    X(rows_to_retire)                                           \
+    X(rows_retired)                                             \
     /* Role and Learner */                                      \
     X(role_taken)                                               \
     X(take_over_slot)                                           \

@@ -117,6 +117,7 @@ std::uint64_t FrameWriter::prepare(std::span<const FieldSource> fields, std::uin
         memories_[ring - 1].born =
             frames_.ring(ring).counters().cursor.load(std::memory_order_acquire);
     }
+    stop_point(StopPoint::frames_born);
     return ready;
 }
 
@@ -251,8 +252,8 @@ bool FrameWriter::store(std::span<const FieldSource> fields, std::uint64_t i, st
             const auto back = static_cast<std::int32_t>(memory.born - positions[a]);
             store_to_record(record + field.stored + 4 * k,
                             reinterpret_cast<const std::byte*>(&back), sizeof back);
+            stop_point(StopPoint::reference_stored);
         }
-        stop_point(StopPoint::field_copied);
     }
     return true;
 }

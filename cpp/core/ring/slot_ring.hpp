@@ -168,6 +168,7 @@ class SlotRing {
                 if (claim(slot, seq, cleared, writer, is_dead, fresh)) {
                     const float leaf = copy_row(outcome.rows_added, record(slot));
                     commit(slot, seq, leaf);
+                    stop_point(StopPoint::row_committed, seq);
                     raise += fresh;
                     if (outcome.rows_added++ == 0) outcome.first_slot = slot;
                 } else {
@@ -230,6 +231,7 @@ class SlotRing {
             }
             copy_frame(record(slot));
             commit(slot, seq, 0);
+            stop_point(StopPoint::frame_committed);
             add_to(*writer.rows, 1);
             return seq;
         }
@@ -239,10 +241,12 @@ class SlotRing {
     // Raises clear_before from `cleared`, so that rows before `position` are gone. False if it has
     // been raised since.
     bool retire(std::uint64_t cleared, std::uint64_t position) const {
+        stop_point(StopPoint::rows_to_retire);
         if (!counters_->clear_before.compare_exchange_strong(
                 cleared, position, std::memory_order_acq_rel, std::memory_order_relaxed)) {
             return false;
         }
+        stop_point(StopPoint::rows_retired);
         request_recount();
         return true;
     }
@@ -324,7 +328,6 @@ class SlotRing {
         head.leaf_in.store(leaf, std::memory_order_relaxed);
         stop_point(StopPoint::leaf_in_stored);
         head.word.store(slot_word::committed(seq), std::memory_order_release);  // W2
-        stop_point(StopPoint::row_committed, seq);
     }
 
     // Adds to `filled` unless a recount came since it was read as `before`.

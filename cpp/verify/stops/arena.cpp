@@ -108,13 +108,13 @@ Board* new_board(int* fd) {
     return board;
 }
 
-Arena::Arena(const std::string& directory, Board& board, std::uint64_t capacity, std::size_t words,
-             Findings& findings, Random& random)
+Arena::Arena(const std::string& directory, Board& board, std::uint64_t capacity,
+             const RowShape& shape, Findings& findings, Random& random)
     : directory_(directory),
       name_(all_nameless || random.one_in(2) ? generate_name() : "arena"),
       board_(board),
       capacity_(capacity),
-      words_(words),
+      shape_(shape),
       findings_(findings),
       random_(random),
       newest_(capacity) {
@@ -124,11 +124,18 @@ Arena::Arena(const std::string& directory, Board& board, std::uint64_t capacity,
         log.ended = 0;
     }
     for (Seat& seat : board_.seats) seat.reset();
-    const RingShape shape{capacity, words * 8, true, 0.6, 1e-4};
+    RowLayout layout = shape.layout();
+    RingShape rings{capacity, layout.stored_bytes(), true, 0.6, 1e-4};
+    if (framed()) {
+        const std::uint64_t any[] = {capacity + 8, 2 * capacity + 8, 8 * capacity + 64};
+        const std::uint64_t frames = shape.frames != 0 ? shape.frames : any[random.below(3)];
+        rings.sources = {{std::max(frames, fewest_sources), shape.frame_words * 8}};
+    }
     SegmentOptions creation = options();
     creation.nameless = name_ != "arena";
     creation.force_named_creation = random.one_in(4);
-    live_ = ReplayBuffer::create({name_, shape, random.next(), R"({"fields": []})", creation});
+    live_ = ReplayBuffer::create({name_, rings, random.next(), shape.description(), creation});
+    if (framed()) live_->describe_rows(std::move(layout));
     view_ = std::make_unique<SegmentView>(*live_);
     explorer_ = std::make_unique<Explorer>(*live_, board_, board_.seats[0]);
     learner_ = std::make_unique<LearnerAtWork>(*live_, view_->ring, board_, board_.seats[0]);
@@ -214,8 +221,16 @@ void Arena::collect(Seat& seat) {
 // Every row that was committed is there, whole, unless a later claim has taken its slot.
 void Arena::verify_rows(Others others, std::size_t stopped) {
     const SlotRing& ring = view_->ring;
+    RowsRead read(shape_, 1);
+    if (framed()) {
+        // Whoever misses a frame ends the row.
+        for (std::uint64_t slot = 0; slot < capacity_; ++slot) {
+            live_->read_slot(slot, 0, read.targets());
+        }
+    }
+    const std::uint64_t size =
+        within(findings_, "stored_size", 0, [&] { return live_->stored_size(); });
     const std::uint64_t cleared = ring.clear_before();
-    std::vector<std::uint64_t> row(words_);
     std::uint64_t complete = 0;
     for (std::uint64_t slot = 0; slot < capacity_; ++slot) {
         const std::uint64_t word = ring.word(slot);
@@ -234,19 +249,17 @@ void Arena::verify_rows(Others others, std::size_t stopped) {
         }
         if (seq == 0 || seq < cleared || !slot_word::is_committed(word)) continue;
         ++complete;
-        const std::uint64_t read = ring.read_any(slot, cleared, [&](const std::byte* record) {
-            load_from_record(reinterpret_cast<std::byte*>(row.data()), record, words_ * 8);
-        });
-        if (read != seq) findings_.add("slot %llu cannot be read", ull(slot));
-        if (!is_whole(row.data(), words_)) {
+        if (!live_->read_slot(slot, 0, read.targets())) {
+            findings_.add("slot %llu cannot be read", ull(slot));
+        }
+        const std::uint64_t* const row = read.row(0);
+        if (!shape_.is_whole(row)) {
             findings_.add("slot %llu: torn row, id %llx", ull(slot), ull(row[0]));
         } else if (seq == newest.seq ? row[0] != newest.id : !commits_may_be_unlogged) {
             findings_.add("slot %llu, seq %llu: row %llx, expected %llx of seq %llu", ull(slot),
                           ull(seq), ull(row[0]), ull(newest.id), ull(newest.seq));
         }
     }
-    const std::uint64_t size =
-        within(findings_, "stored_size", 0, [&] { return live_->stored_size(); });
     // Whoever stands still inside add may hold a row's slot, or have rows that are not counted yet.
     const bool right = others == Others::stopped
                            ? size <= complete + stopped && size + 16 * stopped >= complete
@@ -265,6 +278,7 @@ void Arena::verify_tree() {
     const SlotRing& ring = view_->ring;
     const std::uint64_t cleared = ring.clear_before();
     const std::vector<float> leaves = live_->leaves();
+    const std::size_t id_at = shape_.layout().fields()[0].stored;
     double sum = 0;
     std::uint64_t sampleable = 0;
     for (std::uint64_t slot = 0; slot < capacity_; ++slot) {
@@ -281,7 +295,7 @@ void Arena::verify_tree() {
         ++sampleable;
         std::uint64_t id = 0;
         ring.read_any(slot, cleared, [&](const std::byte* record) {
-            load_from_record(reinterpret_cast<std::byte*>(&id), record, 8);
+            load_from_record(reinterpret_cast<std::byte*>(&id), record + id_at, 8);
         });
         if (ring.head(slot).lap != static_cast<std::uint32_t>(seq / capacity_)) {
             findings_.add("slot %llu: the row of seq %llu is not in the tree, lap %u", ull(slot),
@@ -381,7 +395,8 @@ void Arena::each_call(bool all_slots_held, bool role_is_free) {
         }
         within(findings_, "stored_size", 0, [&] { return buffer.stored_size(); });
         within(findings_, "filled_slots", 0, [&] { return buffer.filled_slots(true); });
-        within(findings_, "read_slot", 0, [&] { return buffer.read_slot(0, 0, {}); });
+        RowsRead read(shape_, 1);
+        within(findings_, "read_slot", 0, [&] { return buffer.read_slot(0, 0, read.targets()); });
         within(findings_, "next_slot", 0, [&] { return buffer.next_slot(); });
         within(findings_, "rows_added", 0, [&] { return buffer.rows_added(); });
         within(findings_, "max_priority", 0, [&] { return buffer.max_priority(); });
@@ -396,8 +411,7 @@ void Arena::each_call(bool all_slots_held, bool role_is_free) {
     };
     of_handle(*live_);
     {
-        auto other =
-            within(findings_, "attach", 0, [&] { return ReplayBuffer::attach(name_, options()); });
+        auto other = within(findings_, "attach", 0, [&] { return attach(name_, options()); });
         of_handle(*other);
         within(findings_, "close", 0, [&] { other->close(); });
     }

@@ -96,7 +96,7 @@ extern bool all_nameless;
 
 class Arena {
   public:
-    Arena(const std::string& directory, Board& board, std::uint64_t capacity, std::size_t words,
+    Arena(const std::string& directory, Board& board, std::uint64_t capacity, const RowShape& shape,
           Findings& findings, Random& random);
     ~Arena();
 
@@ -108,6 +108,8 @@ class Arena {
     const std::string& name() const { return name_; }
     // Whether anybody could still find the segment.
     bool is_there() const;
+    // Whether its rows have frames.
+    bool framed() const { return shape_.frame_words != 0; }
 
     // A little of everything that a living explorer, and the learner if free, may do.
     void work(bool may_learn);
@@ -140,7 +142,7 @@ class Arena {
     std::string name_;
     Board& board_;
     std::uint64_t capacity_;
-    std::size_t words_;
+    RowShape shape_;
     Findings& findings_;
     Random& random_;
     std::unique_ptr<mpbuffer::ReplayBuffer> live_;

@@ -43,21 +43,78 @@ void at_stop_point(StopPoint point, std::uint64_t detail) {
 
 }  // namespace
 
+std::vector<std::size_t> RowShape::field_words() const {
+    std::vector<std::size_t> all = {1, words - 2, 1};
+    if (frame_words != 0) all.insert(all.end(), 2, frame_words);
+    return all;
+}
+
+RowLayout RowShape::layout() const {
+    std::vector<Field> fields;
+    for (const std::size_t each : field_words()) {
+        fields.push_back({"field" + std::to_string(fields.size()), each * 8, 8});
+    }
+    const Schema schema(fields);
+    if (frame_words == 0) return RowLayout(schema);
+    const PlaneCut frame{1, 1, false, 8};
+    return RowLayout(schema, {{}, {}, {}, frame, frame});
+}
+
+std::string RowShape::description() const {
+    return R"({"fields": [], "words": )" + std::to_string(words) + R"(, "frame_words": )" +
+           std::to_string(frame_words) + "}";
+}
+
+RowShape RowShape::of(const ReplayBuffer& buffer) {
+    RowShape shape{buffer.shape().row_bytes / 8};
+    std::sscanf(buffer.description().c_str(), R"({"fields": [], "words": %zu, "frame_words": %zu})",
+                &shape.words, &shape.frame_words);
+    return shape;
+}
+
+std::unique_ptr<ReplayBuffer> attach(const std::string& name, const SegmentOptions& options) {
+    auto buffer = ReplayBuffer::attach(name, options);
+    const RowShape shape = RowShape::of(*buffer);
+    if (shape.frame_words != 0) buffer->describe_rows(shape.layout());
+    return buffer;
+}
+
+RowsRead::RowsRead(const RowShape& shape, std::size_t count)
+    : shape_(shape), row_(shape.all_words()) {
+    std::size_t offset = 0;
+    for (const std::size_t words : shape.field_words()) {
+        fields_.emplace_back(count * words);
+        targets_.push_back(
+            {reinterpret_cast<std::byte*>(fields_.back().data()), offset, words * 8});
+        offset += words * 8;
+    }
+}
+
+const std::uint64_t* RowsRead::row(std::size_t i) {
+    std::uint64_t* to = row_.data();
+    const std::vector<std::size_t> words = shape_.field_words();
+    for (std::size_t f = 0; f < words.size(); ++f) {
+        to = std::copy_n(&fields_[f][i * words[f]], words[f], to);
+    }
+    return row_.data();
+}
+
 void install_hook() { stop_point_hook = at_stop_point; }
 
 Explorer::Explorer(ReplayBuffer& buffer, Board& board, Seat& seat)
     : buffer_(buffer),
       seat_(seat),
       next_id_((board.next_explorer.fetch_add(1) + 1) << 24),
-      words_(buffer.shape().row_bytes / 8) {}
+      shape_(RowShape::of(buffer)) {}
 
 bool Explorer::add(std::uint64_t n) {
-    rows_.resize(n * words_);
+    const std::size_t words = shape_.all_words();
+    rows_.resize(n * words);
     leaves_.resize(n);
     first_id_ = next_id_;
     next_id_ += n;
     for (std::uint64_t i = 0; i < n; ++i) {
-        fill_row(first_id_ + i, &rows_[i * words_], words_);
+        shape_.fill(first_id_ + i, &rows_[i * words]);
         leaves_[i] = leaf_of_row(first_id_ + i, 0);
     }
     return store();
@@ -68,9 +125,12 @@ bool Explorer::add_again() { return store(); }
 bool Explorer::store() {
     const std::size_t n = leaves_.size();
     const auto* bytes = reinterpret_cast<const std::byte*>(rows_.data());
-    const std::size_t row = words_ * 8;
-    const FieldSource fields[] = {
-        {bytes, row, 0, 8}, {bytes + 8, row, 8, row - 16}, {bytes + row - 8, row, row - 8, 8}};
+    std::vector<FieldSource> fields;
+    std::size_t offset = 0;
+    for (const std::size_t words : shape_.field_words()) {
+        fields.push_back({bytes + offset, shape_.all_words() * 8, offset, words * 8});
+        offset += words * 8;
+    }
     const std::uint64_t before = seat_.committed.load();
     current_add = {&seat_, first_id_, buffer_.capacity()};
     seat_.activity.store(Activity::add);
@@ -107,10 +167,11 @@ void LearnerAtWork::fold() {
     seat_.activity.store(Activity::none);
 }
 
-void LearnerAtWork::check(std::size_t count, const char* what) {
-    const std::size_t words = buffer_.shape().row_bytes / 8;
+void LearnerAtWork::check(RowsRead& read, std::size_t count, const char* what) {
     for (std::size_t i = 0; i < count; ++i) {
-        if (!is_whole(&rows_[i * words], words)) {
+        const std::uint64_t* const row = read.row(i);
+        ids_[i] = row[0];
+        if (!shape_.is_whole(row)) {
             seat_.complain("torn row in a %s sample: slot %lld", what,
                            static_cast<long long>(slots_[i]));
         }
@@ -124,30 +185,28 @@ void LearnerAtWork::check(std::size_t count, const char* what) {
 }
 
 bool LearnerAtWork::sample(std::size_t count) {
-    const std::size_t words = buffer_.shape().row_bytes / 8;
     sampled_ = 0;
-    rows_.assign(count * words, 0);
+    RowsRead read(shape_, count);
+    ids_.resize(count);
     slots_.resize(count);
     seqs_.resize(count);
     weights_.resize(count);
-    const FieldTarget field{reinterpret_cast<std::byte*>(rows_.data()), 0, words * 8};
     buffer_.take_learner_role();
     seat_.activity.store(Activity::sample);
     bool drawn = true;
     try {
-        buffer_.gather(count, 0.4, {{&field, 1}, slots_.data(), seqs_.data(), weights_.data()});
+        buffer_.gather(count, 0.4, {read.targets(), slots_.data(), seqs_.data(), weights_.data()});
     } catch (const EmptyBuffer&) {
         drawn = false;
     }
     seat_.activity.store(Activity::none);
     if (!drawn) return false;
-    check(count, "prioritized");
+    check(read, count, "prioritized");
     sampled_ = count;
     return true;
 }
 
 void LearnerAtWork::update() {
-    const std::size_t words = buffer_.shape().row_bytes / 8;
     std::vector<std::int64_t> slots;
     std::vector<std::uint64_t> seqs;
     std::vector<float> leaves;
@@ -167,7 +226,7 @@ void LearnerAtWork::update() {
         log.begun = version;
         slots.push_back(slots_[i]);
         seqs.push_back(seqs_[i]);
-        leaves.push_back(leaf_of_row(rows_[i * words], version));
+        leaves.push_back(leaf_of_row(ids_[i], version));
         priorities.push_back(1.0);
     }
     if (slots.empty()) return;
@@ -194,21 +253,20 @@ void LearnerAtWork::update() {
 }
 
 bool LearnerAtWork::sample_uniform(std::size_t count) {
-    const std::size_t words = buffer_.shape().row_bytes / 8;
-    rows_.assign(count * words, 0);
+    RowsRead read(shape_, count);
+    ids_.resize(count);
     slots_.resize(count);
     seqs_.resize(count);
     sampled_ = 0;
-    const FieldTarget field{reinterpret_cast<std::byte*>(rows_.data()), 0, words * 8};
     seat_.activity.store(Activity::sample);
     bool drawn = true;
     try {
-        buffer_.gather_uniform(count, {{&field, 1}, slots_.data(), seqs_.data(), nullptr});
+        buffer_.gather_uniform(count, {read.targets(), slots_.data(), seqs_.data(), nullptr});
     } catch (const EmptyBuffer&) {
         drawn = false;
     }
     seat_.activity.store(Activity::none);
-    if (drawn) check(count, "uniform");
+    if (drawn) check(read, count, "uniform");
     return drawn;
 }
 

@@ -12,6 +12,9 @@
 #include <cstddef>
 #include <cstdint>
 #include <cstdio>
+#include <memory>
+#include <span>
+#include <string>
 #include <vector>
 
 #include "base/stop_points.hpp"
@@ -44,18 +47,56 @@ class Random {
     std::uint64_t state_;
 };
 
-inline void fill_row(std::uint64_t id, std::uint64_t* words, std::size_t count) {
-    words[0] = id;
-    for (std::size_t i = 1; i < count; ++i) words[i] = id * 0x9e3779b97f4a7c15u + i * i;
-}
+// A row has `words` of its own, and then, if `frame_words` is not 0, two frames of so many.
+struct RowShape {
+    std::size_t words;
+    std::size_t frame_words = 0;
+    std::uint64_t frames = 0;  // how many the segment holds; 0: as it comes
 
-inline bool is_whole(const std::uint64_t* words, std::size_t count) {
-    bool whole = words[0] != 0;
-    for (std::size_t i = 1; i < count; ++i) {
-        whole = whole && words[i] == words[0] * 0x9e3779b97f4a7c15u + i * i;
+    std::size_t all_words() const { return words + 2 * frame_words; }
+    // The word that the row of this id has at `i`. Most rows of one process share no frame, so that
+    // rows go early: but each fourth one's first is the second of the row before.
+    std::uint64_t word(std::uint64_t id, std::size_t i) const {
+        if (i == 0) return id;
+        if (i < words) return id * 0x9e3779b97f4a7c15u + i * i;
+        const bool second = i >= words + frame_words;
+        const std::uint64_t frame = 2 * id + (second ? 2 : id % 4 == 1 ? 0 : 1);
+        return frame * 0xd6e8feb86659fd93u + (i - words) % frame_words;
     }
-    return whole;
-}
+    void fill(std::uint64_t id, std::uint64_t* row) const {
+        for (std::size_t i = 0; i < all_words(); ++i) row[i] = word(id, i);
+    }
+    bool is_whole(const std::uint64_t* row) const {
+        bool whole = row[0] != 0;
+        for (std::size_t i = 1; i < all_words(); ++i) whole = whole && row[i] == word(row[0], i);
+        return whole;
+    }
+    // Its fields, in their order: the first word, those between, the last; the two frames.
+    std::vector<std::size_t> field_words() const;
+    mpbuffer::RowLayout layout() const;
+    // What a segment's description says of it, and what is read there.
+    std::string description() const;
+    static RowShape of(const mpbuffer::ReplayBuffer& buffer);
+};
+
+// As ReplayBuffer::attach, of a segment of an arena.
+std::unique_ptr<mpbuffer::ReplayBuffer> attach(const std::string& name,
+                                               const mpbuffer::SegmentOptions& options);
+
+// Memory for rows that are read, and the rows in it.
+class RowsRead {
+  public:
+    RowsRead(const RowShape& shape, std::size_t count);
+    std::span<const mpbuffer::FieldTarget> targets() const { return targets_; }
+    // Row `i` in one piece; valid until the next call.
+    const std::uint64_t* row(std::size_t i);
+
+  private:
+    RowShape shape_;
+    std::vector<std::vector<std::uint64_t>> fields_;
+    std::vector<mpbuffer::FieldTarget> targets_;
+    std::vector<std::uint64_t> row_;
+};
 
 inline float leaf_of_row(std::uint64_t id, unsigned version) {
     const auto mantissa = static_cast<std::uint32_t>(mixed(id) >> 41);
@@ -164,7 +205,7 @@ class Explorer {
     bool store();
     std::uint64_t next_id_;
     std::uint64_t first_id_ = 0;
-    std::size_t words_;
+    RowShape shape_;
     std::vector<std::uint64_t> rows_;
     std::vector<float> leaves_;
 };
@@ -175,7 +216,7 @@ class LearnerAtWork {
     // ring: the same ring, seen past the buffer.
     LearnerAtWork(mpbuffer::ReplayBuffer& buffer, const mpbuffer::SlotRing& ring, Board& board,
                   Seat& seat)
-        : buffer_(buffer), ring_(ring), board_(board), seat_(seat) {}
+        : buffer_(buffer), shape_(RowShape::of(buffer)), ring_(ring), board_(board), seat_(seat) {}
     void fold();
     // A prioritized sample; false if no row is there.
     bool sample(std::size_t count);
@@ -184,12 +225,13 @@ class LearnerAtWork {
     bool sample_uniform(std::size_t count);
 
   private:
-    void check(std::size_t count, const char* what);
+    void check(RowsRead& read, std::size_t count, const char* what);
     mpbuffer::ReplayBuffer& buffer_;
+    RowShape shape_;
     mpbuffer::SlotRing ring_;
     Board& board_;
     Seat& seat_;
-    std::vector<std::uint64_t> rows_;
+    std::vector<std::uint64_t> ids_;
     std::vector<std::int64_t> slots_;
     std::vector<std::uint64_t> seqs_;
     std::vector<float> weights_;

@@ -49,7 +49,7 @@ int explore(Arena& arena, Seat& seat, Random random) {
     ReplayBuffer* buffer = &arena.live();
     std::unique_ptr<ReplayBuffer> attached;
     if (random.one_in(3)) {
-        attached = ReplayBuffer::attach(arena.name(), arena.options());
+        attached = attach(arena.name(), arena.options());
         buffer = attached.get();
     }
     const std::uint64_t longest = std::min<std::uint64_t>(arena.capacity(), 24);
@@ -98,7 +98,8 @@ class Campaign {
             const std::size_t words = random_.one_in(4)   ? random_.between(5, 16)
                                       : random_.one_in(3) ? random_.between(64, 2000)
                                                           : random_.between(2000, 7500);
-            Arena arena(folder_.path(), *board_, capacity, words, findings_, random_);
+            const RowShape shape{words, random_.one_in(2) ? words / 4 + 1 : 0};
+            Arena arena(folder_.path(), *board_, capacity, shape, findings_, random_);
             arena.commits_may_be_unlogged = true;
             for (int round = 0; round < 4; ++round) play(arena);
             result_.kills_with_claim_left += arena.claims_ever_left();
@@ -245,8 +246,9 @@ ChaosResult run_forks_beside_adds(std::uint64_t forks, Findings& findings, Rando
     Board* const board = new_board();
     while (result.forks < forks && findings.violations < enough_violations) {
         alarm(watchdog_seconds);
-        Arena arena(folder.path(), *board, random.between(2, 64), random.between(5, 3000), findings,
-                    random);
+        const std::size_t words = random.between(5, 3000);
+        const RowShape shape{words, random.one_in(2) ? words / 4 + 1 : 0};
+        Arena arena(folder.path(), *board, random.between(2, 64), shape, findings, random);
         board->quit = 0;
         const auto add_on = [&arena, board](Seat& seat) {
             Explorer explorer(arena.live(), *board, seat);

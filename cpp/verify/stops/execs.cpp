@@ -83,7 +83,7 @@ class ExecCampaign {
             const std::uint64_t capacity = capacities[random_.below(5)];
             const std::size_t words =
                 random_.one_in(3) ? random_.between(64, 3000) : random_.between(5, 16);
-            Arena arena(folder_.path(), *board_, capacity, words, findings_, random_);
+            Arena arena(folder_.path(), *board_, capacity, RowShape{words}, findings_, random_);
             arena.commits_may_be_unlogged = true;
             for (int round = 0; round < 3; ++round) play(arena);
             result_.kills_with_claim_left += arena.claims_ever_left();
@@ -196,7 +196,7 @@ int explore_after_exec(char** arguments) {
     Seat& seat = legacy.board->seats[std::atoi(arguments[3])];
     const Random random(std::strtoull(arguments[4], nullptr, 10));
     try {
-        const auto buffer = ReplayBuffer::attach(legacy.name, options_of(legacy.folder));
+        const auto buffer = attach(legacy.name, options_of(legacy.folder));
         return explore_until_exec(*buffer, *legacy.board, seat, random);
     } catch (const std::exception& error) {
         std::fprintf(stderr, "after an exec: %s\n", error.what());

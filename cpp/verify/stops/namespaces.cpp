@@ -46,7 +46,7 @@ int explore_abroad(Arena& arena, Seat& seat, Random random) {
     ReplayBuffer* buffer = &arena.live();
     std::unique_ptr<ReplayBuffer> attached;
     if (random.one_in(2)) {
-        attached = ReplayBuffer::attach(arena.name(), arena.options());
+        attached = attach(arena.name(), arena.options());
         buffer = attached.get();
     }
     Explorer explorer(*buffer, board, seat);
@@ -77,7 +77,7 @@ class NamespaceCampaign {
             const std::uint64_t capacity = capacities[random_.below(5)];
             const std::size_t words =
                 random_.one_in(3) ? random_.between(64, 3000) : random_.between(5, 16);
-            Arena arena(folder_.path(), *board_, capacity, words, findings_, random_);
+            Arena arena(folder_.path(), *board_, capacity, RowShape{words}, findings_, random_);
             arena.commits_may_be_unlogged = true;
             play(arena);
             arena.end(folder_);

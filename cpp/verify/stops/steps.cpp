@@ -18,16 +18,22 @@ namespace {
 enum class Scene { writing, clearing, reading, learning, segment };
 
 Scene scene_of(StopPoint point) {
-    if (point <= StopPoint::filled_raised || point >= StopPoint::number_locked) {
+    if (point <= StopPoint::reference_stored || point >= StopPoint::number_locked) {
         return Scene::writing;
     }
     if (point <= StopPoint::cursor_behind_clear) return Scene::clearing;
-    if (point == StopPoint::row_copied) return Scene::reading;
+    if (point <= StopPoint::rows_retired) return Scene::reading;
     return point <= StopPoint::line_odd ? Scene::learning : Scene::segment;
 }
 
 bool comes_once(StopPoint point) {
     return point >= StopPoint::segment_made || point == StopPoint::role_taken;
+}
+
+// Only where rows have frames.
+bool is_of_frames(StopPoint point) {
+    return (point >= StopPoint::frame_committed && point <= StopPoint::reference_stored) ||
+           point == StopPoint::rows_to_retire || point == StopPoint::rows_retired;
 }
 
 constexpr int exit_not_reached = 7;
@@ -54,7 +60,7 @@ int be_victim(Arena& arena, Seat& seat, StopPoint point, Fate fate, Random rando
     Explorer explorer(buffer, board, seat);
     LearnerAtWork learner(buffer, arena.view().ring, board, seat);
     if (point == StopPoint::draw_again_leaf_zeroed) {
-        second_handle = ReplayBuffer::attach(arena.name(), arena.options());
+        second_handle = attach(arena.name(), arena.options());
         overtaker = std::make_unique<Explorer>(*second_handle, board, seat);
         during_read = overtake;
     }
@@ -112,7 +118,11 @@ class RingCell {
             const std::size_t words = random_.one_in(20)  ? random_.between(1000, 7500)
                                       : random_.one_in(3) ? random_.between(16, 200)
                                                           : random_.between(5, 16);
-            Arena arena(folder_.path(), *board_, capacity, words, findings_, random_);
+            const bool framed = is_of_frames(point_) || random_.one_in(3);
+            const bool retires =
+                point_ == StopPoint::rows_to_retire || point_ == StopPoint::rows_retired;
+            const RowShape shape{words, framed ? words / 4 + 1 : 0, retires ? capacity + 8 : 0};
+            Arena arena(folder_.path(), *board_, capacity, shape, findings_, random_);
             for (int round = 0; round < 6 && result_.hits < hits_; ++round) play(arena);
             const bool leave_first = fate_ != Fate::kill && random_.one_in(4);
             if (leave_first) leave_before_the_stopped(arena);
@@ -188,7 +198,7 @@ class RingCell {
     void take_numbers_of_the_dead(Arena& arena) {
         std::vector<std::unique_ptr<ReplayBuffer>> handles;
         for (int i = 0; i < 12; ++i) {
-            handles.push_back(ReplayBuffer::attach(arena.name(), arena.options()));
+            handles.push_back(attach(arena.name(), arena.options()));
         }
     }
 
@@ -614,7 +624,7 @@ CellResult run_all_slots_held(std::uint64_t rounds, Findings& findings, Random& 
     for (std::uint64_t round = 0; round < rounds; ++round) {
         alarm(watchdog_seconds);
         const std::uint64_t capacity = random.between(1, 8);
-        Arena arena(folder.path(), *board, capacity, 5, findings, random);
+        Arena arena(folder.path(), *board, capacity, RowShape{5}, findings, random);
         board->quit = 1;
         for (std::uint64_t i = random.below(3); i > 0; --i) arena.work(false);
         Children children;
