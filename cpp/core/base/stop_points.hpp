@@ -34,7 +34,8 @@ namespace mpbuffer {
     X(cursor_behind_clear)                                      \
     /* SlotRing::read... */                                     \
     X(row_copied)                                               \
-    /* Frames::retire */                                        \
+    /* Frames::copy and retire */                               \
+    X(frame_copied)                                             \
     X(rows_to_retire)                                           \
     X(rows_retired)                                             \
     /* Role and Learner */                                      \

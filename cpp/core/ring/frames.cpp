@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "base/guard.hpp"
+#include "base/stop_points.hpp"
 #include "base/tsan.hpp"
 #include "ring/planes.hpp"
 
@@ -104,6 +105,7 @@ bool Frames::copy(std::span<const FieldTarget> fields, std::size_t i,
             if (done[first + k]) continue;
             const std::byte* const from = frame(field, positions[first + k]);
             load_from_record(value + k * bytes, from, bytes);
+            stop_point(StopPoint::frame_copied);
             std::size_t other = first + planes;
             for (std::size_t g = f + 1; g < stored.size() && other < count; ++g) {
                 if (!stored[g].shared()) continue;

@@ -328,6 +328,55 @@ MUTANTS = [
         "    move_to(std::max(ring_.position(), folded_));\n",
         "mpbuffer_stops --only filled_raised --hits 500",
     ),
+    Mutant(
+        "a frame is not looked at again",
+        "frames",
+        "ring/frames.cpp",
+        "return unchanged(word, expected);  // R2",
+        "return (void)word, (void)expected, true;",
+        "mpbuffer_stops --only frame_copied --hits 600",
+    ),
+    Mutant(
+        "what is too old is referred to",
+        "frames",
+        "ring/frame_writer.cpp",
+        "if (positions[a] + frames_.age(reference.ring) < memory.cursor) {",
+        "if (positions[a] + frames_.ring(reference.ring).capacity() < memory.cursor) {",
+        "mpbuffer_stops --only frames_born --hits 600",
+    ),
+    Mutant(
+        "age is judged by the cursor of before the claim",
+        "frames",
+        "ring/frame_writer.cpp",
+        "        memory.cursor = frames_.ring(ring).counters().cursor.load("
+        "std::memory_order_acquire);\n        store",
+        "        store",
+        "mpbuffer_stops --only position_taken --hits 800",
+    ),
+    Mutant(
+        "a row refers to a frame that is not committed",
+        "frames",
+        "ring/slot_ring.hpp",
+        "            commit(slot, seq, 0);\n            stop_point(StopPoint::frame_committed);\n",
+        "            stop_point(StopPoint::frame_committed);\n",
+        "mpbuffer_stops --only frame_committed --hits 50",
+    ),
+    Mutant(
+        "a retirement stops at a claim",
+        "frames",
+        "ring/frames.cpp",
+        "            if (!there) continue;\n",
+        "            if (!there) break;\n",
+        "mpbuffer_stops --only reference_stored --hits 600",
+    ),
+    Mutant(
+        "rows of the lap before stay without their frames",
+        "frames",
+        "ring/frames.cpp",
+        "        rows.retire(cleared, seq + 1);\n",
+        "        (void)cleared;\n",
+        "mpbuffer_stops --only claim_taken --hits 800",
+    ),
 ]
 
 

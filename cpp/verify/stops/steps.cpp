@@ -33,7 +33,7 @@ bool comes_once(StopPoint point) {
 // Only where rows have frames.
 bool is_of_frames(StopPoint point) {
     return (point >= StopPoint::frame_committed && point <= StopPoint::reference_stored) ||
-           point == StopPoint::rows_to_retire || point == StopPoint::rows_retired;
+           (point >= StopPoint::frame_copied && point <= StopPoint::rows_retired);
 }
 
 constexpr int exit_not_reached = 7;
@@ -120,7 +120,7 @@ class RingCell {
                                                           : random_.between(5, 16);
             const bool framed = is_of_frames(point_) || random_.one_in(3);
             const bool retires =
-                point_ == StopPoint::rows_to_retire || point_ == StopPoint::rows_retired;
+                point_ >= StopPoint::frame_copied && point_ <= StopPoint::rows_retired;
             const RowShape shape{words, framed ? words / 4 + 1 : 0, retires ? capacity + 8 : 0};
             Arena arena(folder_.path(), *board_, capacity, shape, findings_, random_);
             for (int round = 0; round < 6 && result_.hits < hits_; ++round) play(arena);
@@ -297,6 +297,8 @@ class RingCell {
         // Sometimes at once: then nothing but the rows that were being written is new.
         const bool a_lap_later = !random_.one_in(4);
         if (a_lap_later) arena.lap(role_is_free);
+        // Or less than a lap: then frames are overwritten, and their rows are not.
+        for (int i = 0; !a_lap_later && arena.framed() && i < 6; ++i) arena.work(false);
         if (role_is_free && random_.one_in(2)) release_role(arena);
         board_->quit = 1;
         for (const Child& child : children.all()) child.send(SIGCONT);
