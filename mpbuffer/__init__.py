@@ -34,6 +34,7 @@ from mpbuffer.replay.hindsight import HindsightReplayBuffer
 from mpbuffer.replay.large_batch import LaBERlazy, LaBERmax, LaBERmean
 from mpbuffer.replay.reverse import ReverseReplayBuffer
 from mpbuffer.replay.selective import SelectiveReplayBuffer
+from mpbuffer.replay.sequence_priorities import sequence_priorities
 from mpbuffer.replay.training import train
 from mpbuffer.weights.shared_weights import PublisherStatus, SharedWeights, WeightsVersion
 
@@ -94,6 +95,7 @@ __all__ = [
     "create_env_dict",
     "from_fields",
     "schema_from",
+    "sequence_priorities",
     "to_fields",
     "train",
 ]

@@ -11,6 +11,7 @@ source_digest: str
 
 _Nstep = tuple[int, float, list[str], list[str], str]
 _Cuts = list[tuple[int, int, bool]]
+_Sequence = tuple[int, int, bool, list[str], int, bool]
 
 @disjoint_base
 class ReplayBuffer:
@@ -31,6 +32,7 @@ class ReplayBuffer:
         *,
         return_indexes: bool = False,
         out: dict[str, npt.NDArray[Any]] | None = None,
+        time_major: bool = False,
     ) -> dict[str, npt.NDArray[Any]]: ...
     def close(self) -> None: ...
     def __len__(self) -> int: ...
@@ -56,6 +58,7 @@ class ReplayBuffer:
         seed: int,
         strict: bool,
         nstep: _Nstep | None,
+        sequence: _Sequence | None,
         description: str,
         interleave_nodes: bool,
         nameless: bool,
@@ -64,11 +67,17 @@ class ReplayBuffer:
     ) -> None: ...
     def _attach(self, name: str, descriptor: int) -> bytes: ...
     def _set_fields(
-        self, fields: list[Field], cuts: _Cuts, strict: bool, nstep: _Nstep | None
+        self,
+        fields: list[Field],
+        cuts: _Cuts,
+        strict: bool,
+        nstep: _Nstep | None,
+        sequence: _Sequence | None,
     ) -> None: ...
     def _take_over(self, other: ReplayBuffer) -> None: ...
     def _fields(self) -> list[Field]: ...
     def _nstep(self) -> _Nstep | None: ...
+    def _sequence(self) -> _Sequence | None: ...
     def _data_descriptor(self) -> int: ...
     def _processes(self) -> list[tuple[int, int, str, int, int, int]]: ...
     def _encode_sample(self, indexes: npt.ArrayLike) -> dict[str, npt.NDArray[Any]]: ...
@@ -100,6 +109,7 @@ class PrioritizedReplayBuffer(ReplayBuffer):
         weight_norm: Literal["buffer", "batch"] | None = "buffer",
         return_probabilities: bool = False,
         out: dict[str, npt.NDArray[Any]] | None = None,
+        time_major: bool = False,
     ) -> dict[str, npt.NDArray[Any]]: ...
     def sample_uniform(
         self,
@@ -107,6 +117,7 @@ class PrioritizedReplayBuffer(ReplayBuffer):
         *,
         return_indexes: bool = False,
         out: dict[str, npt.NDArray[Any]] | None = None,
+        time_major: bool = False,
     ) -> dict[str, npt.NDArray[Any]]: ...
     def update_priorities(
         self,
@@ -136,6 +147,7 @@ class BatchGatherer:
         torch: Any,
         weight_norm: Literal["buffer", "batch"] | None = "buffer",
         return_probabilities: bool = False,
+        time_major: bool = False,
     ) -> None: ...
     def next(self) -> dict[str, npt.NDArray[Any]]: ...
     def close(self) -> None: ...
@@ -149,6 +161,7 @@ def converted(what: str, value: Any, dtype: np.dtype[Any]) -> npt.NDArray[Any]: 
 def largest_size(
     fields: list[Field],
     cuts: _Cuts,
+    sequence: _Sequence | None,
     prioritized: bool,
     description: str,
     share: float,

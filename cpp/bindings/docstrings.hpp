@@ -30,9 +30,9 @@ Returns
 -------
 int
     The slot of the first row. The other rows follow around the ring, unless
-    other processes added rows in between. With ``Nstep=`` a batch is
-    consecutive steps; returns the slot of the first row that this call wrote,
-    or None if it wrote none.
+    other processes added rows in between. With ``Nstep=`` or ``sequence=`` a
+    batch is consecutive steps; returns the slot of the first row that this
+    call wrote, or None if it wrote none.
 
 Raises
 ------
@@ -50,8 +50,9 @@ IndexError
 SlotsHeld
     If living processes held every slot for 1 s; the message has the number
     of rows added. Ctrl-C ends the wait, and rows that were added stay. After
-    any other error nothing has changed. With ``Nstep=`` the steps are taken
-    all the same, and the next call writes the rows that this one could not.
+    any other error nothing has changed. With ``Nstep=`` or ``sequence=`` the
+    steps are taken all the same, and the next call writes the rows that this
+    one could not.
 OSError
     If another process is writing a slot, and this program has closed the
     descriptor by which the buffer finds out whether that process lives.
@@ -75,9 +76,13 @@ priorities : array_like, optional
     "Prioritized experience replay", 2016, eq. 1). A row of leaf 0 (priority
     0, eps 0, alpha above 0) is stored and counted but never drawn. A leaf
     between 0 and 1.2e-38 becomes 1.2e-38. Default: the largest priority
-    supplied since creation or clear(), 1.0 at first.
+    supplied since creation or clear(), 1.0 at first. Not with ``sequence=``.
 **fields : array_like
-    As for ReplayBuffer.add.
+    As for ReplayBuffer.add. With ``sequence=`` also `td`: a scalar or shape
+    (n,), finite or NaN, the temporal-difference errors of the steps as they
+    were known when acting. A sequence's priority is computed from those of its
+    steps behind the burn-in (see ``mpbuffer.sequence_priorities``; eta is
+    0.9); if one of them is not given or NaN, it is the largest so far.
 
 Returns
 -------
@@ -94,7 +99,7 @@ KeyError, TypeError, IndexError, SlotsHeld, OSError, BufferClosed
 )";
 
 inline constexpr char uniform_sample[] =
-    "sample($self, /, batch_size, *, return_indexes=False, out=None)\n--\n\n"
+    "sample($self, /, batch_size, *, return_indexes=False, out=None, time_major=False)\n--\n\n"
     "Draw rows uniformly, with replacement.\n\n"
     "Any process may call it. It never blocks. Takes O(batch_size). Several threads copy large\n"
     "batches, and memory is reused, as in PrioritizedReplayBuffer.sample.\n\n"
@@ -104,28 +109,33 @@ inline constexpr char uniform_sample[] =
     "out : dict of str to numpy.ndarray, optional\n"
     "    An earlier batch of this size, or arrays like its that share no memory. It is written to\n"
     "    and returned. ``out[\"indexes\"]``, if there, is always written to; ``out[\"weights\"]``\n"
-    "    is removed, because it belongs to other rows.\n\n"
+    "    is removed, because it belongs to other rows.\n"
+    "time_major : bool, optional\n"
+    "    Of sequences: whether the steps are on the first axis, ``(T, batch_size) + shape``.\n\n"
     "Returns\n-------\n"
     "dict of str to numpy.ndarray\n"
     "    `out`, or a fresh array of shape ``(batch_size,) + shape`` for each field, in its dtype;\n"
-    "    ``\"indexes\"``: int64 (batch_size,), the slots drawn, on request.\n\n"
+    "    ``\"indexes\"``: int64 (batch_size,), the slots drawn, on request. Of sequences:\n"
+    "    ``(batch_size, T) + shape``, ``\"mask\"`` and ``\"is_first\"``, as ``sequence=`` says.\n\n"
     "Raises\n------\n"
     "EmptyBuffer\n    If there is no complete row.\n"
     "ValueError\n    If batch_size is below 1, or an array of `out` is not a writable C-contiguous "
     "one\n"
-    "    of the shape and dtype wanted, or shares memory with another.\n"
+    "    of the shape and dtype wanted, or shares memory with another; if the steps are to be on\n"
+    "    the first axis and rows are no sequences, or `out` is given for whole episodes.\n"
     "KeyError, TypeError\n    If one is missing, or no array. After these errors `out` is "
     "unchanged.\n"
     "BufferClosed\n    After close().\n";
 
 inline constexpr char sample_uniform[] =
-    "sample_uniform($self, /, batch_size, *, return_indexes=False, out=None)\n--\n\n"
+    "sample_uniform($self, /, batch_size, *, return_indexes=False, out=None, "
+    "time_major=False)\n--\n\n"
     "Draw rows uniformly, with replacement, regardless of priorities.\n\n"
     "Any process may call it, the learner or not. It never blocks. Takes O(batch_size).\n\n"
     "Parameters\n----------\n"
     "batch_size : int\n    At least 1.\n"
     "return_indexes : bool, optional\n    Whether to add ``\"indexes\"``.\n"
-    "out : dict of str to numpy.ndarray, optional\n    As ReplayBuffer.sample.\n\n"
+    "out, time_major : optional\n    As ReplayBuffer.sample.\n\n"
     "Returns\n-------\n"
     "dict of str to numpy.ndarray\n"
     "    As ReplayBuffer.sample: no ``\"weights\"``.\n\n"
@@ -133,7 +143,7 @@ inline constexpr char sample_uniform[] =
     "EmptyBuffer, ValueError, KeyError, TypeError, BufferClosed\n    As ReplayBuffer.sample.\n";
 
 inline constexpr char prioritized_sample[] =
-    R"(sample($self, /, batch_size, beta=0.4, *, weight_norm='buffer', return_probabilities=False, out=None)
+    R"(sample($self, /, batch_size, beta=0.4, *, weight_norm='buffer', return_probabilities=False, out=None, time_major=False)
 --
 
 Draw rows in proportion to their leaves, stratified, with importance weights.
@@ -163,6 +173,8 @@ out : dict of str to numpy.ndarray, optional
     An earlier batch of this size, or arrays like its that share no memory. It
     is written to and returned. If ``out["indexes"]`` came from this buffer,
     it carries generations, as below.
+time_major : bool, optional
+    As ReplayBuffer.sample.
 
 Returns
 -------
@@ -187,7 +199,8 @@ ValueError
     If batch_size is below 1, beta negative or not finite, or an array of
     `out` not a writable C-contiguous one of the shape and dtype wanted, or it
     shares memory with another, or weight_norm is none of the above, or
-    probabilities are wanted and a field has that name.
+    probabilities are wanted and a field has that name; and as
+    ReplayBuffer.sample.
 KeyError, TypeError
     If an array of `out` is missing or no array. After these errors `out` is
     unchanged.
@@ -276,8 +289,8 @@ next_v : array_like, optional
     The value of the state that each step led to; NaN where it is not known.
     Used where an episode was cut off.
 **fields : array_like
-    As for ``buffer.add``: n rows in every field except the discount. n may be
-    0.
+    As for ``buffer.add``: n rows in every field except the discount, and
+    `td` of sequences. n may be 0.
 
 Returns
 -------

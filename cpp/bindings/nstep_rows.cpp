@@ -9,7 +9,6 @@
 #include "convert/field_arguments.hpp"
 #include "convert/output_batch.hpp"
 #include "errors.hpp"
-#include "os/fork_watch.hpp"
 #include "state.hpp"
 
 namespace py = pybind11;
@@ -70,19 +69,19 @@ void compute_priorities(BufferState& state, RowBatch& batch, PyObject* prioritie
     for (std::size_t i = 0; i < n; ++i) batch.set_priority(i, all[i]);
 }
 
-// Thrown in a child that was forked while rows were being written: they are the parent's.
-struct RowsOfParent {};
-
 }  // namespace
+
+EpisodeFlags episode_flags(const std::vector<FieldRule>& rules) {
+    return {find_flag(rules, "done"), find_flag(rules, "terminated"),
+            find_flag(rules, "truncated")};
+}
 
 NstepPlan plan_nstep(const std::vector<FieldRule>& rules, std::size_t row_bytes,
                      const NstepNames* names) {
     NstepPlan plan{{}, no_field};
     NstepRule& rule = plan.rule;
     rule.stride = round_up(row_bytes, 16);  // private memory: aligned for any field
-    rule.done = find_flag(rules, "done");
-    rule.terminated = find_flag(rules, "terminated");
-    rule.truncated = find_flag(rules, "truncated");
+    static_cast<EpisodeFlags&>(rule) = episode_flags(rules);
     std::set<std::string> from_last = {"done", "terminated", "truncated"};
     if (names != nullptr) {
         const auto& [steps, gamma, rewards, next, discount] = *names;
@@ -110,37 +109,12 @@ NstepPlan plan_nstep(const std::vector<FieldRule>& rules, std::size_t row_bytes,
     return plan;
 }
 
-WrittenRows write_finished(BufferState& buffer, StagedRows& staged, PyObject* priorities_of) {
-    ReplayBuffer& core = *buffer.core;
-    if (staged.finished() == 0) return {};
-    RowBatch batch = staged.take();
-    WrittenRows outcome;
-    const auto give_back = [&] {
-        outcome.rows = batch.written;
-        staged.give_back(std::move(batch));
-    };
-    if (batch.rows() == 0) {  // another thread was faster
-        give_back();
-        return {};
+WrittenRows write_finished(BufferState& buffer, Staging& staged, PyObject* priorities_of) {
+    Staging::SetPriorities set_priorities;
+    if (priorities_of != nullptr) {
+        set_priorities = [&](RowBatch& batch) { compute_priorities(buffer, batch, priorities_of); };
     }
-    const auto require_own_rows = [&batch] {
-        if (batch.generation != fork_generation()) throw RowsOfParent();
-    };
-    try {
-        if (priorities_of != nullptr) compute_priorities(buffer, batch, priorities_of);
-        require_own_rows();
-        outcome.first_slot = write_rows(core, batch, [&] {
-            run_signal_handlers();
-            require_own_rows();
-        });
-    } catch (const RowsOfParent&) {
-        return {};
-    } catch (...) {
-        give_back();
-        throw;
-    }
-    give_back();
-    return outcome;
+    return staged.write(*buffer.core, run_signal_handlers, set_priorities);
 }
 
 }  // namespace mpbuffer::bindings

@@ -11,6 +11,7 @@
 
 #include "convert/field_rules.hpp"
 #include "write/row_writer.hpp"
+#include "write/staging.hpp"
 
 namespace mpbuffer::bindings {
 
@@ -28,17 +29,15 @@ struct NstepPlan {
     std::size_t computed;  // the index of the discount's field, or no_field
 };
 
-// Without names, each step is a row. The flags are the fields done, terminated and truncated, as
-// far as they are one number each.
+// Without names, each step is a row.
 NstepPlan plan_nstep(const std::vector<FieldRule>& rules, std::size_t row_bytes,
                      const NstepNames* names);
 
-struct WrittenRows {
-    std::uint64_t rows = 0;
-    std::uint64_t first_slot = 0;
-};
-// Writes all finished rows. `priorities_of`, unless null, is called for their priorities. After an
-// exception, rows that are not written stay staged.
-WrittenRows write_finished(BufferState& buffer, StagedRows& staged, PyObject* priorities_of);
+// The fields done, terminated and truncated, as far as they are one number each.
+EpisodeFlags episode_flags(const std::vector<FieldRule>& rules);
+
+// Writes all finished rows. `priorities_of`, unless null, is called for the priorities of n-step
+// rows. After an exception, rows that are not written stay staged.
+WrittenRows write_finished(BufferState& buffer, Staging& staged, PyObject* priorities_of);
 
 }  // namespace mpbuffer::bindings

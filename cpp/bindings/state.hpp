@@ -14,7 +14,8 @@
 #include "convert/field_rules.hpp"
 #include "convert/recycled_memory.hpp"
 #include "nstep_rows.hpp"
-#include "write/row_writer.hpp"
+#include "sequences.hpp"
+#include "write/staging.hpp"
 
 namespace mpbuffer::bindings {
 
@@ -27,12 +28,15 @@ struct BufferState {
     std::set<std::string> warned;      // names of unknown fields already told
     bool warned_of_frames = false;     // that none are shared
     std::optional<NstepNames> nstep;
-    std::unique_ptr<StagedRows> steps;  // of n-step rows: what add() has not yet written
-    std::size_t computed = no_field;    // the place of their discount, which add() does not take
+    std::optional<SequencePlan> sequences;
+    std::unique_ptr<Staging> steps;   // of n-step rows and sequences: what is not yet written
+    std::size_t computed = no_field;  // the place of their discount, which add() does not take
     std::shared_ptr<RecycledMemory> sample_memory =
         std::make_shared<RecycledMemory>();  // of sample(); none once the buffer is closed
 
     BufferState();
+    // What a sample has.
+    const std::vector<FieldRule>& sampled() const { return sequences ? sequences->sampled : rules; }
 };
 
 struct BufferObject {

@@ -36,9 +36,13 @@ py::dict read_all(BufferState& state, bool shuffle, RowMarks* marks) {
     };
     const std::size_t rows = state.core->read_all(shuffle, make_room, run_signal_handlers, marks);
     py::dict all = output->to_dict(state);
-    if (rows == room) return all;
-    const py::slice present(py::int_(0), py::int_(rows), py::none());
-    for (const FieldRule& rule : state.rules) all[rule.name] = all[rule.name][present];
+    if (rows != room) {
+        const py::slice present(py::int_(0), py::int_(rows), py::none());
+        for (const FieldRule& rule : state.sampled()) all[rule.name] = all[rule.name][present];
+    }
+    if (state.sequences && state.sequences->of_episodes()) {
+        cut_to_longest(all, state.sampled(), 1);
+    }
     return all;
 }
 

@@ -35,12 +35,17 @@ class PickledByValue:
         Raises
         ------
         TypeError
-            If `Nstep` is among them: the adapter must know how steps become rows.
+            If `Nstep` or `sequence` is among them: the adapter must know how steps become rows.
         """
         if "Nstep" in of_mpbuffer:
             raise TypeError(
                 f"cannot create a {type(self).__name__}: unexpected argument 'Nstep'; expected "
                 "n_steps and gamma where there are n-step rows"
+            )
+        if "sequence" in of_mpbuffer:
+            raise TypeError(
+                f"cannot create a {type(self).__name__}: unexpected argument 'sequence'; its rows "
+                "are transitions, use mpbuffer's own classes for sequences"
             )
         cls = mpbuffer.PrioritizedReplayBuffer if prioritized else mpbuffer.ReplayBuffer
         arguments = {"size": size, "env_dict": fields, "Nstep": Nstep, **of_mpbuffer}

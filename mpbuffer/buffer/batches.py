@@ -10,6 +10,7 @@ import numpy as np
 from mpbuffer import _core
 from mpbuffer._arguments.integers import whole_number
 from mpbuffer._arguments.tensors import tensor_maker
+from mpbuffer.buffer.sequences import COMPUTED
 
 __all__ = ["Batches", "WeightNorm"]
 
@@ -31,6 +32,8 @@ def _makers_of_tensors(buffer: _core.ReplayBuffer) -> dict[str, Callable[[Any], 
     dtypes: dict[str, np.dtype[Any]] = {"indexes": np.dtype(np.int64)}
     dtypes |= dict.fromkeys(("weights", "probabilities"), np.dtype(np.float32))
     dtypes |= {name: dtype for name, dtype, _ in buffer._fields()}
+    if buffer._sequence() is not None:
+        dtypes |= dict.fromkeys(COMPUTED, np.dtype(bool))
     makers = {}
     for name, dtype in dtypes.items():
         try:
@@ -74,6 +77,7 @@ class Batches(Iterator[dict[str, Any]]):
         beta: float = 0.0,
         weight_norm: WeightNorm = "buffer",
         return_probabilities: bool = False,
+        time_major: bool = False,
     ) -> None:
         rows = whole_number("batch_size", batch_size, 1)
         ahead = whole_number("prefetch", prefetch, 0)
@@ -88,6 +92,7 @@ class Batches(Iterator[dict[str, Any]]):
             torch_to_pin,
             weight_norm,
             bool(return_probabilities),
+            bool(time_major),
         )
 
     @property

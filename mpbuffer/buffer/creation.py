@@ -15,7 +15,14 @@ import numpy.typing as npt
 from mpbuffer._arguments.integers import whole_number
 from mpbuffer.buffer.frames import FrameArguments, FramePlan, frame_plan
 from mpbuffer.buffer.nstep import NstepArgument, NstepRule, check_nstep, nstep_rule
-from mpbuffer.buffer.schema import fields_from
+from mpbuffer.buffer.schema import Field, fields_from
+from mpbuffer.buffer.sequences import (
+    SequenceArgument,
+    SequenceRule,
+    check_sequence,
+    checked_steps,
+    sequence_rule,
+)
 
 EnvDict = Mapping[str, Mapping[str, Any]]
 
@@ -39,16 +46,28 @@ def checked_fields(
     default_dtype: npt.DTypeLike | None,
     Nstep: NstepArgument,
     frames: FrameArguments,
+    sequence: SequenceArgument,
     *,
+    size: int | None,
     prioritized: bool,
     warned_frame: int,
-) -> tuple[FramePlan, NstepRule | None]:
-    """Return a new buffer's fields, the discount's included, and its n-step rule."""
+) -> tuple[FramePlan, NstepRule | None, SequenceRule | None]:
+    """Return a new buffer's fields, the discount's included, and how steps become its rows."""
     default = np.float32 if default_dtype is None else default_dtype
     given = {} if env_dict is None else env_dict
-    plan = frame_plan(frames, fields_from(given, default, warned_frame=warned_frame + 1))
+    rule = sequence_rule(sequence)
+    fields = fields_from(given, default, warned_frame=warned_frame + 1)
+    if rule is not None:
+        plan = _plan_of_steps(rule, frames, fields, size, prioritized)
+    else:
+        plan = frame_plan(frames, fields)
     fields, cuts = plan.fields, plan.cuts
     nstep = nstep_rule(Nstep)
+    if rule is not None and nstep is not None:
+        raise ValueError(
+            "cannot create a buffer with both Nstep= and sequence=: n-step returns of sequences "
+            "are computed from the steps that are sampled; expected one of them"
+        )
     if nstep is not None:
         if nstep.discount and all(field != nstep.discount for field, _, _ in fields):
             fields.append((nstep.discount, np.dtype(np.float32), [1]))
@@ -60,7 +79,24 @@ def checked_fields(
         if reserved:
             names = ", ".join(map(repr, sorted(reserved)))
             raise ValueError(f"a field name is reserved in prioritized buffers: {names}")
-    return plan, nstep
+    return plan, nstep, rule
+
+
+def _plan_of_steps(
+    rule: SequenceRule,
+    frames: FrameArguments,
+    fields: list[Field],
+    size: int | None,
+    prioritized: bool,
+) -> FramePlan:
+    if frames.next_of is not None or frames.stack_compress is not None:
+        raise ValueError(
+            "cannot create a buffer with sequence= and next_of= or stack_compress=: each step of a "
+            "sequence is stored once as it is, and its next observation is in the step after it; "
+            "expected single frames as observations, and sequence= alone"
+        )
+    check_sequence(rule, fields, prioritized=prioritized)
+    return FramePlan(fields, [], checked_steps(rule, size, frames.sources))
 
 
 def checked_seed(seed: int | None) -> int:

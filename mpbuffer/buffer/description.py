@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from typing import Any
+from typing import Any, NamedTuple
 
 from mpbuffer._segment.description import (
     dtype_from_json,
@@ -15,17 +15,39 @@ from mpbuffer._segment.description import (
 from mpbuffer.buffer.frames import Cut, cuts_from_json
 from mpbuffer.buffer.nstep import NstepRule, nstep_from_json
 from mpbuffer.buffer.schema import Field
+from mpbuffer.buffer.sequences import SequenceRule, sequence_from_json
 from mpbuffer.errors import SegmentMismatch
 
-__all__ = ["describe", "read_description"]
+__all__ = ["Description", "describe", "read_description"]
 
-_KEYS = {"class", "fields", "strict", "attributes", "nstep", "cuts"}
+_KEYS = {"class", "fields", "strict", "attributes", "nstep", "cuts", "sequence"}
 
 
-def describe(
-    prioritized: bool, fields: list[Field], cuts: list[Cut], strict: bool, nstep: NstepRule | None
-) -> str:
+class Description(NamedTuple):
+    """What a segment says of its rows.
+
+    Attributes
+    ----------
+    prioritized : bool
+    fields : list of Field
+    cuts : list of Cut
+        One for each field, or none.
+    strict : bool
+    nstep : NstepRule or None
+    sequence : SequenceRule or None
+    """
+
+    prioritized: bool
+    fields: list[Field]
+    cuts: list[Cut]
+    strict: bool
+    nstep: NstepRule | None
+    sequence: SequenceRule | None
+
+
+def describe(described: Description) -> str:
     """Return the JSON text that a segment carries, so that it can be attached by name."""
+    prioritized, fields, cuts, strict, nstep, sequence = described
     description: dict[str, Any] = {
         "class": "PrioritizedReplayBuffer" if prioritized else "ReplayBuffer",
         "fields": [
@@ -39,13 +61,13 @@ def describe(
         description["nstep"] = nstep._asdict()
     if cuts:
         description["cuts"] = cuts
+    if sequence is not None:
+        description["sequence"] = sequence._asdict()
     return json.dumps(description)
 
 
-def read_description(
-    name: str, text: bytes
-) -> tuple[list[Field], list[Cut], bool, NstepRule | None]:
-    """Return fields, their cuts, strictness and the n-step rule from a segment's JSON text.
+def read_description(name: str, text: bytes) -> Description:
+    """Read a segment's JSON text.
 
     Raises
     ------
@@ -66,10 +88,16 @@ def read_description(
         if not unknown and (not fields or len({field[0] for field in fields}) != len(fields)):
             raise ValueError("no fields, or two of one name")
         strict = bool(description["strict"])
+        prioritized = description["class"] == "PrioritizedReplayBuffer"
         nstep = None
         if not unknown and "nstep" in description:
             nstep = nstep_from_json(description["nstep"], fields)
         cuts = [] if unknown else cuts_from_json(description.get("cuts", []), fields)
+        sequence = None
+        if not unknown and "sequence" in description:
+            if nstep is not None or cuts:
+                raise ValueError("sequences of n-step rows, or of frames")
+            sequence = sequence_from_json(description["sequence"], fields, prioritized=prioritized)
     if unknown:
         raise SegmentMismatch(
             f"cannot attach {name!r}: this version does not know its attributes "
@@ -77,4 +105,4 @@ def read_description(
         )
     if any(dtype.hasobject for _, dtype, _ in fields):
         raise SegmentMismatch(f"cannot attach {name!r}: a field holds Python objects")
-    return fields, cuts, strict, nstep
+    return Description(prioritized, fields, cuts, strict, nstep, sequence)

@@ -14,6 +14,7 @@ from mpbuffer.buffer.creation import EnvDict
 from mpbuffer.buffer.frames import FieldNames, FrameArguments
 from mpbuffer.buffer.nstep import NstepArgument
 from mpbuffer.buffer.replay_buffer import ReplayBuffer
+from mpbuffer.buffer.sequences import SequenceArgument
 from mpbuffer.buffer.statuses import LearnerStatus
 
 __all__ = ["PrioritizedReplayBuffer"]
@@ -29,7 +30,7 @@ class PrioritizedReplayBuffer(_core.PrioritizedReplayBuffer, ReplayBuffer):
     Parameters
     ----------
     size, env_dict, default_dtype, name, overwrite, seed, strict, numa_interleave : optional
-    Nstep, next_of, stack_compress, sources, logger : optional
+    Nstep, next_of, stack_compress, sources, sequence, logger : optional
     ctx, backend, check_for_update, mmap_prefix : optional
         As for ReplayBuffer. No field may be named ``priorities``, ``weights`` or ``indexes``.
     alpha : float, optional
@@ -55,6 +56,7 @@ class PrioritizedReplayBuffer(_core.PrioritizedReplayBuffer, ReplayBuffer):
         next_of: FieldNames = None,
         stack_compress: FieldNames | Mapping[str, int | None] = None,
         sources: int | None = None,
+        sequence: SequenceArgument = None,
         logger: Any = None,
         **of_cpprb: Any,
     ) -> None:
@@ -69,6 +71,7 @@ class PrioritizedReplayBuffer(_core.PrioritizedReplayBuffer, ReplayBuffer):
             numa_interleave,
             Nstep,
             FrameArguments(next_of, stack_compress, sources),
+            sequence,
             logger,
             of_cpprb,
             prioritized=True,
@@ -86,6 +89,7 @@ class PrioritizedReplayBuffer(_core.PrioritizedReplayBuffer, ReplayBuffer):
         prefetch: int = 0,
         tensors: bool = False,
         pin_memory: bool = False,
+        time_major: bool = False,
     ) -> Batches:
         """Return an endless iterator over samples, in memory that is reused.
 
@@ -101,7 +105,7 @@ class PrioritizedReplayBuffer(_core.PrioritizedReplayBuffer, ReplayBuffer):
             changes it for later draws.
         weight_norm, return_probabilities : optional
             As for sample().
-        prefetch, tensors, pin_memory : optional
+        prefetch, tensors, pin_memory, time_major : optional
             As for ReplayBuffer.
 
         Returns
@@ -125,6 +129,7 @@ class PrioritizedReplayBuffer(_core.PrioritizedReplayBuffer, ReplayBuffer):
             prefetch=prefetch,
             tensors=tensors,
             pin_memory=pin_memory,
+            time_major=bool(time_major),
         )
 
     def get_generations(self, indexes: npt.ArrayLike) -> npt.NDArray[np.uint64]:

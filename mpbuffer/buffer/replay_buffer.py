@@ -12,11 +12,12 @@ from mpbuffer._segment.exit import close_at_exit
 from mpbuffer._segment.handing_on import NotCopied, descriptor_for_child, names_of, opened_copy
 from mpbuffer.buffer import creation
 from mpbuffer.buffer.batches import Batches
-from mpbuffer.buffer.description import describe, read_description
+from mpbuffer.buffer.description import Description, describe, read_description
 from mpbuffer.buffer.frames import FieldNames, FrameArguments
 from mpbuffer.buffer.keeping import KeptAfterExit
 from mpbuffer.buffer.nstep import NstepArgument
 from mpbuffer.buffer.saving import SavedToFiles
+from mpbuffer.buffer.sequences import SequenceArgument, SequenceRule
 from mpbuffer.buffer.statuses import ProcessStatus
 from mpbuffer.buffer.step_writer import PrioritiesOf, StepWriter
 
@@ -93,6 +94,26 @@ class ReplayBuffer(SavedToFiles, KeptAfterExit, NotCopied):
     sources : int, optional
         How many frames are stored for each field named. Default: enough where each step brings one,
         in episodes of more than some 16 steps. If they run out, the oldest rows go early.
+    sequence : mapping, optional
+        Rows are sequences of an episode's steps: ``{"length": T, "period": P, "pad": True, "state":
+        names, "burn_in": b}``; only the length is required. add() takes steps, and each step is
+        stored once. `size` and ``len()`` count sequences.
+
+        - A sequence has T steps of one episode, and the next one begins P steps later (1 to T;
+          default T). Steps of an episode's end that no sequence has become one that is shorter,
+          unless ``"pad"`` is False or it has no steps beyond the burn-in.
+        - A sample has ``(batch_size, T) + shape`` for each field, 0 behind the last step, and
+          ``(batch_size,) + shape`` for those of ``"state"``, the first step's. It also has
+          ``mask`` and ``is_first``, bool (batch_size, T): the steps that are there, and the one
+          that begins its episode.
+        - ``"burn_in"``, below T: first steps that only bring a recurrent state up to date. The
+          attribute `sequence` tells it; priorities leave these steps out.
+        - ``{"length": None, "max_length": n}``: sequences are whole episodes, at most n steps each;
+          a longer episode becomes several. A batch is as long as its longest.
+
+        Episodes end as with `Nstep`, which cannot be combined with it; nor can `next_of` and
+        `stack_compress`. `sources` is how many steps are stored, at least 16 T. Default: some more
+        than ``size * P``, which is enough for episodes of many sequences.
     logger : logging.Logger, optional
         Logs the progress of an allocation that takes more than a second, once a second. Default:
         the logger ``mpbuffer``.
@@ -127,6 +148,7 @@ class ReplayBuffer(SavedToFiles, KeptAfterExit, NotCopied):
         next_of: FieldNames = None,
         stack_compress: FieldNames | Mapping[str, int | None] = None,
         sources: int | None = None,
+        sequence: SequenceArgument = None,
         logger: Any = None,
         **of_cpprb: Any,
     ) -> None:
@@ -141,6 +163,7 @@ class ReplayBuffer(SavedToFiles, KeptAfterExit, NotCopied):
             numa_interleave,
             Nstep,
             FrameArguments(next_of, stack_compress, sources),
+            sequence,
             logger,
             of_cpprb,
             prioritized=False,
@@ -158,6 +181,7 @@ class ReplayBuffer(SavedToFiles, KeptAfterExit, NotCopied):
         numa_interleave: bool,
         Nstep: NstepArgument,
         frames: FrameArguments,
+        sequence: SequenceArgument,
         logger: Any,
         of_cpprb: Mapping[str, Any],
         *,
@@ -166,8 +190,15 @@ class ReplayBuffer(SavedToFiles, KeptAfterExit, NotCopied):
         eps: float = 0.0,
     ) -> None:
         rows = creation.checked_size(size)
-        (fields, cuts, sources), nstep = creation.checked_fields(
-            env_dict, default_dtype, Nstep, frames, prioritized=prioritized, warned_frame=4
+        (fields, cuts, sources), nstep, of_steps = creation.checked_fields(
+            env_dict,
+            default_dtype,
+            Nstep,
+            frames,
+            sequence,
+            size=rows,
+            prioritized=prioritized,
+            warned_frame=4,
         )
         number = creation.checked_seed(seed)
         segment_name, nameless = names_of(name, bool(overwrite))
@@ -184,7 +215,8 @@ class ReplayBuffer(SavedToFiles, KeptAfterExit, NotCopied):
             number,
             bool(strict),
             None if nstep is None else nstep.for_core(),
-            describe(prioritized, fields, cuts, strict, nstep),
+            None if of_steps is None else of_steps.for_core(),
+            describe(Description(prioritized, fields, cuts, strict, nstep, of_steps)),
             bool(numa_interleave),
             nameless,
             bool(overwrite),
@@ -202,6 +234,7 @@ class ReplayBuffer(SavedToFiles, KeptAfterExit, NotCopied):
         Nstep: NstepArgument = None,
         next_of: FieldNames = None,
         stack_compress: FieldNames | Mapping[str, int | None] = None,
+        sequence: SequenceArgument = None,
         named: bool = False,
     ) -> int:
         """Return how many rows fit into a share of the memory that is free now.
@@ -212,7 +245,7 @@ class ReplayBuffer(SavedToFiles, KeptAfterExit, NotCopied):
         Parameters
         ----------
         env_dict : mapping of str to mapping
-        default_dtype, Nstep, next_of, stack_compress : optional
+        default_dtype, Nstep, next_of, stack_compress, sequence : optional
             As the buffer will be given them.
         named : bool, optional
             Whether the buffer will have a ``name=``. Then the free space of /dev/shm counts, too.
@@ -234,11 +267,25 @@ class ReplayBuffer(SavedToFiles, KeptAfterExit, NotCopied):
             raise ValueError(f"share must be in (0, 1], got {share}")
         prioritized = issubclass(cls, _core.PrioritizedReplayBuffer)
         frames = FrameArguments(next_of, stack_compress)
-        (fields, cuts, _), nstep = creation.checked_fields(
-            env_dict, default_dtype, Nstep, frames, prioritized=prioritized, warned_frame=3
+        (fields, cuts, _), nstep, of_steps = creation.checked_fields(
+            env_dict,
+            default_dtype,
+            Nstep,
+            frames,
+            sequence,
+            size=None,
+            prioritized=prioritized,
+            warned_frame=3,
         )
-        description = describe(prioritized, fields, cuts, False, nstep)
-        return _core.largest_size(fields, cuts, prioritized, description, share, not named)
+        return _core.largest_size(
+            fields,
+            cuts,
+            None if of_steps is None else of_steps.for_core(),
+            prioritized,
+            describe(Description(prioritized, fields, cuts, False, nstep, of_steps)),
+            share,
+            not named,
+        )
 
     @classmethod
     def _opened(cls: type[AnyBuffer], name: str, descriptor: int) -> AnyBuffer:
@@ -248,8 +295,14 @@ class ReplayBuffer(SavedToFiles, KeptAfterExit, NotCopied):
 
     def _finish_attaching(self, name: str, description: bytes) -> None:
         try:
-            fields, cuts, strict, nstep = read_description(name, description)
-            self._set_fields(fields, cuts, strict, None if nstep is None else nstep.for_core())
+            _, fields, cuts, strict, nstep, sequence = read_description(name, description)
+            self._set_fields(
+                fields,
+                cuts,
+                strict,
+                None if nstep is None else nstep.for_core(),
+                None if sequence is None else sequence.for_core(),
+            )
         except BaseException:
             self.close()
             raise
@@ -301,6 +354,7 @@ class ReplayBuffer(SavedToFiles, KeptAfterExit, NotCopied):
         prefetch: int = 0,
         tensors: bool = False,
         pin_memory: bool = False,
+        time_major: bool = False,
     ) -> Batches:
         """Return an endless iterator over samples, in memory that is reused.
 
@@ -319,6 +373,8 @@ class ReplayBuffer(SavedToFiles, KeptAfterExit, NotCopied):
             Whether the arrays, except ``"indexes"``, lie in page-locked memory, from which torch
             copies to the GPU asynchronously. Such memory is reused when nothing references it and
             the GPU has finished the work that was queued in the current CUDA stream until then.
+        time_major : bool, optional
+            As for sample().
 
         Returns
         -------
@@ -339,11 +395,12 @@ class ReplayBuffer(SavedToFiles, KeptAfterExit, NotCopied):
             prefetch=prefetch,
             tensors=tensors,
             pin_memory=pin_memory,
+            time_major=bool(time_major),
         )
 
     def writer(
         self,
-        flush_every: int = 50,
+        flush_every: int | None = None,
         *,
         Nstep: NstepArgument = None,
         priorities: PrioritiesOf | Literal["td"] | None = None,
@@ -356,7 +413,7 @@ class ReplayBuffer(SavedToFiles, KeptAfterExit, NotCopied):
         Parameters
         ----------
         flush_every : int, optional
-            How many finished rows are written together.
+            How many finished rows are written together. Default: 50, or 1 of sequences.
         Nstep : mapping, optional
             Default: this buffer's.
         priorities : callable or "td", optional
@@ -370,6 +427,12 @@ class ReplayBuffer(SavedToFiles, KeptAfterExit, NotCopied):
             Close it before this handle.
         """
         return StepWriter(self, flush_every, Nstep=Nstep, priorities=priorities, n_envs=n_envs)
+
+    @property
+    def sequence(self) -> SequenceRule | None:
+        """How steps become sequences; None if the rows are none."""
+        rule = self._sequence()
+        return None if rule is None else SequenceRule(*rule[:3], tuple(rule[3]), *rule[4:])
 
     def processes(self) -> list[ProcessStatus]:
         """Return a line for each open handle of the buffer, in the order of their numbers.

@@ -43,7 +43,10 @@ class SavedToFiles(_core.ReplayBuffer):
             If the file cannot be written.
         BufferClosed
             After close().
+        ValueError
+            If the rows are sequences.
         """
+        self._require_rows("save")
         rows, seqs, priorities = self._marked_rows()
         largest = None
         if isinstance(self, _core.PrioritizedReplayBuffer):
@@ -74,7 +77,7 @@ class SavedToFiles(_core.ReplayBuffer):
         ValueError
             If the file is damaged, no such file, or needs pickle; if one of file and buffer has
             n-step rows and the other has not; if a shape is wrong, or the buffer cannot represent
-            a value or a priority. Nothing has changed then.
+            a value or a priority; if the rows are sequences. Nothing has changed then.
         KeyError, TypeError
             If the file lacks a field, or its values cannot be converted; with ``strict=True``, if
             the buffer lacks one. Nothing has changed then.
@@ -83,6 +86,7 @@ class SavedToFiles(_core.ReplayBuffer):
         SlotsHeld, BufferClosed
             As for add().
         """
+        self._require_rows("load")
         saved = read_transitions(file)
         if saved.nstep != self.is_Nstep():
             kinds = ("single steps", "n-step rows")
@@ -105,6 +109,14 @@ class SavedToFiles(_core.ReplayBuffer):
         if not self._prioritized:
             priorities = None
         self._add_rows(rows, priorities, saved.largest_priority, ahead)
+
+    def _require_rows(self, verb: str) -> None:
+        if self._sequence() is not None:
+            raise ValueError(
+                f"cannot {verb} transitions of {self.name!r}: its rows are sequences, which share "
+                "steps; keep_after_exit() keeps it for a program that is started again, and "
+                "get_all_transitions() returns its sequences as arrays"
+            )
 
     def _converted(self, rows: dict[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:
         """Return the rows with the values of this buffer's fields in their dtypes and shapes."""

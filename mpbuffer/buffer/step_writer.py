@@ -45,7 +45,7 @@ class StepWriter(_core.StepWriter):
     buffer : ReplayBuffer or PrioritizedReplayBuffer
         Where rows go. close() leaves it open.
     flush_every : int, optional
-        Rows, at least 1.
+        Rows, at least 1. Default: 50, or 1 of sequences.
     Nstep : mapping, optional
         As for ReplayBuffer. Default: the buffer's own. A buffer without n-step rows takes any rule
         that suits its fields; a ``"discount"`` must be one of them.
@@ -95,15 +95,20 @@ class StepWriter(_core.StepWriter):
     def __init__(
         self,
         buffer: _core.ReplayBuffer,
-        flush_every: int = 50,
+        flush_every: int | None = None,
         *,
         Nstep: NstepArgument = None,
         priorities: PrioritiesOf | Literal["td"] | None = None,
         n_envs: int = 1,
     ) -> None:
+        of_sequences = _core.ReplayBuffer._sequence(buffer) is not None
+        if flush_every is None:
+            flush_every = 1 if of_sequences else 50
         rows = whole_number("flush_every", flush_every, 1, _MOST_ROWS)
         environments = whole_number("n_envs", n_envs, 1, _MOST_ENVIRONMENTS)
         fields = _core.ReplayBuffer._fields(buffer)  # TypeError if it is no buffer
+        if of_sequences:
+            _require_neither(Nstep, priorities)
         rule = _rule_for(buffer, Nstep, fields)
         from_values = isinstance(priorities, str)
         if from_values and priorities != "td":
@@ -205,6 +210,15 @@ def _rule_for(
             f"{buffer.name!r} has Nstep {rule}, expected the same or none, got {asked}"
         )
     return asked
+
+
+def _require_neither(Nstep: NstepArgument, priorities: Any) -> None:
+    for name, given in (("Nstep", Nstep), ("priorities", priorities)):
+        if given:
+            raise ValueError(
+                f"a writer of sequences takes no {name}, got {given!r}; expected none: n-step "
+                "returns are computed from sampled steps, and priorities from add(td=...)"
+            )
 
 
 def _require_one_reward(rule: NstepRule | None, fields: list[Field]) -> None:

@@ -16,6 +16,7 @@ import numpy as np
 from mpbuffer import _core
 from mpbuffer.buffer.description import read_description
 from mpbuffer.buffer.frames import stored_bytes
+from mpbuffer.buffer.sequences import record_bytes
 from mpbuffer.errors import SegmentMismatch, SegmentNotFound
 from mpbuffer.weights.parts import read_description as read_weights_description
 
@@ -148,12 +149,17 @@ def _report(report: Report) -> Report:
 def _add_fields(report: Report, description: bytes) -> str | None:
     """Add a buffer's fields; return what its description and its header disagree about."""
     report["class"] = "PrioritizedReplayBuffer" if report["prioritized"] else "ReplayBuffer"
-    fields, cuts, report["strict"], _ = read_description(report["name"], description)
+    described = read_description(report["name"], description)
+    fields, report["strict"] = described.fields, described.strict
     report["fields"] = [
         {"name": name, "dtype": _dtype_name(dtype), "shape": list(shape)}
         for name, dtype, shape in fields
     ]
-    named, row_bytes = json.loads(description).get("class"), stored_bytes(fields, cuts)
+    named = json.loads(description).get("class")
+    if described.sequence is None:
+        row_bytes = stored_bytes(fields, described.cuts)
+    else:
+        row_bytes = record_bytes(described.sequence)
     if named != report["class"]:
         return f"it is described as a {named!r}, its header is that of a {report['class']}"
     if row_bytes != report["row_bytes"]:

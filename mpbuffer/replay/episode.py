@@ -12,9 +12,24 @@ import numpy.typing as npt
 
 from mpbuffer.buffer.replay_buffer import ReplayBuffer
 
-__all__ = ["Episode", "Kind"]
+__all__ = ["Episode", "Kind", "require_transitions"]
 
 Kind = tuple["np.dtype[Any]", tuple[int, ...]]  # of a field: dtype and shape
+
+
+def require_transitions(what: str, sequence: Any) -> None:
+    """Refuse the argument ``sequence=`` where rows have to be transitions.
+
+    Raises
+    ------
+    ValueError
+        If it is given.
+    """
+    if sequence is not None:
+        raise ValueError(
+            f"cannot make sequences of the rows of {what}, got sequence={sequence!r}; expected "
+            "none, or a ReplayBuffer or PrioritizedReplayBuffer"
+        )
 
 
 class Episode:

@@ -15,7 +15,7 @@ from mpbuffer.buffer.creation import EnvDict
 from mpbuffer.buffer.prioritized import PrioritizedReplayBuffer
 from mpbuffer.buffer.replay_buffer import ReplayBuffer
 from mpbuffer.errors import BufferClosed
-from mpbuffer.replay.episode import Episode
+from mpbuffer.replay.episode import Episode, require_transitions
 from mpbuffer.replay.goals import (
     STRATEGIES,
     as_field,
@@ -140,6 +140,7 @@ class HindsightReplayBuffer:
         goal = {**env_dict[state], **env_dict.get("goal", {})}
         if goal_shape is not None:
             goal["shape"] = goal_shape
+        require_transitions("hindsight", kwargs.get("sequence"))
         cls = PrioritizedReplayBuffer if prioritized else ReplayBuffer
         fields = {**env_dict, "rew": env_dict.get("rew", {}), "goal": goal}
         rb = cls(size, fields, **kwargs)
@@ -217,9 +218,10 @@ class HindsightReplayBuffer:
         rb = attach(name, timeout=timeout)
         fields = {field for field, _, _ in rb._fields()}
         missing = {buffer.state, buffer.action, buffer.next_state, *_OWN} - fields
-        if missing:
+        if missing or rb.sequence is not None:
             rb.close()
-            raise ValueError(f"cannot attach {name!r}: its rows have no fields {sorted(missing)}")
+            lacking = f"have no fields {sorted(missing)}" if missing else "are sequences"
+            raise ValueError(f"cannot attach {name!r}: its rows {lacking}")
         buffer._set_rows(rb, None, False)
         return buffer
 

@@ -12,6 +12,7 @@ import numpy.typing as npt
 from mpbuffer._arguments.integers import whole_number
 from mpbuffer.buffer.attaching import attach
 from mpbuffer.buffer.replay_buffer import ReplayBuffer
+from mpbuffer.replay.episode import require_transitions
 
 __all__ = ["SelectiveReplayBuffer"]
 
@@ -90,6 +91,7 @@ class SelectiveReplayBuffer:
             shapes["obs"] = tuple(obs_shape)
         shapes |= {"next_obs": shapes["obs"], "done": (1,)}
         fields = {name: {"shape": shape, "dtype": np.float64} for name, shape in shapes.items()}
+        require_transitions("selective replay", kwargs.get("sequence"))
         self._set_rows(ReplayBuffer(steps, fields, **kwargs))
         self._obs_shape: tuple[int, ...] | None = None if obs_shape is None else shapes["obs"]
 
@@ -122,7 +124,8 @@ class SelectiveReplayBuffer:
         """
         rb = attach(name, timeout=timeout)
         kinds = {field: dtype for field, dtype, _ in rb._fields()}
-        if rb._prioritized or kinds != dict.fromkeys(_FIELDS, np.dtype(np.float64)):
+        of_another = rb._prioritized or rb.sequence is not None
+        if of_another or kinds != dict.fromkeys(_FIELDS, np.dtype(np.float64)):
             rb.close()
             raise ValueError(f"cannot attach {name!r}: its rows are of no SelectiveReplayBuffer")
         buffer = cls.__new__(cls)

@@ -71,7 +71,7 @@ std::unique_ptr<ReplayBuffer> create(const ScratchDirectory& scratch, const Shap
     RowLayout layout = layout_of(wanted.last_axis);
     RingShape shape{wanted.capacity, layout.stored_bytes(), wanted.prioritized, 0.6, 1e-4};
     const std::uint64_t sources =
-        wanted.sources != 0 ? wanted.sources : sources_for(wanted.capacity, layout.references());
+        wanted.sources != 0 ? wanted.sources : frames_for(wanted.capacity, layout.references());
     shape.sources = {{sources, frame_bytes}};
     auto buffer = ReplayBuffer::create({"frames", shape, 7, R"({"fields": []})", options});
     buffer->describe_rows(std::move(layout));
@@ -180,7 +180,7 @@ TEST_CASE("rows whose frames are gone are no longer there, and the others are ex
         for (std::uint64_t i = 0; i < 1000; ++i) rows.push_back(row_of(i, 100 * i, false));
         for (const Row& row : rows) add(*buffer, {row});
         const std::uint64_t size = buffer->stored_size();
-        const std::uint64_t kept = 300 - reference_age(400, 300);
+        const std::uint64_t kept = 300 - reference_age(400, 300, 6);
         CHECK(size >= kept / 6 - 1);
         CHECK(size <= 300 / 4);  // a row has 4 different frames
         const auto slots = buffer->filled_slots(false);

@@ -70,6 +70,39 @@ void convert_row_numbers(const char* what, const char* noun, PyObject* value, st
     }
 }
 
+void convert_values(const char* name, PyObject* value, std::size_t n, bool may_be_nan,
+                    RowNumbers& converted) {
+    const std::string what = std::string("cannot add ") + name;
+    convert_row_numbers(what.c_str(), "values", value, n, converted);
+    for (const double number : converted.all(n)) {
+        if (!std::isfinite(number) && !(may_be_nan && std::isnan(number))) {
+            throw_python(PyExc_ValueError,
+                         what + ": got " + number_in_words(number) + ", expected finite numbers" +
+                             (may_be_nan ? ", or NaN where it is not known" : ""));
+        }
+    }
+}
+
+bool SequenceArguments::take(const BufferState& state, PyObject* name, PyObject* value) {
+    if (!state.core->prioritized()) return false;
+    if (same_name(names().priorities, name)) {
+        if (value == Py_None) return true;
+        throw_python(PyExc_TypeError,
+                     "cannot add priorities to '" + state.core->name() +
+                         "': they belong to sequences, not to steps; expected td=, the "
+                         "temporal-difference errors from which they are computed, or nothing");
+    }
+    if (!same_name(names().td, name)) return false;
+    td = value;
+    return true;
+}
+
+const double* SequenceArguments::convert(std::size_t n, RowNumbers& converted) const {
+    if (td == nullptr || td == Py_None) return nullptr;
+    convert_values("td", td, n, true, converted);
+    return converted.first();
+}
+
 void convert_priorities(const BufferState& state, const char* what, PyObject* value, std::size_t n,
                         ConvertedPriorities& converted) {
     convert_row_numbers(what, "priorities", value, n, converted);

@@ -36,6 +36,8 @@ struct Names {
     PyObject* q = interned("q");
     PyObject* v = interned("v");
     PyObject* next_v = interned("next_v");
+    PyObject* td = interned("td");
+    PyObject* time_major = interned("time_major");
 };
 const Names& names();
 
@@ -53,6 +55,10 @@ struct RowNumbers {
 void convert_row_numbers(const char* what, const char* noun, PyObject* value, std::size_t n,
                          RowNumbers& converted);
 
+// Values that priorities are computed from: finite, or NaN where one may be.
+void convert_values(const char* name, PyObject* value, std::size_t n, bool may_be_nan,
+                    RowNumbers& converted);
+
 struct ConvertedPriorities : RowNumbers {
     std::vector<float> leaves;
     double largest = 0;
@@ -60,6 +66,14 @@ struct ConvertedPriorities : RowNumbers {
 // Priorities for n rows, checked: finite, not negative, and with a leaf that float32 can hold.
 void convert_priorities(const BufferState& state, const char* what, PyObject* value, std::size_t n,
                         ConvertedPriorities& converted);
+
+// What is given beside the steps of sequences: td, in a prioritized buffer. Priorities are refused.
+struct SequenceArguments {
+    PyObject* td = nullptr;
+    bool take(const BufferState& state, PyObject* name, PyObject* value);
+    // The values for n steps, into `converted`; null if none were given.
+    const double* convert(std::size_t n, RowNumbers& converted) const;
+};
 
 // An unknown field's name: TypeError if the buffer is strict, else a warning, once per name.
 void handle_unknown_field(BufferState& state, PyObject* name);

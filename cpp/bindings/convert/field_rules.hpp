@@ -28,6 +28,7 @@ struct FieldRule {
     std::size_t item_bytes;
     std::size_t row_bytes;
     std::size_t offset;
+    std::size_t steps;  // for how many of them a sample has values; 0: for none, but for the row
     bool one_element;
     std::unique_ptr<const ValueRange> range;  // not inline: values of the field's dtype skip it
 

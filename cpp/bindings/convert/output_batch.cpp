@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <string>
+#include <utility>
 
 #include "convert/field_arguments.hpp"
 #include "convert/generations.hpp"
@@ -87,7 +88,8 @@ void require_apart(std::vector<Place>& places) {
 }
 
 bool has_field(const BufferState& state, PyObject* name) {
-    return std::any_of(state.rules.begin(), state.rules.end(),
+    const std::vector<FieldRule>& sampled = state.sampled();
+    return std::any_of(sampled.begin(), sampled.end(),
                        [name](const FieldRule& rule) { return same_name(rule.name.ptr(), name); });
 }
 
@@ -95,6 +97,25 @@ void require_no_field(const BufferState& state, PyObject* name) {
     if (!has_field(state, name)) return;
     throw_python(PyExc_ValueError, "cannot sample: a field has the name '" + text_of(name) +
                                        "', which the batch needs");
+}
+
+// The shape of the field's array for so many rows; returns whether the steps come first.
+bool shape_of(const FieldRule& rule, std::size_t rows, bool time_major,
+              std::vector<npy_intp>& dims) {
+    dims = rule.out_shape;
+    dims[0] = static_cast<npy_intp>(rows);
+    const bool across = time_major && rule.steps != 0;
+    if (across) std::swap(dims[0], dims[1]);
+    return across;
+}
+
+void require_suitable(const BufferState& state, BatchParts parts) {
+    if (parts.probabilities) require_no_field(state, names().probabilities);
+    if (!parts.time_major || state.sequences) return;
+    throw_python(PyExc_ValueError,
+                 "cannot sample from '" + state.core->name() +
+                     "' with time_major=True: its rows are single steps, expected a buffer made "
+                     "with sequence=");
 }
 
 py::object array_from(RecycledMemory* memory, PyArray_Descr* descr, int ndim,
@@ -108,30 +129,32 @@ std::size_t batch_bytes(const BufferState& state, std::size_t rows) {
     return rows * (state.core->given_bytes() + 2 * sizeof(float));
 }
 
-OutputArrays::OutputArrays(const BufferState& state, std::size_t rows, RecycledMemory* memory) {
-    arrays.reserve(state.rules.size());
-    targets.reserve(state.rules.size());
+OutputArrays::OutputArrays(const BufferState& state, std::size_t rows, RecycledMemory* memory,
+                           bool time_major) {
+    const std::vector<FieldRule>& sampled = state.sampled();
+    arrays.reserve(sampled.size());
+    targets.reserve(sampled.size());
     std::vector<npy_intp> dims;
-    for (const FieldRule& rule : state.rules) {
-        dims = rule.out_shape;
-        dims[0] = static_cast<npy_intp>(rows);
+    for (const FieldRule& rule : sampled) {
+        const bool across = shape_of(rule, rows, time_major, dims);
         const auto ndim = static_cast<int>(dims.size());
         arrays.push_back(array_from(memory, rule.descr(), ndim, dims.data()));
-        targets.push_back({values_of<std::byte>(arrays.back()), rule.offset, rule.row_bytes});
+        targets.push_back(
+            {values_of<std::byte>(arrays.back()), rule.offset, rule.row_bytes, across ? rows : 0});
     }
 }
 
 py::dict OutputArrays::to_dict(const BufferState& state) const {
     py::dict batch;
     for (std::size_t i = 0; i < arrays.size(); ++i) {
-        set_item(batch, state.rules[i].name.ptr(), arrays[i]);
+        set_item(batch, state.sampled()[i].name.ptr(), arrays[i]);
     }
     return batch;
 }
 
 OutputBatch::OutputBatch(const BufferState& state, std::size_t rows, BatchParts parts,
                          PyObject* out) {
-    if (parts.probabilities) require_no_field(state, names().probabilities);
+    require_suitable(state, parts);
     if (out == nullptr || out == Py_None) {
         const std::shared_ptr<RecycledMemory> memory = state.sample_memory;
         if (memory) memory->keep_at_most(batch_bytes(state, rows));
@@ -148,7 +171,7 @@ OutputBatch::OutputBatch(const BufferState& state, std::size_t rows, BatchParts 
 
 OutputBatch::OutputBatch(const BufferState& state, std::size_t rows, BatchParts parts,
                          RecycledMemory& memory) {
-    if (parts.probabilities) require_no_field(state, names().probabilities);
+    require_suitable(state, parts);
     make_fresh(state, rows, parts, &memory);
     add_scratch(rows);
 }
@@ -166,8 +189,12 @@ void OutputBatch::add_scratch(std::size_t rows) {
 
 void OutputBatch::make_fresh(const BufferState& state, std::size_t rows, BatchParts parts,
                              RecycledMemory* memory) {
-    OutputArrays fields(state, rows, memory);
+    OutputArrays fields(state, rows, memory, parts.time_major);
     dict_ = fields.to_dict(state);
+    if (state.sequences && state.sequences->of_episodes()) {
+        ragged_ = &state.sampled();
+        time_ = parts.time_major ? 0 : 1;
+    }
     targets_ = std::move(fields.targets);
     const npy_intp dims[1] = {static_cast<npy_intp>(rows)};
     const auto add_floats = [&](PyObject* name) {
@@ -196,11 +223,16 @@ void OutputBatch::take_over(const BufferState& state, std::size_t rows, BatchPar
         kept_alive_.push_back(values);
         return PyArray_DATA(array_of(values));
     };
-    for (const FieldRule& rule : state.rules) {
-        dims = rule.out_shape;
-        dims[0] = static_cast<npy_intp>(rows);
+    if (state.sequences && state.sequences->of_episodes()) {
+        throw_python(PyExc_ValueError,
+                     "cannot sample from '" + state.core->name() +
+                         "' into out: each batch is as long as its longest episode; expected no "
+                         "out=");
+    }
+    for (const FieldRule& rule : state.sampled()) {
+        const bool across = shape_of(rule, rows, parts.time_major, dims);
         targets_.push_back({static_cast<std::byte*>(take(rule.name.ptr(), rule.descr())),
-                            rule.offset, rule.row_bytes});
+                            rule.offset, rule.row_bytes, across ? rows : 0});
     }
     dims = {static_cast<npy_intp>(rows)};
     const auto take_floats = [&](PyObject* name, bool wanted) -> float* {
@@ -228,6 +260,7 @@ PyObject* OutputBatch::take_dict() {
             throw py::error_already_set();
         }
     }
+    if (ragged_ != nullptr) cut_to_longest(dict_, *ragged_, time_);
     return dict_.release().ptr();
 }
 

@@ -7,6 +7,7 @@
 #include <cstdint>
 #include <vector>
 
+#include "convert/field_rules.hpp"
 #include "convert/recycled_memory.hpp"
 #include "ring/gather.hpp"
 
@@ -18,8 +19,9 @@ struct BufferState;
 struct OutputArrays {
     std::vector<pybind11::object> arrays;
     std::vector<FieldTarget> targets;
-    // From `memory`, if any is given.
-    OutputArrays(const BufferState& state, std::size_t rows, RecycledMemory* memory = nullptr);
+    // From `memory`, if any is given. `time_major`: of sequences, the time is on the first axis.
+    OutputArrays(const BufferState& state, std::size_t rows, RecycledMemory* memory = nullptr,
+                 bool time_major = false);
     pybind11::dict to_dict(const BufferState& state) const;
 };
 
@@ -28,6 +30,7 @@ struct BatchParts {
     bool weights;
     bool indexes;
     bool probabilities = false;
+    bool time_major = false;  // of sequences
 };
 
 // The bytes of a batch's fields, weights and probabilities.
@@ -58,7 +61,10 @@ class OutputBatch {
     void add_scratch(std::size_t rows);
 
     pybind11::dict dict_;
-    std::vector<PyObject*> outdated_;           // what the dict may have of other rows
+    std::vector<PyObject*> outdated_;  // what the dict may have of other rows
+    // Of whole episodes: what has to be cut to the longest, and on which axis.
+    const std::vector<FieldRule>* ragged_ = nullptr;
+    std::size_t time_ = 1;
     std::vector<pybind11::object> kept_alive_;  // of `out`, whose dict may be changed meanwhile
     std::vector<FieldTarget> targets_;
     std::int64_t* indexes_ = nullptr;

@@ -161,12 +161,13 @@ class BatchGatherer {
     // others always return them. `torch`: the module, for page-locked memory; or None.
     BatchGatherer(py::object buffer, std::size_t rows, std::size_t prefetch, bool return_indexes,
                   const py::object& beta, const py::object& torch, const py::object& weight_norm,
-                  bool return_probabilities)
+                  bool return_probabilities, bool time_major)
         : buffer_(std::move(buffer)),
           rows_(rows),
           prefetch_(prefetch),
           weighting_(convert_beta(beta.ptr()), convert_weight_norm(weight_norm.ptr())),
-          parts_(parts_of(*state_of(buffer_).core, return_indexes, return_probabilities)),
+          parts_(
+              parts_of(*state_of(buffer_).core, return_indexes, return_probabilities, time_major)),
           memory_(torch.is_none() ? std::make_shared<RecycledMemory>()
                                   : std::make_shared<RecycledMemory>(torch)) {
         // As much as is in use or being gathered at once.
@@ -193,8 +194,9 @@ class BatchGatherer {
     py::handle buffer() const { return buffer_; }
 
   private:
-    static BatchParts parts_of(const ReplayBuffer& core, bool indexes, bool probabilities) {
-        return {core.prioritized(), core.prioritized() || indexes, probabilities};
+    static BatchParts parts_of(const ReplayBuffer& core, bool indexes, bool probabilities,
+                               bool time_major) {
+        return {core.prioritized(), core.prioritized() || indexes, probabilities, time_major};
     }
     std::unique_ptr<Job> make_job(py::handle buffer,
                                   const std::shared_ptr<RecycledMemory>& memory) const {
@@ -310,10 +312,10 @@ void add_batch_gatherer_type(py::module_& module) {
     py::class_<BatchGatherer>(module, "BatchGatherer", collected,
                               py::metaclass(reinterpret_cast<PyObject*>(&PyType_Type)))
         .def(py::init<py::object, std::size_t, std::size_t, bool, py::object, py::object,
-                      py::object, bool>(),
+                      py::object, bool, bool>(),
              py::arg("buffer"), py::arg("rows"), py::arg("prefetch"), py::arg("return_indexes"),
              py::arg("beta"), py::arg("torch"), py::arg("weight_norm") = "buffer",
-             py::arg("return_probabilities") = false)
+             py::arg("return_probabilities") = false, py::arg("time_major") = false)
         .def_property("beta", &BatchGatherer::beta, &BatchGatherer::set_beta)
         .def("next", &BatchGatherer::next)
         .def("close", &BatchGatherer::close);

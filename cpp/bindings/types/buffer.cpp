@@ -58,11 +58,13 @@ bool is_true(PyObject* value) {
     return truth != 0;
 }
 
-// Takes steps into the window of n-step rows, and writes those that are finished.
-PyObject* add_steps(BufferState& state, const FieldArguments& given, const double* priorities) {
+// Takes steps of n-step rows or sequences, and writes those that are finished.
+PyObject* add_steps(BufferState& state, const FieldArguments& given, const double* priorities,
+                    const double* td) {
     if (given.rows() == 0) Py_RETURN_NONE;
     Steps steps{given.rows(), given.sources()};
     steps.priorities = priorities;
+    steps.td = td;
     state.steps->push(steps);
     state.episode_length += given.rows();
     const WrittenRows written = write_finished(state, *state.steps, nullptr);
@@ -75,14 +77,16 @@ PyObject* add(PyObject* self, PyObject* const* args, Py_ssize_t nargs, PyObject*
         BufferState& state = state_of(self);
         ReplayBuffer& core = *state.core;
         PyObject* priorities = nullptr;
+        SequenceArguments of_sequences;
         const FieldArguments fields(
             state, state.computed, args, nargs, kwnames, [&](PyObject* name, PyObject* value) {
+                if (state.sequences) return of_sequences.take(state, name, value);
                 if (!core.prioritized() || !same_name(names().priorities, name)) return false;
                 priorities = value;
                 return true;
             });
         const std::uint64_t n = fields.rows();
-        if (n > core.capacity()) {
+        if (n > core.capacity() && !state.sequences) {
             throw_python(PyExc_IndexError, "cannot add " + std::to_string(n) + " rows to '" +
                                                core.name() + "': its size is " +
                                                std::to_string(core.capacity()));
@@ -92,8 +96,10 @@ PyObject* add(PyObject* self, PyObject* const* args, Py_ssize_t nargs, PyObject*
         if (with_priorities)
             convert_priorities(state, "cannot add priorities", priorities, n, given);
         if (state.steps) [[unlikely]] {
+            RowNumbers td;
+            const double* const first_td = of_sequences.convert(n, td);
             (void)state_of(self);  // the code of values that were converted may have closed it
-            return add_steps(state, fields, with_priorities ? given.first() : nullptr);
+            return add_steps(state, fields, with_priorities ? given.first() : nullptr, first_td);
         }
         if (n == 0) return PyLong_FromUnsignedLongLong(core.next_slot());
 
@@ -113,11 +119,12 @@ PyObject* sample_uniform(PyObject* self, PyObject* const* args, Py_ssize_t nargs
     return guarded([&]() -> PyObject* {
         BufferState& state = state_of(self);
         ReplayBuffer& core = *state.core;
-        const auto given =
-            arguments<3>(method, {names().batch_size, names().return_indexes, names().out}, 1, args,
-                         nargs, kwnames);
+        const auto given = arguments<4>(
+            method, {names().batch_size, names().return_indexes, names().out, names().time_major},
+            1, args, nargs, kwnames);
         const std::size_t count = convert_batch_size(method, given[0]);
-        OutputBatch batch(state, count, {false, is_true(given[1])}, given[2]);
+        const BatchParts parts{false, is_true(given[1]), false, is_true(given[3])};
+        OutputBatch batch(state, count, parts, given[2]);
         core.gather_uniform(count, batch.target());
         return batch.take_dict();
     });
@@ -128,14 +135,16 @@ PyObject* sample(PyObject* self, PyObject* const* args, Py_ssize_t nargs, PyObje
     return guarded([&]() -> PyObject* {
         BufferState& state = state_of(self);
         ReplayBuffer& core = *state.core;
-        const auto given = arguments<5>("sample",
-                                        {names().batch_size, names().beta, names().out,
-                                         names().weight_norm, names().return_probabilities},
-                                        2, args, nargs, kwnames);
+        const auto given =
+            arguments<6>("sample",
+                         {names().batch_size, names().beta, names().out, names().weight_norm,
+                          names().return_probabilities, names().time_major},
+                         2, args, nargs, kwnames);
         const std::size_t count = convert_batch_size("sample", given[0]);
         const Weighting weighting(given[1] == nullptr ? 0.4 : convert_beta(given[1]),
                                   convert_weight_norm(given[3]));
-        OutputBatch batch(state, count, {true, true, is_true(given[4])}, given[2]);
+        const BatchParts parts{true, true, is_true(given[4]), is_true(given[5])};
+        OutputBatch batch(state, count, parts, given[2]);
         core.gather(count, weighting, batch.target());
         return batch.take_dict();
     });

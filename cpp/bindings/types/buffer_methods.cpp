@@ -21,6 +21,7 @@
 #include "stored_rows.hpp"
 #include "types/heap_type.hpp"
 #include "types/registrations.hpp"
+#include "write/staged_sequences.hpp"
 
 namespace py = pybind11;
 
@@ -64,9 +65,11 @@ using Fields = std::vector<FieldDescription>;
 // many planes it has, and whether along the last axis. Empty: no field is shared.
 using Cuts = std::vector<std::tuple<unsigned, std::size_t, bool>>;
 
-// Lays out the rows of these fields, and says how they are folded if they are n-step rows.
+// Lays out the rows of these fields, and says how steps become rows if these are n-step rows or
+// sequences.
 RowLayout lay_out(BufferState& state, const Fields& fields, const Cuts& given_cuts, bool strict,
-                  const std::optional<NstepNames>& nstep) {
+                  const std::optional<NstepNames>& nstep,
+                  const std::optional<SequenceNames>& sequence) {
     state.rules = make_rules(fields);
     state.strict = strict;
     std::vector<Field> parts;
@@ -84,6 +87,14 @@ RowLayout lay_out(BufferState& state, const Fields& fields, const Cuts& given_cu
         state.computed = plan.computed;
         state.nstep = nstep;
     }
+    if (sequence) {
+        if (nstep || !given_cuts.empty()) {
+            throw py::value_error("sequences have neither n-step rows nor frames");
+        }
+        state.sequences = plan_sequences(state.rules, schema.row_bytes(), *sequence);
+        state.steps = std::make_unique<StagedSequences>(state.sequences->rule, 1);
+        return RowLayout(schema, state.sequences->shape);
+    }
     if (!given_cuts.empty() && given_cuts.size() != fields.size()) {
         throw py::value_error("cuts are for other fields");
     }
@@ -95,13 +106,17 @@ RowLayout lay_out(BufferState& state, const Fields& fields, const Cuts& given_cu
     return RowLayout(schema, cuts);
 }
 
-// What lies in the segment: `sources` frames in each source ring; 0: as many as are needed.
+// What lies in the segment: so many sources in each source ring; 0: as many as are needed.
 RingShape shape_of(const RowLayout& layout, std::uint64_t size, bool prioritized, double alpha,
                    double eps, std::uint64_t sources) {
     RingShape shape{size, layout.stored_bytes(), prioritized, alpha, eps};
-    for (const std::uint64_t bytes : layout.frame_bytes()) {
-        shape.sources.push_back(
-            {sources != 0 ? sources : sources_for(size, layout.references()), bytes});
+    if (sources == 0) {
+        sources = layout.steps() == 0
+                      ? frames_for(size, layout.references())
+                      : steps_for(size * layout.sources_per_row(), layout.references());
+    }
+    for (const std::uint64_t bytes : layout.source_bytes()) {
+        shape.sources.push_back({sources, bytes});
     }
     return shape;
 }
@@ -127,11 +142,11 @@ BufferState& state_ever_opened(py::handle self) {
 void create(py::handle self, const std::string& name, std::uint64_t size, const Fields& fields,
             const Cuts& cuts, std::uint64_t sources, bool prioritized, double alpha, double eps,
             std::uint64_t seed, bool strict, const std::optional<NstepNames>& nstep,
-            const std::string& description, bool interleave_nodes, bool nameless, bool overwrite,
-            const py::object& progress) {
+            const std::optional<SequenceNames>& sequence, const std::string& description,
+            bool interleave_nodes, bool nameless, bool overwrite, const py::object& progress) {
     require_unopened(self);
     auto state = std::make_unique<BufferState>();
-    RowLayout layout = lay_out(*state, fields, cuts, strict, nstep);
+    RowLayout layout = lay_out(*state, fields, cuts, strict, nstep, sequence);
     const RingShape shape = shape_of(layout, size, prioritized, alpha, eps, sources);
     SegmentOptions options;
     options.interleave_nodes = interleave_nodes;
@@ -147,10 +162,11 @@ void create(py::handle self, const std::string& name, std::uint64_t size, const 
 }
 
 // How many rows make a segment of at most that share of what may be allocated now.
-std::uint64_t largest_size(const Fields& fields, const Cuts& cuts, bool prioritized,
+std::uint64_t largest_size(const Fields& fields, const Cuts& cuts,
+                           const std::optional<SequenceNames>& sequence, bool prioritized,
                            const std::string& description, double share, bool nameless) {
     BufferState state;
-    const RowLayout layout = lay_out(state, fields, cuts, false, std::nullopt);
+    const RowLayout layout = lay_out(state, fields, cuts, false, std::nullopt, sequence);
     constexpr double largest_segment = 0x1p45;
     const auto free = static_cast<double>(largest_room(nameless ? "" : SegmentOptions().directory));
     const double room = std::min(share * free, largest_segment);
@@ -179,8 +195,9 @@ py::bytes attach(py::handle self, const std::string& name, int descriptor) {
 }
 
 void set_fields(BufferState& state, const Fields& fields, const Cuts& cuts, bool strict,
-                const std::optional<NstepNames>& nstep) {
-    state.core->describe_rows(lay_out(state, fields, cuts, strict, nstep));
+                const std::optional<NstepNames>& nstep,
+                const std::optional<SequenceNames>& sequence) {
+    state.core->describe_rows(lay_out(state, fields, cuts, strict, nstep, sequence));
 }
 
 // Opens `self`, an object of another class, on what `other` has open.
@@ -213,6 +230,12 @@ std::string name(py::handle self) { return state_ever_opened(self).core->name();
 
 std::optional<NstepNames> nstep(py::handle self) { return state_ever_opened(self).nstep; }
 
+std::optional<SequenceNames> sequence(py::handle self) {
+    const BufferState& state = state_ever_opened(self);
+    if (!state.sequences) return std::nullopt;
+    return state.sequences->names;
+}
+
 void clear(BufferState& state) {
     if (state.steps) state.steps->drop();
     state.core->clear();
@@ -239,8 +262,8 @@ py::list processes(const ReplayBuffer& core) {
 
 void add_buffer_methods(py::module_& module, py::handle uniform, py::handle prioritized) {
     module.def("largest_size", largest_size, "How many rows fit into a share of free memory.",
-               py::arg("fields"), py::arg("cuts"), py::arg("prioritized"), py::arg("description"),
-               py::arg("share"), py::arg("nameless"));
+               py::arg("fields"), py::arg("cuts"), py::arg("sequence"), py::arg("prioritized"),
+               py::arg("description"), py::arg("share"), py::arg("nameless"));
     HeapType(uniform)
         .bind("_create", create)
         .bind("_attach", attach)
@@ -248,6 +271,7 @@ void add_buffer_methods(py::module_& module, py::handle uniform, py::handle prio
         .bind("_take_over", take_over)
         .bind("_fields", fields)
         .bind("_nstep", nstep)
+        .bind("_sequence", sequence)
         .bind("_data_descriptor", [](const ReplayBuffer& core) { return core.data_descriptor(); })
         .bind("_processes", processes)
         .bind("_encode_sample", rows_or_zeros_at)
@@ -279,7 +303,7 @@ once after a clear() or after a process died inside a call: then it counts.)",
              &ReplayBuffer::rows_added)
         .def("on_episode_end", R"(End the episode: get_current_episode_len() starts again.
 
-With ``Nstep=``, writes the rows of add()'s last steps, each with as many steps
+With ``Nstep=`` or ``sequence=``, writes the rows of add()'s last steps, each with as many steps
 as there are. After a step whose flag ended the episode, none are left. Raises
 what add() does; then the rows are kept, and the next call writes them.)",
              end_episode)

@@ -1,12 +1,10 @@
 #include <pybind11/stl.h>
 
-#include <cmath>
 #include <memory>
 #include <optional>
 #include <utility>
 
 #include "base/error.hpp"
-#include "base/words.hpp"
 #include "convert/field_arguments.hpp"
 #include "docstrings.hpp"
 #include "errors.hpp"
@@ -15,6 +13,7 @@
 #include "state.hpp"
 #include "types/heap_type.hpp"
 #include "types/registrations.hpp"
+#include "write/staged_sequences.hpp"
 
 namespace py = pybind11;
 
@@ -25,15 +24,15 @@ namespace {
 struct WriterState {
     py::object buffer;
     py::object priorities_of;  // a function, or nothing
-    std::unique_ptr<StagedRows> rows;
+    std::unique_ptr<Staging> rows;
     std::uint64_t flush_every;
     std::size_t computed;
+    bool from_values;  // whether priorities are computed from q and v
     bool open = true;
 
     BufferState& buffer_state() const {
         return state_of(*reinterpret_cast<BufferObject*>(buffer.ptr()));
     }
-    bool from_values() const { return rows->rule().priority_from_values; }
     WrittenRows write(BufferState& state) const {
         return write_finished(state, *rows, priorities_of ? priorities_of.ptr() : nullptr);
     }
@@ -92,20 +91,6 @@ std::vector<std::int64_t> convert_environments(const std::string& what, PyObject
 
 bool is_given(PyObject* value) { return value != nullptr && value != Py_None; }
 
-// The values that a row's priority is computed from: finite, but for next_v, which may be NaN.
-void convert_values(const char* name, PyObject* value, std::size_t n, bool may_be_nan,
-                    RowNumbers& converted) {
-    const std::string what = std::string("cannot add ") + name;
-    convert_row_numbers(what.c_str(), "values", value, n, converted);
-    for (const double number : converted.all(n)) {
-        if (!std::isfinite(number) && !(may_be_nan && std::isnan(number))) {
-            throw_python(PyExc_ValueError,
-                         what + ": got " + number_in_words(number) + ", expected finite numbers" +
-                             (may_be_nan ? ", or NaN where it is not known" : ""));
-        }
-    }
-}
-
 // Arguments beside the fields; null: not given.
 struct OtherArguments {
     PyObject* envs = nullptr;
@@ -114,15 +99,19 @@ struct OtherArguments {
     PyObject* v = nullptr;
     PyObject* next_v = nullptr;
 
+    SequenceArguments of_sequences;
+
     bool any() const {
-        return envs != nullptr || priorities != nullptr || q != nullptr || v != nullptr ||
-               next_v != nullptr;
+        return of_sequences.td != nullptr || envs != nullptr || priorities != nullptr ||
+               q != nullptr || v != nullptr || next_v != nullptr;
     }
-    bool take(const ReplayBuffer& core, PyObject* name, PyObject* value) {
+    bool take(const BufferState& state, PyObject* name, PyObject* value) {
         PyObject** place = nullptr;
         if (same_name(names().envs, name)) {
             place = &envs;
-        } else if (core.prioritized() && same_name(names().priorities, name)) {
+        } else if (state.sequences) {
+            return of_sequences.take(state, name, value);
+        } else if (state.core->prioritized() && same_name(names().priorities, name)) {
             place = &priorities;
         } else if (same_name(names().q, name)) {
             place = &q;
@@ -155,7 +144,8 @@ class ConvertedOthers {
             }
             steps.environments = environments_.data();
         }
-        const bool from_values = writer.from_values();
+        steps.td = given.of_sequences.convert(n, td_);
+        const bool from_values = writer.from_values;
         if (is_given(given.priorities)) {
             if (from_values || writer.priorities_of) {
                 throw_python(PyExc_TypeError,
@@ -193,6 +183,7 @@ class ConvertedOthers {
     RowNumbers q_;
     RowNumbers v_;
     RowNumbers next_v_;
+    RowNumbers td_;
 };
 
 std::uint64_t push(const WriterState& writer, BufferState& state, const Steps& steps) {
@@ -217,10 +208,10 @@ PyObject* add(PyObject* self, PyObject* const* args, Py_ssize_t nargs, PyObject*
         OtherArguments others;
         const FieldArguments given(
             state, writer.computed, args, nargs, kwnames,
-            [&](PyObject* name, PyObject* value) { return others.take(*state.core, name, value); });
+            [&](PyObject* name, PyObject* value) { return others.take(state, name, value); });
         Steps steps{given.rows(), given.sources()};
         std::optional<ConvertedOthers> converted;
-        if (others.any() || writer.from_values()) converted.emplace(writer, state, others, steps);
+        if (others.any() || writer.from_values) converted.emplace(writer, state, others, steps);
         require_open(object);
         return PyLong_FromUnsignedLongLong(push(writer, state, steps));
     });
@@ -271,11 +262,22 @@ void open(py::handle self, const py::object& buffer, std::uint64_t flush_every,
     WriterObject& object = writer_object(self);
     if (object.state != nullptr) throw py::value_error("this writer is open already");
     const BufferState& state = state_of(buffer);
-    NstepPlan plan = plan_nstep(state.rules, state.core->given_bytes(), names ? &*names : nullptr);
-    plan.rule.priority_from_values = from_values;
-    object.state = new WriterState{buffer, priorities_of.is_none() ? py::object() : priorities_of,
-                                   std::make_unique<StagedRows>(std::move(plan.rule), environments),
-                                   flush_every, plan.computed};
+    auto writer = std::make_unique<WriterState>();
+    writer->buffer = buffer;
+    writer->flush_every = flush_every;
+    writer->from_values = from_values;
+    writer->computed = no_field;
+    if (!priorities_of.is_none()) writer->priorities_of = priorities_of;
+    if (state.sequences) {
+        writer->rows = std::make_unique<StagedSequences>(state.sequences->rule, environments);
+    } else {
+        NstepPlan plan =
+            plan_nstep(state.rules, state.core->given_bytes(), names ? &*names : nullptr);
+        plan.rule.priority_from_values = from_values;
+        writer->computed = plan.computed;
+        writer->rows = std::make_unique<StagedRows>(std::move(plan.rule), environments);
+    }
+    object.state = writer.release();
 }
 
 StagingCounts counts(py::handle self) {

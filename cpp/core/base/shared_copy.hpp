@@ -102,10 +102,13 @@ struct FieldSource {
     std::size_t bytes;
 };
 
+// Where one field's values go: row i to `values + i * bytes`, from `offset` in the record. Of
+// sequences with the time on the first axis, step k of row i is the (k * across + i)th value.
 struct FieldTarget {
     std::byte* values;
     std::size_t offset;
     std::size_t bytes;
+    std::size_t across = 0;  // how many rows there are; 0: the time is on the second axis
 };
 
 }  // namespace mpbuffer

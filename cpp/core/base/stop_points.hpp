@@ -23,9 +23,9 @@ namespace mpbuffer {
     X(row_committed) /* detail: the row's seq */                \
     X(filled_to_raise)                                          \
     X(filled_raised)                                            \
-    /* FrameWriter and SlotRing::put */                         \
-    X(frame_committed)                                          \
-    X(frames_born)                                              \
+    /* SourceWriter and SlotRing::put */                        \
+    X(source_committed)                                          \
+    X(sources_born)                                              \
     X(reference_stored)                                         \
     /* SlotRing::clear, and the first claim after it */         \
     X(clear_priority_reset)                                     \
@@ -34,7 +34,7 @@ namespace mpbuffer {
     X(cursor_behind_clear)                                      \
     /* SlotRing::read... */                                     \
     X(row_copied)                                               \
-    /* Frames::copy and retire */                               \
+    /* copy_frames, SlotRing::retire */                         \
     X(frame_copied)                                             \
     X(rows_to_retire)                                           \
     X(rows_retired)                                             \

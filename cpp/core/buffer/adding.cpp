@@ -21,7 +21,7 @@ constexpr auto pause_between_tries = std::chrono::microseconds(50);
 std::uint64_t ReplayBuffer::add(std::uint64_t n, std::span<const FieldSource> fields,
                                 const float* leaves, double largest_priority,
                                 const std::function<void()>& give_way) {
-    if (frames_.any()) {
+    if (sources_.any()) {
         const auto add_some = [&](std::uint64_t first, float leaf) {
             return add_framed(first, n, fields, leaves, leaf, nullptr);
         };
@@ -40,9 +40,9 @@ std::uint64_t ReplayBuffer::add_records(std::uint64_t n, const std::byte* record
                                         std::size_t stride, const float* leaves,
                                         double largest_priority, std::uint64_t& written,
                                         const std::function<void()>& give_way) {
-    if (frames_.any()) {
+    if (sources_.any()) {
         std::vector<FieldSource> fields;
-        for (const StoredField& field : frames_.layout().fields()) {
+        for (const StoredField& field : sources_.layout().fields()) {
             fields.push_back({records + field.given, stride, field.given, field.bytes});
         }
         const auto add_some = [&](std::uint64_t first, float leaf) {
@@ -76,28 +76,33 @@ std::uint64_t ReplayBuffer::add_whole(std::uint64_t n, CopyRow&& copy_row, const
     return add_rows(n, add_some, leaves, largest_priority, give_way);
 }
 
-// Adds rows from `first` on, their frames before them: as many as others let it.
-AddOutcome ReplayBuffer::add_framed(std::uint64_t first, std::uint64_t n,
-                                    std::span<const FieldSource> fields, const float* leaves,
-                                    float common_leaf, std::uint64_t* written) {
-    if (!local_->frame_writer) local_->frame_writer = std::make_unique<FrameWriter>(frames_);
-    FrameWriter& frame_writer = *local_->frame_writer;
-    const auto is_dead = [this](unsigned owner, std::uint64_t epoch) { return dead(owner, epoch); };
-    const FrameWriter::Put put = [&](unsigned ring, const std::byte* frame) {
-        return frames_.ring(ring).put(writer(ring), is_dead, [&](std::byte* record) {
-            store_to_record(record, frame, header_.ring[ring].row_bytes);
-            stop_point(StopPoint::field_copied);
-        });
+PutSource ReplayBuffer::put_source() const {
+    return [this](unsigned ring, const std::byte* source) {
+        return sources_.ring(ring).put(
+            writer(ring),
+            [this](unsigned owner, std::uint64_t epoch) { return dead(owner, epoch); },
+            [&](std::byte* record) {
+                store_to_record(record, source, header_.ring[ring].row_bytes);
+                stop_point(StopPoint::field_copied);
+            });
     };
+}
+
+// Adds rows from `first` on, their sources before them: as many as others let it.
+template <class Prepare, class Store>
+AddOutcome ReplayBuffer::add_sourced(std::uint64_t first, std::uint64_t n, Prepare&& prepare,
+                                     Store&& store, const float* leaves, float common_leaf,
+                                     std::uint64_t* written) {
+    const auto is_dead = [this](unsigned owner, std::uint64_t epoch) { return dead(owner, epoch); };
     AddOutcome all;
     while (first + all.rows_added < n) {
         const std::uint64_t from = first + all.rows_added;
-        const std::uint64_t ready = frame_writer.prepare(fields, from, n - from, put);
+        const std::uint64_t ready = prepare(from);
         if (ready == 0) break;
         const AddOutcome some =
             ring_.add(ready, writer(), is_dead, [&](std::uint64_t i, std::byte* record) {
                 i += from;
-                if (!frame_writer.store(fields, i, record, put)) throw_slots_held(i, n);
+                if (!store(i, record)) throw_slots_held(i, n);
                 if (written != nullptr) ++*written;
                 return leaves == nullptr ? common_leaf : leaves[i];
             });
@@ -105,9 +110,47 @@ AddOutcome ReplayBuffer::add_framed(std::uint64_t first, std::uint64_t n,
         all.rows_added += some.rows_added;
         if (some.rows_added < ready) break;
     }
+    return all;
+}
+
+AddOutcome ReplayBuffer::add_framed(std::uint64_t first, std::uint64_t n,
+                                    std::span<const FieldSource> fields, const float* leaves,
+                                    float common_leaf, std::uint64_t* written) {
+    if (!local_->frame_writer) local_->frame_writer = std::make_unique<FrameWriter>(sources_);
+    FrameWriter& frame_writer = *local_->frame_writer;
+    const PutSource put = put_source();
+    const AddOutcome outcome = add_sourced(
+        first, n,
+        [&](std::uint64_t from) { return frame_writer.prepare(fields, from, n - from, put); },
+        [&](std::uint64_t i, std::byte* record) {
+            return frame_writer.store(fields, i, record, put);
+        },
+        leaves, common_leaf, written);
     frames_given_.store(frame_writer.frames_given(), std::memory_order_relaxed);
     frames_written_.store(frame_writer.frames_written(), std::memory_order_relaxed);
-    return all;
+    return outcome;
+}
+
+std::uint64_t ReplayBuffer::add_sequences(std::span<const Sequence> sequences, const float* leaves,
+                                          double largest_priority, std::uint64_t& written,
+                                          const std::function<void()>& give_way) {
+    const auto add_some = [&](std::uint64_t first, float leaf) {
+        if (!local_->sequence_writer) {
+            local_->sequence_writer = std::make_unique<SequenceWriter>(sources_);
+        }
+        SequenceWriter& sequence_writer = *local_->sequence_writer;
+        const PutSource put = put_source();
+        return add_sourced(
+            first, sequences.size(),
+            [&](std::uint64_t from) {
+                return sequence_writer.prepare(sequences.subspan(from), put);
+            },
+            [&](std::uint64_t i, std::byte* record) {
+                return sequence_writer.store(sequences[i], record, put);
+            },
+            leaves, leaf, &written);
+    };
+    return add_rows(sequences.size(), add_some, leaves, largest_priority, give_way);
 }
 
 template <class AddSome>
@@ -163,7 +206,7 @@ void ReplayBuffer::throw_slots_held(std::uint64_t added, std::uint64_t n) const 
         }
     };
     look_at(ring_);
-    for (unsigned i = 1; i <= frames_.rings(); ++i) look_at(frames_.ring(i));
+    for (unsigned i = 1; i <= sources_.rings(); ++i) look_at(sources_.ring(i));
     std::string holders;
     for (const unsigned owner : owners) {
         if (!holders.empty()) holders += ", ";

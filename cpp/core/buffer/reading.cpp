@@ -34,7 +34,7 @@ bool ReplayBuffer::read_slot(std::uint64_t slot, std::size_t i,
                              std::span<const FieldTarget> fields) {
     const GuardOfMany stays_open(copying_);
     ready();
-    return read_row(ring_, frames(), slot, i, fields) != 0;
+    return read_row(ring_, sources(), slot, i, fields) != 0;
 }
 
 // The leaf that the learner has set for row `seq`, else the one that it came with; false if the row
@@ -78,11 +78,11 @@ std::size_t ReplayBuffer::read_slots(std::span<const std::uint64_t> slots,
         ready();
         for (const std::uint64_t slot :
              slots.subspan(first, std::min(at_once, slots.size() - first))) {
-            std::uint64_t seq = read_row(ring_, frames(), slot, rows, fields);
+            std::uint64_t seq = read_row(ring_, sources(), slot, rows, fields);
             for (int attempt = 0; marks != nullptr && seq != 0; ++attempt) {
                 if (mark_row(slot, seq, *marks)) break;
                 // Overwritten since it was read.
-                seq = attempt < most_readings ? read_row(ring_, frames(), slot, rows, fields) : 0;
+                seq = attempt < most_readings ? read_row(ring_, sources(), slot, rows, fields) : 0;
             }
             if (seq != 0) {
                 ++rows;

@@ -27,8 +27,8 @@ std::unique_ptr<ReplayBuffer> ReplayBuffer::create(const BufferSettings& setting
         std::unique_ptr<ReplayBuffer> buffer(
             new ReplayBuffer(std::move(segment), header, settings.description));
         buffer->ring_.initialise();
-        for (unsigned i = 1; i <= buffer->frames_.rings(); ++i)
-            buffer->frames_.ring(i).initialise();
+        for (unsigned i = 1; i <= buffer->sources_.rings(); ++i)
+            buffer->sources_.ring(i).initialise();
         buffer->start();
         stop_point(StopPoint::segment_written);
         buffer->segment_.make_visible();
@@ -39,23 +39,23 @@ std::unique_ptr<ReplayBuffer> ReplayBuffer::create(const BufferSettings& setting
 ReplayBuffer::ReplayBuffer(SharedSegment segment, const SegmentHeader& header,
                            std::string description)
     : Attachable(std::move(segment), header, std::move(description), RoleKind::learner),
-      frames_(at<std::byte>(0), header_),
+      sources_(at<std::byte>(0), header_),
       local_(std::make_unique<Local>(capacity())) {
     ring_ = SlotRing(at<std::byte>(0), shape());
 }
 
 void ReplayBuffer::describe_rows(RowLayout layout) {
-    std::vector<std::uint64_t> frame_bytes;
-    for (unsigned i = 1; i <= frames_.rings(); ++i) {
-        frame_bytes.push_back(header_.ring[i].row_bytes);
+    std::vector<std::uint64_t> source_bytes;
+    for (unsigned i = 1; i <= sources_.rings(); ++i) {
+        source_bytes.push_back(header_.ring[i].row_bytes);
     }
-    if (layout.stored_bytes() != shape().row_bytes || layout.frame_bytes() != frame_bytes) {
+    if (layout.stored_bytes() != shape().row_bytes || layout.source_bytes() != source_bytes) {
         throw SegmentMismatch("cannot attach '" + name_ + "': its fields make rows of " +
                               std::to_string(layout.stored_bytes()) + " bytes, its header says " +
                               std::to_string(shape().row_bytes) +
-                              (frame_bytes.empty() ? "" : ", or their frames differ"));
+                              (source_bytes.empty() ? "" : ", or what they refer to differs"));
     }
-    frames_.describe(std::move(layout));
+    sources_.describe(std::move(layout));
 }
 
 ReplayBuffer::~ReplayBuffer() {
@@ -117,9 +117,9 @@ void ReplayBuffer::clear() {
     ring_.clear();
 }
 
-// Rows whose frames are gone are no longer there. Under learner_mutex_.
+// Rows whose sources are gone are no longer there. Under learner_mutex_.
 void ReplayBuffer::retire() {
-    if (frames_.any()) frames_.retire(ring_);
+    if (sources_.any()) sources_.retire(ring_);
 }
 
 std::uint64_t ReplayBuffer::stored_size() {

@@ -21,9 +21,10 @@
 #include "base/guard.hpp"
 #include "format/header.hpp"
 #include "ring/frame_writer.hpp"
-#include "ring/frames.hpp"
 #include "ring/gather.hpp"
+#include "ring/sequence_writer.hpp"
 #include "ring/slot_ring.hpp"
+#include "ring/sources.hpp"
 #include "ring/stored_size.hpp"
 #include "segment/handle.hpp"
 #include "segment/segment_file.hpp"
@@ -68,20 +69,20 @@ class ReplayBuffer final : public Attachable<ReplayBuffer, SegmentKind::buffer> 
     bool prioritized() const { return shape().prioritized != 0; }
     PriorityRule priority_rule() const { return {shape().alpha, shape().eps}; }
 
-    // How rows of this segment with frames are given: to be called once, before any row is written
+    // How rows of this segment with sources are given: to be called once, before any row is written
     // or read. SegmentMismatch if its rings are not those of the layout.
     void describe_rows(RowLayout layout);
     std::uint64_t segment_bytes() const { return header_.total_bytes; }
     // Whether this handle has added many rows with frames, and hardly any frame was equal to
     // another.
     bool shares_nothing() const {
-        return frames_.any() && frames_given_.load(std::memory_order_relaxed) > many_frames &&
+        return sources_.any() && frames_given_.load(std::memory_order_relaxed) > many_frames &&
                10 * frames_written_.load(std::memory_order_relaxed) >
                    9 * frames_given_.load(std::memory_order_relaxed);
     }
     // The bytes of a row as it is given.
     std::size_t given_bytes() const {
-        return frames_.any() ? frames_.layout().given_bytes() : shape().row_bytes;
+        return sources_.any() ? sources_.layout().given_bytes() : shape().row_bytes;
     }
 
     // Any process.
@@ -99,6 +100,10 @@ class ReplayBuffer final : public Attachable<ReplayBuffer, SegmentKind::buffer> 
     std::uint64_t add_records(std::uint64_t n, const std::byte* records, std::size_t stride,
                               const float* leaves, double largest_priority, std::uint64_t& written,
                               const std::function<void()>& give_way = {});
+    // As above, of sequences, where rows are those.
+    std::uint64_t add_sequences(std::span<const Sequence> sequences, const float* leaves,
+                                double largest_priority, std::uint64_t& written,
+                                const std::function<void()>& give_way = {});
     void clear();
 
     // The learner's sample, as Learner::sample. With `releases`, only while release_learner() has
@@ -168,7 +173,8 @@ class ReplayBuffer final : public Attachable<ReplayBuffer, SegmentKind::buffer> 
         std::unique_ptr<Learner> learner;
         std::atomic<OwnRows*> own_rows{nullptr};  // add tells it, while this handle is the learner
         std::vector<std::unique_ptr<Draws>> spare_draws;
-        std::unique_ptr<FrameWriter> frame_writer;  // of add
+        std::unique_ptr<FrameWriter> frame_writer;        // of add
+        std::unique_ptr<SequenceWriter> sequence_writer;  // of add_sequences
         StoredSize stored_size;
     };
 
@@ -179,12 +185,18 @@ class ReplayBuffer final : public Attachable<ReplayBuffer, SegmentKind::buffer> 
     void forget() noexcept override;
     void forget_parent() noexcept override;
     RingWriter writer(unsigned ring = 0) const;
-    const Frames* frames() const { return frames_.any() ? &frames_ : nullptr; }
-    SampleTarget with_frames(SampleTarget target) const {
-        target.frames = frames();
+    const Sources* sources() const { return sources_.any() ? &sources_ : nullptr; }
+    SampleTarget with_sources(SampleTarget target) const {
+        target.sources = sources();
         return target;
     }
     void retire();
+    PutSource put_source() const;
+    // `prepare(first)` sees to the sources of the rows from `first` on, and returns of how many;
+    // `store(i, record)` writes a claimed one, or returns false.
+    template <class Prepare, class Store>
+    AddOutcome add_sourced(std::uint64_t first, std::uint64_t n, Prepare&& prepare, Store&& store,
+                           const float* leaves, float common_leaf, std::uint64_t* written);
     AddOutcome add_framed(std::uint64_t first, std::uint64_t n, std::span<const FieldSource> fields,
                           const float* leaves, float common_leaf, std::uint64_t* written);
     bool leaf_of_row(std::uint64_t slot, std::uint64_t seq, float& leaf) const;
@@ -211,7 +223,7 @@ class ReplayBuffer final : public Attachable<ReplayBuffer, SegmentKind::buffer> 
     static constexpr std::uint64_t many_frames = 4096;
 
     SlotRing ring_;
-    Frames frames_;
+    mutable Sources sources_;
     std::atomic<std::uint64_t> frames_given_{0};
     std::atomic<std::uint64_t> frames_written_{0};
     Mutex add_mutex_;

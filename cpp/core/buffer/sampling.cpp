@@ -25,7 +25,7 @@ void ReplayBuffer::sampling(Call&& call) {
 void ReplayBuffer::gather(std::size_t count, Weighting weighting, const SampleTarget& given_target,
                           std::optional<std::uint64_t> releases) {
     const CoreCall call;
-    const SampleTarget target = with_frames(given_target);
+    const SampleTarget target = with_sources(given_target);
     let_others_copy(count * given_bytes());
     sampling([&] {
         std::unique_ptr<Draws> draws;
@@ -44,7 +44,7 @@ void ReplayBuffer::gather(std::size_t count, Weighting weighting, const SampleTa
 
 void ReplayBuffer::gather_uniform(std::size_t count, const SampleTarget& given_target) {
     const CoreCall call;
-    const SampleTarget target = with_frames(given_target);
+    const SampleTarget target = with_sources(given_target);
     let_others_copy(count * given_bytes());
     sampling([&] {
         std::unique_ptr<Draws> draws;
@@ -102,7 +102,7 @@ Learner& ReplayBuffer::learner() {
         local_->own_rows.store(&local_->learner_memory->own_rows, std::memory_order_release);
         local_->learner =
             std::make_unique<Learner>(ring_, at<float>(ring.leaf_offset), role_, priority_rule(),
-                                      ring.row_bytes, *local_->learner_memory, frames());
+                                      ring.row_bytes, *local_->learner_memory, sources());
     } catch (...) {
         local_->own_rows.store(nullptr, std::memory_order_relaxed);
         role_.release();

@@ -114,7 +114,7 @@ SegmentHeader place_everything(const WeightsShape& shape, std::uint64_t descript
     return header;
 }
 
-// Counters and heads first: their lines are written by many, the frames by one each.
+// Counters and heads first: their lines are written by many, the sources by one each.
 void place_sources(const SourceShape& shape, RingEntry& ring, Planner& planner) {
     const RecordLayout layout = source_layout(shape.bytes);
     ring.used = 1;

@@ -9,7 +9,7 @@
 //                leaves                 4 bytes a slot, of a prioritized ring only
 //   (4096-al.)   records                stride bytes a slot: the row, behind its head if it is
 //   small
-//                for each source ring   counters, slot heads, (4096-al.) records: one frame a slot
+//                for each source ring   counters, slot heads, (4096-al.) records: one source a slot
 //
 // A segment of weights (shared_weights.hpp) has, from the ring counters on:
 //
@@ -48,7 +48,7 @@ constexpr FormatVersion weights_format = {1, 0};
 
 // Raised by a build that uses the same layout in a way that earlier ones do not understand, while
 // its format is not released.
-constexpr std::uint64_t protocol_revision = 6;
+constexpr std::uint64_t protocol_revision = 7;
 constexpr std::size_t header_bytes = 4096;
 constexpr unsigned max_ring_entries = 8;
 
@@ -100,10 +100,10 @@ struct SegmentHeader {
 static_assert(sizeof(SegmentHeader) == 128 + (max_ring_entries + 1) * 128);
 static_assert(sizeof(SegmentHeader) <= header_bytes);
 
-// A ring of what rows refer to: frames that several of them have in common.
+// A ring of what rows refer to: frames, or steps, that several of them have in common.
 struct SourceShape {
     std::uint64_t capacity;
-    std::uint64_t bytes;  // of one frame
+    std::uint64_t bytes;  // of one source
 };
 
 struct RingShape {

@@ -82,9 +82,9 @@ constexpr RecordLayout record_layout(std::uint64_t row_bytes) {
 }
 static_assert(record_layout(44).stride == 64 && record_layout(48).stride == 64);
 
-// Frames of a source ring: 16 bytes apart at least, for vectors; their heads apart from them.
-constexpr RecordLayout source_layout(std::uint64_t frame_bytes) {
-    return {round_up(frame_bytes, 16), sizeof(SlotHead), false};
+// Sources: 16 bytes apart at least, for vectors; their heads apart from them.
+constexpr RecordLayout source_layout(std::uint64_t source_bytes) {
+    return {round_up(source_bytes, 16), sizeof(SlotHead), false};
 }
 
 // Leaves lie in groups of a cache line; those beyond the capacity stay 0.
@@ -93,19 +93,29 @@ constexpr std::uint64_t padded_leaves(std::uint64_t capacity) {
     return round_up(capacity, leaves_per_group);
 }
 
-// How many frames a source ring holds, and how far back a row may refer. With M frames and N rows a
-// row is retired when more than M - A frames have been claimed since it was born; what it refers to
-// is at most A older than it, and so is still there until then.
+// How many sources a ring holds, and how far back a row may refer. With M sources, a row is retired
+// when more than M - A have been claimed since it was born; what it refers to is at most A older
+// than it, and so is still there until then. `brought` is how many all rows bring, as a rule.
 constexpr std::uint64_t fewest_sources = 16;
 constexpr std::uint64_t most_sources = std::uint64_t{1} << 31;  // references are 32 bits
 
-constexpr std::uint64_t sources_for(std::uint64_t rows, std::uint64_t references) {
+constexpr std::uint64_t frames_for(std::uint64_t rows, std::uint64_t references) {
     const std::uint64_t roomy = rows + rows / 16 + 2048;
     return std::max({std::min(roomy, 8 * rows + 64), 4 * references, fewest_sources});
 }
-constexpr std::uint64_t reference_age(std::uint64_t rows, std::uint64_t sources) {
-    const std::uint64_t spare = sources > rows ? (sources - rows) / 2 : 0;
-    return std::max(spare, std::min<std::uint64_t>(sources / 8, 1024));
+// Of steps there are many times as many as rows: their number varies less.
+constexpr std::uint64_t fewest_steps_per_step_of_a_sequence = 16;
+constexpr std::uint64_t steps_for(std::uint64_t brought, std::uint64_t steps_of_a_sequence) {
+    const std::uint64_t roomy = brought + brought / 32 + 1024;
+    return std::max(std::min(roomy, 8 * brought + 64),
+                    fewest_steps_per_step_of_a_sequence * steps_of_a_sequence);
+}
+// At least twice what one row refers to, where that is not more than an eighth of the ring.
+constexpr std::uint64_t reference_age(std::uint64_t brought, std::uint64_t sources,
+                                      std::uint64_t references) {
+    const std::uint64_t spare = sources > brought ? (sources - brought) / 2 : 0;
+    const std::uint64_t wanted = std::max<std::uint64_t>(1024, 2 * references);
+    return std::max(spare, std::min(sources / 8, wanted));
 }
 
 namespace filled_word {

@@ -39,8 +39,8 @@ std::uint64_t hash_of(const std::byte* frame, std::size_t bytes) {
 
 }  // namespace
 
-FrameWriter::FrameWriter(Frames& frames) : frames_(frames) {
-    const std::vector<StoredField>& fields = frames.layout().fields();
+FrameWriter::FrameWriter(const Sources& sources) : sources_(sources), writer_(sources) {
+    const std::vector<StoredField>& fields = sources.layout().fields();
     separated_.resize(fields.size());
     std::vector<std::size_t> starts(fields.size(), none);
     for (std::size_t f = 0; f < fields.size(); ++f) {
@@ -69,21 +69,21 @@ FrameWriter::FrameWriter(Frames& frames) : frames_(frames) {
             if (k > 0) references_[starts[next] + k - 1].same_row = starts[f] + k;
         }
     }
-    for (unsigned ring = 1; ring <= frames.rings(); ++ring) {
+    for (unsigned ring = 1; ring <= sources.rings(); ++ring) {
         Memory memory;
         memory.known.resize(
-            std::bit_ceil(std::clamp<std::size_t>(frames.ring(ring).capacity(), 16, most_known)));
+            std::bit_ceil(std::clamp<std::size_t>(sources.ring(ring).capacity(), 16, most_known)));
         memories_.push_back(std::move(memory));
     }
     planes_.resize(references_.size());
-    positions_.resize(rows_at_once * references_.size());
+    positions_.resize(SourceWriter::rows_at_once * references_.size());
     rows_kept_ = std::max<std::uint64_t>(positions_kept / references_.size(), 1);
     history_.resize(rows_kept_ * references_.size());
 }
 
 // Finds the planes of row `i`; valid until the next call.
 void FrameWriter::locate(std::span<const FieldSource> fields, std::uint64_t i) {
-    const std::vector<StoredField>& stored = frames_.layout().fields();
+    const std::vector<StoredField>& stored = sources_.layout().fields();
     std::size_t a = 0;
     for (std::size_t f = 0; f < stored.size(); ++f) {
         if (!stored[f].shared()) continue;
@@ -100,32 +100,20 @@ void FrameWriter::locate(std::span<const FieldSource> fields, std::uint64_t i) {
 }
 
 std::uint64_t FrameWriter::prepare(std::span<const FieldSource> fields, std::uint64_t first,
-                                   std::uint64_t count, const Put& put) {
-    count = std::min(count, rows_at_once);
-    // Not so many that the first one's frames are too old when it is stored.
-    for (unsigned ring = 1; ring <= frames_.rings(); ++ring) {
-        const std::uint64_t rows = frames_.age(ring) / 2 / references_.size();
-        count = std::min(count, std::max<std::uint64_t>(rows, 1));
-    }
+                                   std::uint64_t count, const PutSource& put) {
+    count = writer_.few_enough(count);
     first_ = first;
     std::uint64_t ready = 0;
     for (; ready < count; ++ready) {
         locate(fields, first + ready);
         if (!prepare_row(positions_.data() + ready * references_.size(), put)) break;
     }
-    for (unsigned ring = 1; ring <= frames_.rings(); ++ring) {
-        memories_[ring - 1].born =
-            frames_.ring(ring).counters().cursor.load(std::memory_order_acquire);
-    }
-    stop_point(StopPoint::frames_born);
+    writer_.note_birth();
     return ready;
 }
 
-bool FrameWriter::prepare_row(std::uint64_t* positions, const Put& put) {
-    for (unsigned ring = 1; ring <= frames_.rings(); ++ring) {
-        memories_[ring - 1].cursor =
-            frames_.ring(ring).counters().cursor.load(std::memory_order_acquire);
-    }
+bool FrameWriter::prepare_row(std::uint64_t* positions, const PutSource& put) {
+    writer_.look();
     for (std::size_t a = 0; a < references_.size(); ++a) {
         const Reference& reference = references_[a];
         positions[a] = find_near(a, positions);
@@ -194,9 +182,8 @@ void FrameWriter::remember(const Reference& reference, std::uint64_t hash, std::
 // Whether that frame, which may be overwritten any time, is there and not soon too old.
 bool FrameWriter::holds(const Reference& reference, std::uint64_t position,
                         const std::byte* frame) const {
-    const SlotRing& ring = frames_.ring(reference.ring);
-    const std::uint64_t age = frames_.age(reference.ring);
-    if (position + (age - age / 8) < memories_[reference.ring - 1].cursor) return false;
+    const SlotRing& ring = sources_.ring(reference.ring);
+    if (writer_.soon_too_old(reference.ring, position)) return false;
     const std::uint64_t slot = position % ring.capacity();
     std::atomic<std::uint64_t>& word = ring.word(slot);
     const std::uint64_t expected = slot_word::committed(position);
@@ -217,18 +204,13 @@ void FrameWriter::find_stride(std::uint64_t position) {
 }
 
 bool FrameWriter::store(std::span<const FieldSource> fields, std::uint64_t i, std::byte* record,
-                        const Put& put) {
+                        const PutSource& put) {
     std::uint64_t* const positions = positions_.data() + (i - first_) * references_.size();
-    // After the claim: see frames.hpp.
-    for (unsigned ring = 1; ring <= frames_.rings(); ++ring) {
-        Memory& memory = memories_[ring - 1];
-        memory.cursor = frames_.ring(ring).counters().cursor.load(std::memory_order_acquire);
-        store_to_record(record + 8 * std::size_t{ring - 1},
-                        reinterpret_cast<const std::byte*>(&memory.born), sizeof memory.born);
-    }
+    writer_.look();  // after the claim: see sources.hpp
+    writer_.store_birth(record);
     stop_point(StopPoint::field_copied);
     bool located = false;
-    const std::vector<StoredField>& stored = frames_.layout().fields();
+    const std::vector<StoredField>& stored = sources_.layout().fields();
     std::size_t a = 0;
     for (std::size_t f = 0; f < stored.size(); ++f) {
         const StoredField& field = stored[f];
@@ -240,8 +222,7 @@ bool FrameWriter::store(std::span<const FieldSource> fields, std::uint64_t i, st
         }
         for (std::size_t k = 0; k < field.cut.planes; ++k, ++a) {
             const Reference& reference = references_[a];
-            const Memory& memory = memories_[reference.ring - 1];
-            if (positions[a] + frames_.age(reference.ring) < memory.cursor) {
+            if (writer_.too_old(reference.ring, positions[a])) {
                 if (!located) locate(fields, i);
                 located = true;
                 positions[a] = put(reference.ring, planes_[a]);
@@ -249,10 +230,7 @@ bool FrameWriter::store(std::span<const FieldSource> fields, std::uint64_t i, st
                 ++frames_written_;
                 remember(reference, hash_of(planes_[a], reference.bytes), positions[a]);
             }
-            const auto back = static_cast<std::int32_t>(memory.born - positions[a]);
-            store_to_record(record + field.stored + 4 * k,
-                            reinterpret_cast<const std::byte*>(&back), sizeof back);
-            stop_point(StopPoint::reference_stored);
+            writer_.store_reference(record + field.stored + 4 * k, reference.ring, positions[a]);
         }
     }
     return true;

@@ -9,34 +9,27 @@
 
 #include <cstddef>
 #include <cstdint>
-#include <functional>
 #include <span>
 #include <vector>
 
 #include "base/shared_copy.hpp"
-#include "ring/frames.hpp"
+#include "ring/source_writer.hpp"
 
 namespace mpbuffer {
 
 class FrameWriter {
   public:
-    // Rows that are prepared together.
-    static constexpr std::uint64_t rows_at_once = SlotRing::rows_per_claim;
-    // Writes one frame into the source ring of this number; its position, or 0 if others hold all
-    // slots of it.
-    using Put = std::function<std::uint64_t(unsigned ring, const std::byte* frame)>;
-
-    explicit FrameWriter(Frames& frames);
+    explicit FrameWriter(const Sources& sources);
 
     // Sees to it that the frames of the rows first, first + 1, ... of these fields lie in source
     // rings, and then notes when they are born. Returns how many rows are ready: of `count`, at
-    // most rows_at_once; fewer if others hold all slots of a source ring.
+    // most SourceWriter::rows_at_once; fewer if others hold all slots of a source ring.
     std::uint64_t prepare(std::span<const FieldSource> fields, std::uint64_t first,
-                          std::uint64_t count, const Put& put);
+                          std::uint64_t count, const PutSource& put);
     // Writes row `i`, which is prepared and now claimed, into its record. False if a frame that has
     // become too old cannot be written once more.
     bool store(std::span<const FieldSource> fields, std::uint64_t i, std::byte* record,
-               const Put& put);
+               const PutSource& put);
 
     std::uint64_t frames_given() const { return frames_given_; }
     std::uint64_t frames_written() const { return frames_written_; }
@@ -57,12 +50,10 @@ class FrameWriter {
     };
     struct Memory {  // of one source ring
         std::vector<Known> known;
-        std::uint64_t cursor = 0;
-        std::uint64_t born = 0;
     };
 
     void locate(std::span<const FieldSource> fields, std::uint64_t i);
-    bool prepare_row(std::uint64_t* positions, const Put& put);
+    bool prepare_row(std::uint64_t* positions, const PutSource& put);
     std::uint64_t find_near(std::size_t a, const std::uint64_t* positions) const;
     std::uint64_t find_known(const Reference& reference, const std::byte* frame,
                              std::uint64_t hash) const;
@@ -71,7 +62,8 @@ class FrameWriter {
     const std::uint64_t* row_before(std::uint64_t rows) const;
     void find_stride(std::uint64_t position);
 
-    Frames& frames_;
+    const Sources& sources_;
+    SourceWriter writer_;
     std::vector<Reference> references_;
     std::vector<Memory> memories_;
     std::vector<const std::byte*> planes_;           // of the row at hand

@@ -6,6 +6,7 @@
 
 #include "base/guard.hpp"
 #include "os/threads.hpp"
+#include "ring/columns.hpp"
 
 namespace mpbuffer {
 
@@ -23,29 +24,6 @@ constexpr std::size_t bytes_in_a_piece = std::size_t{256} << 10;
 constexpr std::size_t bytes_in_a_block = 4096;
 constexpr std::size_t most_rows_in_a_block = 16;
 
-// One field of some rows, of a size that the compiler knows.
-template <std::size_t bytes>
-void copy_column(const std::byte* const* records, std::size_t count, const FieldTarget& field,
-                 std::byte* values) {
-    for (std::size_t i = 0; i < count; ++i) {
-        load_from_record(values + i * bytes, records[i] + field.offset, bytes);
-    }
-}
-
-void copy_column(const std::byte* const* records, std::size_t count, const FieldTarget& field,
-                 std::byte* values) {
-    switch (field.bytes) {
-        case 1: return copy_column<1>(records, count, field, values);
-        case 4: return copy_column<4>(records, count, field, values);
-        case 8: return copy_column<8>(records, count, field, values);
-        case 16: return copy_column<16>(records, count, field, values);
-        default:
-            for (std::size_t i = 0; i < count; ++i) {
-                load_from_record(values + i * field.bytes, records[i] + field.offset, field.bytes);
-            }
-    }
-}
-
 // Copies the rows drawn for the places [first, last), and lists those that are gone.
 void copy_block(const SlotRing& ring, std::size_t first, std::size_t last, Draws& draws,
                 const SampleTarget& target) {
@@ -58,7 +36,8 @@ void copy_block(const SlotRing& ring, std::size_t first, std::size_t last, Draws
         records[i] = ring.record(slot);
     }
     for (const FieldTarget& field : target.fields) {
-        copy_column(records.data(), count, field, field.values + first * field.bytes);
+        copy_column({records.data(), count}, field.offset, field.bytes,
+                    field.values + first * field.bytes, field.bytes);
     }
     for (std::size_t i = 0; i < count; ++i) {
         const std::size_t place = first + i;
@@ -75,14 +54,14 @@ void copy_block(const SlotRing& ring, std::size_t first, std::size_t last, Draws
     }
 }
 
-// How many rows ahead their frames are asked for, whose places are in the rows.
-constexpr std::size_t framed_rows_ahead = 4;
+// How many rows ahead their sources are asked for, whose places are in the rows.
+constexpr std::size_t sourced_rows_ahead = 4;
 
-// False if a frame of the row is gone.
-inline bool copy_fields(const Frames* frames, std::span<const FieldTarget> fields,
+// False if a source of the row is gone.
+inline bool copy_fields(const Sources* sources, std::span<const FieldTarget> fields,
                         std::size_t place, const std::byte* record) {
-    if (frames != nullptr) [[unlikely]]
-        return frames->copy(fields, place, record);
+    if (sources != nullptr) [[unlikely]]
+        return sources->copy(fields, place, record);
     for (const FieldTarget& field : fields) {
         load_from_record(field.values + place * field.bytes, record + field.offset, field.bytes);
     }
@@ -90,18 +69,18 @@ inline bool copy_fields(const Frames* frames, std::span<const FieldTarget> field
 }
 
 std::size_t given_bytes(std::size_t row_bytes, const SampleTarget& target) {
-    return target.frames == nullptr ? row_bytes : target.frames->layout().given_bytes();
+    return target.sources == nullptr ? row_bytes : target.sources->layout().given_bytes();
 }
 
-// Asks for the rows and the frames that are copied soon after `place`.
+// Asks for the rows and the sources that are copied soon after `place`.
 inline void prefetch_behind(const SlotRing& ring, std::size_t row_bytes, std::size_t place,
                             const Draws& draws, const SampleTarget& target) {
     const std::size_t count = draws.slots.size();
     if (place + rows_prefetched < count) {
         ring.prefetch(draws.slots[place + rows_prefetched], row_bytes);
     }
-    if (place + framed_rows_ahead < count) {
-        target.frames->prefetch(ring.record(draws.slots[place + framed_rows_ahead]));
+    if (place + sourced_rows_ahead < count) {
+        target.sources->prefetch(ring.record(draws.slots[place + sourced_rows_ahead]));
     }
 }
 
@@ -112,7 +91,7 @@ void copy_shared(const SlotRing& ring, std::size_t row_bytes, std::size_t thread
     const std::size_t piece = bytes_in_a_piece / given_bytes(row_bytes, target) + 1;
     share_work(draws.slots.size(), piece, threads - 1, [&](std::size_t first, std::size_t last) {
         for (std::size_t place = first; place < last; ++place) {
-            if (target.frames != nullptr) prefetch_behind(ring, row_bytes, place, draws, target);
+            if (target.sources != nullptr) prefetch_behind(ring, row_bytes, place, draws, target);
             if (copy_row(ring, place, draws, target)) continue;
             const Guard guard(missed_mutex);
             draws.missed.push_back(place);
@@ -128,7 +107,7 @@ bool copy_row(const SlotRing& ring, std::size_t place, const Draws& draws,
     const std::uint64_t slot = draws.slots[place];
     bool whole = true;
     const auto copy = [&target, &whole, place](const std::byte* record) {
-        return whole = copy_fields(target.frames, target.fields, place, record);
+        return whole = copy_fields(target.sources, target.fields, place, record);
     };
     std::uint64_t seq = 0;
     if (draws.any_row) {
@@ -137,7 +116,7 @@ bool copy_row(const SlotRing& ring, std::size_t place, const Draws& draws,
         seq = draws.seqs[place];
     }
     if (seq == 0) {
-        if (!whole) target.frames->expel(ring, slot);
+        if (!whole) target.sources->expel(ring, slot);
         return false;
     }
     target.indexes[place] = static_cast<std::int64_t>(slot);
@@ -145,7 +124,7 @@ bool copy_row(const SlotRing& ring, std::size_t place, const Draws& draws,
     return true;
 }
 
-std::uint64_t read_row(const SlotRing& ring, const Frames* frames, std::uint64_t slot,
+std::uint64_t read_row(const SlotRing& ring, const Sources* sources, std::uint64_t slot,
                        std::size_t i, std::span<const FieldTarget> fields) {
     const std::uint64_t cleared = ring.clear_before();
     for (int attempt = 0; attempt < most_readings; ++attempt) {
@@ -153,11 +132,11 @@ std::uint64_t read_row(const SlotRing& ring, const Frames* frames, std::uint64_t
         if (slot_word::seq(word) < cleared) return 0;
         bool whole = true;
         const auto copy = [&](const std::byte* record) {
-            return whole = copy_fields(frames, fields, i, record);
+            return whole = copy_fields(sources, fields, i, record);
         };
         if (const std::uint64_t seq = ring.read_any(slot, cleared, copy)) return seq;
         if (!whole && ring.word(slot).load(std::memory_order_relaxed) == word) {
-            frames->expel(ring, slot);
+            sources->expel(ring, slot);
             return 0;
         }
         std::this_thread::yield();
@@ -182,7 +161,7 @@ void copy_rows(const SlotRing& ring, std::size_t row_bytes, Draws& draws,
         const std::size_t threads = std::min(worth, usable_processors());
         if (threads > 1) return copy_shared(ring, row_bytes, threads, draws, target);
     }
-    if (target.frames != nullptr) {
+    if (target.sources != nullptr) {
         for (std::size_t place = 0; place < count; ++place) {
             prefetch_behind(ring, row_bytes, place, draws, target);
             if (!copy_row(ring, place, draws, target)) draws.missed.push_back(place);

@@ -7,8 +7,8 @@
 #include <vector>
 
 #include "base/shared_copy.hpp"
-#include "ring/frames.hpp"
 #include "ring/slot_ring.hpp"
+#include "ring/sources.hpp"
 
 namespace mpbuffer {
 
@@ -17,11 +17,11 @@ constexpr int most_readings = 64;
 
 struct SampleTarget {
     std::span<const FieldTarget> fields;
-    std::int64_t* indexes;           // slots; not null
-    std::uint64_t* generations;      // the rows' seqs; not null
-    float* weights;                  // not null in a prioritized sample
-    float* probabilities = nullptr;  // of the draws, if wanted; in a prioritized sample
-    const Frames* frames = nullptr;  // that the rows refer to; set by the buffer, if there are any
+    std::int64_t* indexes;             // slots; not null
+    std::uint64_t* generations;        // the rows' seqs; not null
+    float* weights;                    // not null in a prioritized sample
+    float* probabilities = nullptr;    // of the draws, if wanted; in a prioritized sample
+    const Sources* sources = nullptr;  // that rows refer to; set by the buffer, if there are any
 };
 
 // The draws of one sample on their way to the rows. Belongs to one thread at a time; keeps its
@@ -51,8 +51,8 @@ bool copy_row(const SlotRing& ring, std::size_t place, const Draws& draws,
               const SampleTarget& target);
 
 // Reads the row in `slot` into place `i` of the fields and returns its seq; 0 if it holds none, or
-// one whose frames are gone. Tries again while one row gives way to the next.
-std::uint64_t read_row(const SlotRing& ring, const Frames* frames, std::uint64_t slot,
+// one whose sources are gone. Tries again while one row gives way to the next.
+std::uint64_t read_row(const SlotRing& ring, const Sources* sources, std::uint64_t slot,
                        std::size_t i, std::span<const FieldTarget> fields);
 
 // Prefetches the first rows of copy_rows, when their slots are known.

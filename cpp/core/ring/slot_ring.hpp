@@ -231,7 +231,7 @@ class SlotRing {
             }
             copy_frame(record(slot));
             commit(slot, seq, 0);
-            stop_point(StopPoint::frame_committed);
+            stop_point(StopPoint::source_committed);
             add_to(*writer.rows, 1);
             return seq;
         }

@@ -14,12 +14,12 @@ constexpr std::uint64_t heads_ahead = 24;
 }  // namespace
 
 Learner::Learner(SlotRing ring, float* leaves, Role& role, PriorityRule rule, std::size_t row_bytes,
-                 LearnerMemory& memory, const Frames* frames)
+                 LearnerMemory& memory, const Sources* sources)
     : ring_(ring),
       role_(role),
       rule_(rule),
       row_bytes_(row_bytes),
-      frames_(frames),
+      sources_(sources),
       nodes_(SumTree::bytes_required(ring.capacity())),
       tree_(leaves, ring.capacity(), nodes_.data()),
       memory_(memory),
@@ -94,9 +94,9 @@ void Learner::mark_pending(std::uint64_t slot, std::uint64_t seq) {
     expected = std::max(expected, seq);
 }
 
-// Rows whose frames are gone are no longer there.
+// Rows whose sources are gone are no longer there.
 void Learner::retire() {
-    if (frames_ != nullptr) frames_->retire(ring_);
+    if (sources_ != nullptr) sources_->retire(ring_);
 }
 
 void Learner::fold() {

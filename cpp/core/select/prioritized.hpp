@@ -48,9 +48,9 @@ struct LearnerMemory {
 class Learner {
   public:
     // Takes over from whoever was the learner before: reads every slot word once, O(capacity).
-    // `role` and `memory` must outlive it, and `frames`, null where rows have none.
+    // `role` and `memory` must outlive it, and `sources`, null where rows have none.
     Learner(SlotRing ring, float* leaves, Role& role, PriorityRule rule, std::size_t row_bytes,
-            LearnerMemory& memory, const Frames* frames = nullptr);
+            LearnerMemory& memory, const Sources* sources = nullptr);
 
     // Takes over what was added since the last fold: O(rows added, pending slots).
     void fold();
@@ -117,7 +117,7 @@ class Learner {
     Role& role_;
     PriorityRule rule_;
     std::size_t row_bytes_;
-    const Frames* frames_;
+    const Sources* sources_;
     PrivateMemory nodes_;
     SumTree tree_;
     LearnerMemory& memory_;

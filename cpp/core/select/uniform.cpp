@@ -42,8 +42,8 @@ void draw_uniform(const SlotRing& ring, std::size_t count, Generator& generator,
 void finish_uniform(const SlotRing& ring, Generator& generator, Draws& draws,
                     const SampleTarget& target) {
     std::vector<std::uint64_t> filled;
-    if (target.frames != nullptr && !draws.missed.empty()) {
-        target.frames->retire(ring);
+    if (target.sources != nullptr && !draws.missed.empty()) {
+        target.sources->retire(ring);
         find_claimed(ring, draws);
     }
     for (const std::size_t place : draws.missed) {
@@ -57,7 +57,7 @@ void finish_uniform(const SlotRing& ring, Generator& generator, Draws& draws,
                 }
                 if (redraws > max_redraws) std::this_thread::yield();
                 if (filled.empty() || redraws > max_redraws) {
-                    if (target.frames != nullptr) target.frames->retire(ring);
+                    if (target.sources != nullptr) target.sources->retire(ring);
                     filled = find_filled_slots(ring);
                 }
                 if (!filled.empty()) draws.slots[place] = filled[generator.below(filled.size())];

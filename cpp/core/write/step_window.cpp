@@ -116,17 +116,6 @@ void EpisodeWindow::reserve(std::size_t more) {
     first_ = 0;
 }
 
-bool EpisodeWindow::raised(const std::optional<EpisodeFlag>& flag, const std::byte* step) const {
-    if (!flag) return false;
-    const std::byte* const value = step + flag->offset;
-    const std::size_t last = flag->bytes - 1;
-    for (std::size_t i = 0; i < last; ++i) {
-        if (value[i] != std::byte{0}) return true;
-    }
-    const std::byte sign{0x80};
-    return (flag->floating ? value[last] & ~sign : value[last]) != std::byte{0};
-}
-
 bool EpisodeWindow::push(std::span<const FieldSource> fields, std::size_t i,
                          const StepNumbers& given, RowBatch& finished) {
     reserve(1);

@@ -23,6 +23,7 @@
 #include <vector>
 
 #include "base/shared_copy.hpp"
+#include "write/episode_flag.hpp"
 
 namespace mpbuffer {
 
@@ -38,18 +39,12 @@ struct FloatField {
     bool is_double;  // else float32
 };
 
-struct EpisodeFlag {
-    std::size_t offset;
-    std::size_t bytes;  // little-endian
-    bool floating;      // then -0.0 is 0
-};
-
 struct ByteRange {
     std::size_t offset;
     std::size_t bytes;
 };
 
-struct NstepRule {
+struct NstepRule : EpisodeFlags {
     std::uint64_t steps = 1;
     double gamma = 1;
     std::size_t stride = 0;             // from one record to the next
@@ -57,9 +52,6 @@ struct NstepRule {
     std::vector<ByteRange> from_last;
     std::vector<FloatField> rewards;
     std::optional<FloatField> discount;
-    std::optional<EpisodeFlag> done;
-    std::optional<EpisodeFlag> terminated;
-    std::optional<EpisodeFlag> truncated;
     // Whether a row's priority is |reward + discount * V(next) - Q(first)| (Horgan et al.,
     // "Distributed prioritized experience replay", 2018), of one reward: V(next) comes with the
     // next step, so that a row is finished one step later. Where the episode was cut off, it is
@@ -141,7 +133,6 @@ class EpisodeWindow {
     void finish_first(std::size_t steps, bool terminates, double value, RowBatch& finished);
     void finish_all(bool terminates, RowBatch& finished);
     double fold_rewards(std::size_t steps, std::byte* row);
-    bool raised(const std::optional<EpisodeFlag>& flag, const std::byte* step) const;
 
     const NstepRule* rule_;
     // A ring of steps, as long as a power of two.

@@ -342,7 +342,7 @@ MUTANTS = [
         "ring/frame_writer.cpp",
         "if (positions[a] + frames_.age(reference.ring) < memory.cursor) {",
         "if (positions[a] + frames_.ring(reference.ring).capacity() < memory.cursor) {",
-        "mpbuffer_stops --only frames_born --hits 600",
+        "mpbuffer_stops --only sources_born --hits 600",
     ),
     Mutant(
         "age is judged by the cursor of before the claim",
@@ -357,9 +357,9 @@ MUTANTS = [
         "a row refers to a frame that is not committed",
         "frames",
         "ring/slot_ring.hpp",
-        "            commit(slot, seq, 0);\n            stop_point(StopPoint::frame_committed);\n",
-        "            stop_point(StopPoint::frame_committed);\n",
-        "mpbuffer_stops --only frame_committed --hits 50",
+        "            commit(slot, seq, 0);\n            stop_point(StopPoint::source_committed);\n",
+        "            stop_point(StopPoint::source_committed);\n",
+        "mpbuffer_stops --only source_committed --hits 50",
     ),
     Mutant(
         "a retirement stops at a claim",

@@ -32,7 +32,7 @@ bool comes_once(StopPoint point) {
 
 // Only where rows have frames.
 bool is_of_frames(StopPoint point) {
-    return (point >= StopPoint::frame_committed && point <= StopPoint::reference_stored) ||
+    return (point >= StopPoint::source_committed && point <= StopPoint::reference_stored) ||
            (point >= StopPoint::frame_copied && point <= StopPoint::rows_retired);
 }
 
