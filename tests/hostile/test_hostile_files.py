@@ -882,7 +882,7 @@ CALLS_AFTER_CLOSE = {
     "__len__": len,
     "__reduce__": lambda b: b.__reduce__(),
 }
-WORK_AFTER_CLOSE = {"close", "closed", "name", "is_Nstep", "largest_size"}
+WORK_AFTER_CLOSE = {"close", "closed", "name", "is_Nstep", "largest_size", "sequence"}
 TRIED_ELSEWHERE = {"keep_after_exit"}  # in test_keeping.py
 
 

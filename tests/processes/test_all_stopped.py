@@ -100,6 +100,7 @@ def calls_of(buffer):
         "on_episode_end": (buffer.on_episode_end, ()),
         "get_current_episode_len": (buffer.get_current_episode_len, ()),
         "is_Nstep": (buffer.is_Nstep, ()),
+        "sequence": (lambda: buffer.sequence, ()),
         "writer": (lambda: buffer.writer().close(), ()),
         "rows_added": (buffer.rows_added, ()),
         "largest_size": (lambda: buffer.largest_size({"a": {}}), ()),

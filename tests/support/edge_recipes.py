@@ -486,11 +486,13 @@ def counts(scene, slot):
         raise Wrong(f"{buffer.nbytes} bytes")
 
 
-@on_buffers("name", "closed", "is_Nstep", "__repr__", weight=0.7)
+@on_buffers("name", "closed", "is_Nstep", "sequence", "__repr__", weight=0.7)
 def described(scene, slot):
     buffer = slot.buffer
     if buffer.is_Nstep() != bool(slot.Nstep) or not (buffer.closed or buffer.name):
         raise Wrong(f"{buffer!r}")
+    if buffer.sequence is not None:
+        raise Wrong(f"{buffer.sequence}")
     if not repr(buffer).startswith(f"<{slot.cls}"):
         raise Wrong(repr(buffer))
 
