@@ -23,8 +23,8 @@ CORE = ROOT / "cpp" / "core"
 PAGE = ROOT / "docs" / "segment_format.md"
 
 # Structs of cpp/core/format that are arguments and results of functions, not parts of a segment.
-NOT_SHARED = {"Field", "PlaneCut", "RecordLayout", "RingShape", "SeqBounds", "SourceShape"}
-NOT_SHARED |= {"StoredField", "WeightsShape"}
+NOT_SHARED = {"Field", "PlaneCut", "RecordLayout", "RingShape", "SeqBounds", "SequenceShape"}
+NOT_SHARED |= {"SourceShape", "StoredField", "WeightsShape"}
 CONSTANT_SPACES = {"lock_byte": "os/file_locks.hpp"}
 BIT_SPACES = {"slot_word": "format/slot_word.hpp"}
 

@@ -222,7 +222,7 @@ def train(options: argparse.Namespace, rb, weights, learner: Learner, explorers,
             explorers.check()  # raises what an explorer raised, replaces those that were killed
         seconds = time.monotonic() - start
         result |= {"cycles": learner.cycles, "seconds": round(seconds, 2)}
-        if learner.cycles % 250 == 0:
+        if learner.cycles % options.evaluate == 0:
             greedy = greedy_return(learner.online, rng, 200)
             result["returns"].append({"cycles": learner.cycles, "greedy": greedy})
             print(
@@ -250,10 +250,14 @@ def parse_options() -> argparse.Namespace:
     add("--seed", type=int, default=0, help="for networks, corridors, draws")
     add("--batch-size", type=int, default=32, help="sequences")
     add("--cycles", type=int, default=20_000, help="batches to learn at most")
+    add("--evaluate", type=int, default=250, help="every so many cycles")
     add("--time-limit", type=float, default=600, help="seconds of training")
     add("--solved-at", type=float, default=0.95, help="mean return that ends the training")
     add("--out", type=pathlib.Path, help="file for the result, JSON")
-    return parser.parse_args()
+    options = parser.parse_args()
+    if options.explorers < 1:
+        parser.error(f"--explorers: expected 1 or more, got {options.explorers}")
+    return options
 
 
 def main() -> int:

@@ -80,6 +80,16 @@ def test_acting(tmp_path):
     assert all(way["wall"]["rates"][0] > 0 for way in figures.values())
 
 
+def test_sequences(tmp_path):
+    pytest.importorskip("cpprb")
+    file = tmp_path / "sequences.json"
+    printed = run_bench("sequences.py", "--short", "--json", file)
+    assert "to stacking from cpprb" in printed
+    result = json.loads(file.read_text())
+    assert all(rates[0] > 0 for rates in result["rates"].values())
+    assert all(each["ratio"] > 1 for each in result["bytes"].values())
+
+
 def test_the_loop_in_c_copies_the_rows_of_the_sample(bench):
     from peers.compiled import RowCopy
     from peers.mpbuffer import Mpbuffer

@@ -137,6 +137,36 @@ def test_soft_actor_critic_learns_from_vector_environments(tmp_path, learning_pa
     assert 1_000 < evaluated["rows"] < 3_000  # explorers keep to the learner's pace
 
 
+@pytest.mark.parametrize("memory", [True, False])
+def test_recurrent_q_learning_replays_sequences_of_explorers(tmp_path, learning_packages, memory):
+    # Solved as soon as the first evaluation: whoever guesses passes half of the doors.
+    file = tmp_path / "result.json"
+    options = ["--evaluate", "20", *([] if memory else ["--memoryless"])]
+    output = output_of("r2d2.py", "--solved-at", "0.3", "--out", file, *options)
+    result = json.loads(file.read_text())
+    assert result["solved"] and "mean greedy return" in output
+    assert result["memoryless"] is not memory
+    assert len(result["returns"]) == 1 and 0.3 <= result["final_return"] <= 1
+
+
+def test_doors_of_the_corridor_open_to_the_side_of_the_cue(learning_packages):
+    remembers, guesses = lines_of("""
+import r2d2
+for by_cue in (True, False):
+    rng = np.random.default_rng(1)
+    corridor = r2d2.Corridor(500, rng)
+    obs, all_returns = corridor.reset(), []
+    cue = (obs[:, 0] > 0).astype(int)
+    for t in range(corridor.length):
+        act = cue if by_cue else rng.integers(2, size=500)
+        obs, rew, ended, returns = corridor.step(act)
+        assert ended.all() == ended.any() == (t == corridor.length - 1)
+        all_returns.extend(returns)
+    print(np.mean(all_returns))
+""")
+    assert float(remembers) == 1 and 0.45 < float(guesses) < 0.55
+
+
 def test_explorers_add_to_the_buffer_of_stable_baselines3(learning_packages):
     pytest.importorskip("stable_baselines3")
     output = output_of("sb3_explorers.py", "--explorers", "1", "--steps", "600")
@@ -145,7 +175,7 @@ def test_explorers_add_to_the_buffer_of_stable_baselines3(learning_packages):
 
 
 def test_programs_that_have_no_time_end_in_order(tmp_path, learning_packages):
-    for example in ("sac_vector.py", "apex.py"):
+    for example in ("sac_vector.py", "apex.py", "r2d2.py"):
         out = str(tmp_path / example)
         ended = run_python(str(EXAMPLES / example), "--time-limit", "0", "--out", out)
         assert (ended.returncode, ended.stderr) == (1, b""), ended.stderr.decode()
@@ -158,6 +188,7 @@ def test_programs_refuse_numbers_that_make_no_sense(learning_packages):
         ("sac_vector.py", "--envs", "0"),
         ("apex.py", "--seed", "-1"),
         ("quickstart.py", "--steps", "0"),
+        ("r2d2.py", "--explorers", "0"),
     ):
         ended = run_python(str(EXAMPLES / example), option, value)
         assert ended.returncode == 2 and f"{option}: expected" in ended.stderr.decode()

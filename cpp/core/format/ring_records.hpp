@@ -24,7 +24,7 @@ struct RingCounters {
     // from a clear to the next claim.
     alignas(64) std::atomic<std::uint64_t> cursor;
     // Rows of a smaller seq are gone: a clear raises it to a multiple of capacity, a retirement
-    // (frames.hpp) behind the last row that it retires. Never decreased.
+    // (sources.hpp) behind the last row that it retires. Never decreased.
     alignas(64) std::atomic<std::uint64_t> clear_before;
     // {recount: 16 | count: 48}: slots that hold a row, as far as commits have told since the last
     // recount. Whoever recounts changes `recount`, which makes a raise that straddled it

@@ -21,7 +21,7 @@
 // a release [C1] and loaded by an acquire [C2] ahead of `clear_before`, so that nobody looks for
 // the positions that a clear passed over. Claim: taking a position acquires and releases [S1], so
 // that whoever has a later one sees at least the source cursor that an earlier one saw
-// (frames.hpp).
+// (sources.hpp).
 #pragma once
 
 #include <algorithm>
