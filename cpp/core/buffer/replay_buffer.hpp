@@ -72,6 +72,7 @@ class ReplayBuffer final : public Attachable<ReplayBuffer, SegmentKind::buffer> 
     // How rows of this segment with sources are given: to be called once, before any row is written
     // or read. SegmentMismatch if its rings are not those of the layout.
     void describe_rows(RowLayout layout);
+    bool has_sources() const { return sources_.any(); }
     std::uint64_t segment_bytes() const { return header_.total_bytes; }
     // Whether this handle has added many rows with frames, and hardly any frame was equal to
     // another.

@@ -18,15 +18,19 @@
 #include <optional>
 #include <span>
 #include <stdexcept>
+#include <utility>
 #include <vector>
 
 #include "base/error.hpp"
 #include "buffer/replay_buffer.hpp"
 #include "format/header.hpp"
+#include "format/row_layout.hpp"
+#include "format/row_schema.hpp"
 #include "format/slot_word.hpp"
 #include "inspect/inspection.hpp"
 #include "os/file_locks.hpp"
 #include "os/process_stat.hpp"
+#include "ring/sequence_writer.hpp"
 #include "ring/slot_ring.hpp"
 #include "segment/names.hpp"
 #include "segment/process_table.hpp"
@@ -126,6 +130,26 @@ void pretend_claim(std::byte* base, const SegmentHeader& header, std::uint64_t s
     counters->cursor = std::max<std::uint64_t>(counters->cursor, seq + 1);
 }
 
+// Of the subject whose rows are sequences.
+constexpr std::size_t longest_sequence = 6;
+constexpr std::size_t step_bytes = 24;
+RowLayout sequence_layout() {
+    const Schema step({{"id", 8, 8}, {"obs", 12, 4}, {"state", 4, 4}});
+    return RowLayout(step, SequenceShape{longest_sequence, 2, {false, false, true}});
+}
+
+Sequence some_sequence(std::uint64_t first, std::size_t steps) {
+    Sequence sequence;
+    sequence.begins_episode = first % 2 == 0;
+    for (std::size_t k = 0; k < steps; ++k) {
+        auto step = std::make_shared<StoredStep>();
+        step->bytes = std::make_unique<std::byte[]>(step_bytes);
+        std::memcpy(step->bytes.get(), &first, sizeof first);
+        sequence.steps.push_back(std::move(step));
+    }
+    return sequence;
+}
+
 struct Plan {
     RingShape shape;
     std::string description;
@@ -168,7 +192,15 @@ Subject make_subject(const std::string& name, const Plan& plan) {
 
     const FieldSource source{values().data(), 0, 0, plan.shape.row_bytes};
     const std::vector<float> leaves(plan.rows, 0.5f);
-    for (std::uint64_t row = 0; row < plan.rows; ++row) {
+    if (!plan.shape.sources.empty()) {
+        buffer->describe_rows(sequence_layout());
+        for (std::uint64_t row = 0; row < plan.rows; ++row) {
+            const Sequence sequence = some_sequence(row, 1 + row % longest_sequence);
+            std::uint64_t written = 0;
+            buffer->add_sequences({&sequence, 1}, &leaves[row], 0.5, written);
+        }
+    }
+    for (std::uint64_t row = 0; row < plan.rows && plan.shape.sources.empty(); ++row) {
         buffer->add(1, {&source, 1}, plan.shape.prioritized ? &leaves[row] : nullptr, 0.5);
     }
     if (plan.with_learner) {
@@ -207,6 +239,9 @@ std::vector<Subject> make_subjects() {
     all.push_back(make_subject("empty", {{17, 40, true, 0.6, 1e-4}, text, 0, false, false}));
     all.push_back(make_subject("bare", {{33, 8, false, 0, 0}, "", 33, false, false}));
     all.push_back(make_subject("held", {{2, 40, true, 1, 0}, text, 3, true, true}));
+    RingShape sequences{20, sequence_layout().stored_bytes(), true, 0.6, 1e-4};
+    sequences.sources = {{96, step_bytes}};
+    all.push_back(make_subject("sequences", {sequences, text, 30, false, false}));
     all.push_back(make_subject("big", {{200, 1000, true, 0.6, 0}, text, 250, true, false}));
     return all;
 }
@@ -244,6 +279,10 @@ class Mutation {
     }
 
     void change_body() {
+        const RingEntry& sources = subject_.header.ring[1];
+        ring_ = subject_.header.ring[0];
+        if (sources.used != 0 && recipe_.take<std::uint8_t>() % 2 == 0) ring_ = sources;
+        if (sources.used != 0 && recipe_.take<std::uint8_t>() % 4 == 0) return change_references();
         switch (recipe_.take<std::uint8_t>() % 10) {
             case 0: put(recipe_.below(subject_.valid.size() - 8), number()); break;
             case 1: flip(recipe_.below(subject_.valid.size())); break;
@@ -269,6 +308,13 @@ class Mutation {
                         recipe_.take<std::uint8_t>() % 2 == 0, std::abs(real()), std::abs(real())};
         if (!(shape.alpha <= 1e300)) shape.alpha = 0.5;
         if (!(shape.eps <= 1e300)) shape.eps = 0;
+        if (subject_.header.ring[1].used != 0) {
+            if (recipe_.take<std::uint8_t>() % 2 == 0) {
+                shape.row_bytes = sequence_layout().stored_bytes();
+            }
+            shape.row_bytes = std::max<std::uint64_t>(shape.row_bytes, 8);
+            shape.sources = {{fewest_sources + recipe_.below(100), 1 + recipe_.below(40)}};
+        }
         const SegmentHeader header = plan_segment(shape, subject_.description, number());
         if (header.total_bytes > available()) return;
         std::memcpy(base_, &header, sizeof header);
@@ -406,6 +452,20 @@ class Mutation {
                                        : slot_word::claimed(seq, owner, more % 3, more % 2 == 0));
     }
 
+    // What a sequence's record has: when it was born, its steps, and where they are.
+    void change_references() {
+        const RingEntry& rows = subject_.header.ring[0];
+        const std::size_t record = rows.records_offset + rows.stride * recipe_.below(rows.capacity);
+        switch (recipe_.take<std::uint8_t>() % 3) {
+            case 0: put(record, number()); break;
+            case 1: put(record + RowLayout::about_at, narrow(number())); break;
+            case 2:
+                put(record + RowLayout::steps_at + 4 * recipe_.below(longest_sequence),
+                    narrow(number()));
+                break;
+        }
+    }
+
     void change_leaf() {
         if (ring_.prioritized == 0) return;
         const std::uint64_t at = recipe_.below(padded_leaves(ring_.capacity));
@@ -454,7 +514,7 @@ class Mutation {
     }
 
     const Subject& subject_;
-    const RingEntry& ring_;
+    RingEntry ring_;
     std::byte* base_;
     Recipe& recipe_;
     bool of_file_;
@@ -507,9 +567,62 @@ bool add_would_wait(std::byte* base, const RingEntry& shape) {
 // One in so many of the adds that would wait a second is made all the same.
 constexpr std::uint64_t patience = 5000;
 
+void use_sequences(ReplayBuffer& buffer, std::byte* base, Recipe& recipe, Mutation* meanwhile) {
+    if (!ends_well("describe", [&] { buffer.describe_rows(sequence_layout()); })) return;
+    constexpr std::size_t most = 8;
+    // Exactly as large as the fields are: what is written beyond is found out.
+    std::vector<std::byte> ids(most * longest_sequence * 8), obs(most * longest_sequence * 12);
+    std::vector<std::byte> states(most * 4), mask(most * longest_sequence);
+    std::vector<std::byte> is_first(most * longest_sequence);
+    std::array<std::int64_t, most> indexes{};
+    std::array<std::uint64_t, most> generations{};
+    std::array<float, most> weights{};
+    for (int call = 0; call < 12; ++call) {
+        const std::uint8_t choice = recipe.take<std::uint8_t>();
+        const std::size_t count = 1 + choice / 16 % most;
+        const std::size_t across = choice % 2 == 0 ? 0 : count;
+        const FieldTarget fields[] = {
+            {ids.data(), 0, longest_sequence * 8, across},
+            {obs.data(), 8, longest_sequence * 12, across},
+            {states.data(), 20, 4},
+            {mask.data(), 0, longest_sequence, across},
+            {is_first.data(), 0, longest_sequence, across},
+        };
+        const SampleTarget sampled{fields, indexes.data(), generations.data(), weights.data()};
+        switch (choice / 2 % 7) {
+            case 0:
+                if (add_would_wait(base, buffer.shape()) && recipe.below(patience) != 1) break;
+                ends_well("add", [&] {
+                    const Sequence sequence = some_sequence(choice, 1 + choice % longest_sequence);
+                    std::uint64_t written = 0;
+                    buffer.add_sequences({&sequence, 1}, nullptr, 0, written);
+                });
+                break;
+            case 1:
+                if (!buffer.prioritized()) break;
+                ends_well("sample", [&] { buffer.gather(count, 0.4, sampled); });
+                break;
+            case 2: ends_well("sample", [&] { buffer.gather_uniform(count, sampled); }); break;
+            case 3: ends_well("count", [&] { (void)buffer.stored_size(); }); break;
+            case 4:
+                ends_well("read", [&] {
+                    for (const std::uint64_t slot : buffer.filled_slots(true)) {
+                        (void)buffer.read_slot(slot, count - 1, fields);
+                    }
+                });
+                break;
+            case 5: ends_well("clear", [&] { buffer.clear(); }); break;
+            case 6:
+                if (meanwhile != nullptr) meanwhile->change_body();
+                break;
+        }
+    }
+}
+
 void use(ReplayBuffer& buffer, std::byte* base, Recipe& recipe, Mutation* meanwhile) {
     const RingEntry& ring = buffer.shape();
     if (ring.row_bytes > largest_row_used) return;
+    if (buffer.has_sources()) return use_sequences(buffer, base, recipe, meanwhile);
     const FieldSource source{values().data(), ring.row_bytes, 0, ring.row_bytes};
     const FieldTarget target{values().data(), 0, ring.row_bytes};
     constexpr std::size_t most = 8;
