@@ -1,6 +1,9 @@
 """Sequences: what steps make them, against a slow oracle; each call that reads or refuses them."""
 
 import contextlib
+import itertools
+import threading
+import time
 
 import numpy as np
 import pytest
@@ -473,3 +476,66 @@ def test_calls_are_refused_and_change_nothing(tmp_path):
             buffer.batches(2, time_major=True) as all,
         ):
             next(all)
+
+
+# Code that runs inside calls, and threads
+
+
+class Closing:
+    """A value whose conversion closes the buffer."""
+
+    def __init__(self, buffer):
+        self.buffer = buffer
+
+    def __array__(self, dtype=None, copy=None):
+        self.buffer.close()
+        return np.array([1.0])
+
+
+def test_a_value_that_closes_the_buffer_adds_no_step():
+    for with_writer in (False, True):
+        buffer = PrioritizedReplayBuffer(10, FIELDS, sequence={"length": 1})
+        other = mpbuffer.attach(buffer.name)
+        adder = buffer.writer() if with_writer else buffer
+        with pytest.raises(mpbuffer.BufferClosed):
+            adder.add(**steps_of(1), td=Closing(buffer))
+        assert len(other) == 0
+        other.close()
+        if with_writer:
+            adder.close()
+
+
+def test_threads_of_one_handle():
+    rule = Rule(6, 2)
+    with PrioritizedReplayBuffer(30, FIELDS, sequence=rule.argument(), sources=96) as buffer:
+        buffer.add(**steps_of(range(6)))
+        stop, numbers = threading.Event(), itertools.count(100)
+
+        def add():
+            while not stop.is_set():
+                ids = [next(numbers) for _ in range(5)]
+                buffer.add(**steps_of(ids))
+                buffer.add(**steps_of(next(numbers)), td=0.5)
+                buffer.on_episode_end()
+
+        def add_environments():
+            with buffer.writer(n_envs=2) as writer:
+                while not stop.is_set():
+                    writer.add(**steps_of([next(numbers), next(numbers)]))
+
+        threads = [threading.Thread(target=each) for each in (add, add, add_environments)]
+        for thread in threads:
+            thread.start()
+        try:
+            deadline = time.monotonic() + 0.7
+            with buffer.batches(16, prefetch=2) as batches:
+                while time.monotonic() < deadline:
+                    assert_whole(buffer.sample(16), rule)
+                    assert_whole(next(batches), rule)
+                    assert_whole(buffer.get_all_transitions(), rule)
+                    assert len(buffer) <= 30
+        finally:
+            stop.set()
+            for thread in threads:
+                thread.join()
+        assert_whole(buffer.get_all_transitions(), rule)

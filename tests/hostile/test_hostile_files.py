@@ -369,6 +369,14 @@ def nstep(**changes):
     )
 
 
+def sequence(**changes):
+    """Of a buffer whose rows are none."""
+    whole = {"length": 3, "period": 2, "pad": True, "state": [], "burn_in": 0, "episodes": False}
+    return lambda description: json.dumps(
+        {**description, "fields": FEW, "sequence": {**whole, **changes}}, separators=(",", ":")
+    )
+
+
 DESCRIPTIONS = {
     "unknown attribute": (changed(attributes={"n_step": 3}, fields=[]), ["n_step"]),
     "unknown key": (changed(compressed=True, fields=[]), ["compressed"]),
@@ -413,6 +421,20 @@ DESCRIPTIONS = {
     "n-step discount of no field": (nstep(discount="b"), ["damaged"]),
     "n-step discount of a list": (nstep(discount=["a"]), ["damaged"]),
     "n-step of no end": (nstep(), ["damaged"]),
+    "sequence of other rows": (sequence(), ["bytes"]),
+    "sequence of no kind": (changed(sequence=3, fields=FEW), ["damaged"]),
+    "sequence without its parts": (changed(sequence={"length": 3}, fields=FEW), ["damaged"]),
+    "sequence of too many parts": (sequence(m=1), ["damaged"]),
+    "sequence of 0 steps": (sequence(length=0), ["damaged"]),
+    "sequence of endless steps": (sequence(length=10**6), ["damaged"]),
+    "sequence of half a step": (sequence(length=1.5), ["damaged"]),
+    "sequence with gaps": (sequence(period=4), ["damaged"]),
+    "sequence without a period": (sequence(period=None), ["damaged"]),
+    "sequence that is all burn-in": (sequence(burn_in=3), ["damaged"]),
+    "sequence padded by a number": (sequence(pad=1), ["damaged"]),
+    "sequence with the state of no field": (sequence(state=["b"]), ["damaged"]),
+    "sequence with no list of states": (sequence(state=None), ["damaged"]),
+    "sequence of episodes that overlap": (sequence(episodes=True), ["damaged"]),
     "no name": (lambda d: json.dumps(d).replace('"name"', '"mane"'), ["damaged"]),
     "a name that is no text": (with_field(name="\udcff"), ["damaged"]),
     "one name twice": (

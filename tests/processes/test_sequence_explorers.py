@@ -72,7 +72,7 @@ def test_explorers_of_every_start_method(cls, method):
         buffer.add(**steps_of(np.arange(20)))
         jobs = [
             ctx.Process(
-                target=explore if i % 2 else explore_environments, args=(buffer, i, "", 2500)
+                target=explore if i % 2 else explore_environments, args=(buffer, i, "", 1500)
             )
             for i in (101, 102, 103, 104)
         ]
@@ -108,7 +108,7 @@ def test_a_forked_child_makes_its_own_sequences():
 
 @pytest.mark.parametrize("sources", [None, 600])
 def test_killed_and_stopped_explorers_leave_no_wrong_step(sources):
-    campaign(sources, seconds=2.5, least_killed=10)
+    campaign(sources, seconds=1.5, least_killed=5)
 
 
 @pytest.mark.slow

@@ -172,6 +172,7 @@ std::uint64_t largest_size(const Fields& fields, const Cuts& cuts,
     const double room = std::min(share * free, largest_segment);
     const auto fits = [&](std::uint64_t size) {
         const RingShape shape = shape_of(layout, size, prioritized, 0.0, 0.0, 0);
+        if (!shape.sources.empty() && shape.sources[0].capacity > most_sources) return false;
         return static_cast<double>(plan_segment(shape, description, 0).total_bytes) <= room;
     };
     std::uint64_t least = 0;

@@ -70,10 +70,8 @@ FrameWriter::FrameWriter(const Sources& sources) : sources_(sources), writer_(so
         }
     }
     for (unsigned ring = 1; ring <= sources.rings(); ++ring) {
-        Memory memory;
-        memory.known.resize(
+        known_.emplace_back(
             std::bit_ceil(std::clamp<std::size_t>(sources.ring(ring).capacity(), 16, most_known)));
-        memories_.push_back(std::move(memory));
     }
     planes_.resize(references_.size());
     positions_.resize(SourceWriter::rows_at_once * references_.size());
@@ -162,7 +160,7 @@ std::uint64_t FrameWriter::find_near(std::size_t a, const std::uint64_t* positio
 // Two places for each hash, the newer frame in the first.
 std::uint64_t FrameWriter::find_known(const Reference& reference, const std::byte* frame,
                                       std::uint64_t hash) const {
-    const std::vector<Known>& known = memories_[reference.ring - 1].known;
+    const std::vector<Known>& known = known_[reference.ring - 1];
     const Known* const places = &known[hash & (known.size() - 2)];
     for (std::size_t i = 0; i < 2; ++i) {
         if (places[i].hash == hash && holds(reference, places[i].position, frame)) {
@@ -173,7 +171,7 @@ std::uint64_t FrameWriter::find_known(const Reference& reference, const std::byt
 }
 
 void FrameWriter::remember(const Reference& reference, std::uint64_t hash, std::uint64_t position) {
-    std::vector<Known>& known = memories_[reference.ring - 1].known;
+    std::vector<Known>& known = known_[reference.ring - 1];
     Known* const places = &known[hash & (known.size() - 2)];
     places[1] = places[0];
     places[0] = {hash, position};

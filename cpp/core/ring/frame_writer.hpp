@@ -48,9 +48,6 @@ class FrameWriter {
         std::uint64_t hash = 0;
         std::uint64_t position = 0;
     };
-    struct Memory {  // of one source ring
-        std::vector<Known> known;
-    };
 
     void locate(std::span<const FieldSource> fields, std::uint64_t i);
     bool prepare_row(std::uint64_t* positions, const PutSource& put);
@@ -65,7 +62,7 @@ class FrameWriter {
     const Sources& sources_;
     SourceWriter writer_;
     std::vector<Reference> references_;
-    std::vector<Memory> memories_;
+    std::vector<std::vector<Known>> known_;          // of each source ring
     std::vector<const std::byte*> planes_;           // of the row at hand
     std::vector<std::vector<std::byte>> separated_;  // of each field along the last axis
     std::vector<std::uint64_t> positions_;           // of the rows prepared
