@@ -11,7 +11,7 @@ from watched_processes import run_python
 
 import mpbuffer
 from mpbuffer import PrioritizedReplayBuffer, ReplayBuffer, SharedWeights
-from mpbuffer.buffer.description import describe, read_description
+from mpbuffer.buffer.description import Description, describe, read_description
 from mpbuffer.buffer.schema import fields_from
 from mpbuffer.errors import SegmentMismatch
 from mpbuffer.inspect.inspection import inspect
@@ -171,8 +171,8 @@ def test_a_missing_package_is_named(monkeypatch):
 )
 def test_descriptions_that_name_no_such_dtype(told, message):
     fields = fields_from({"a": {"dtype": ml_dtypes.bfloat16}}, np.float32)
-    text = describe(False, fields, [], False, None)
-    assert read_description("here", text.encode())[0] == fields
+    text = describe(Description(False, fields, [], False, None, None))
+    assert read_description("here", text.encode()).fields == fields
     described = json.loads(text)
     described["fields"][0]["descr"] = told
     with pytest.raises(SegmentMismatch, match=message):
