@@ -24,8 +24,8 @@ namespace mpbuffer {
     X(filled_to_raise)                                          \
     X(filled_raised)                                            \
     /* SourceWriter and SlotRing::put */                        \
-    X(source_committed)                                          \
-    X(sources_born)                                              \
+    X(source_committed)                                         \
+    X(sources_born)                                             \
     X(reference_stored)                                         \
     /* SlotRing::clear, and the first claim after it */         \
     X(clear_priority_reset)                                     \
