@@ -8,7 +8,8 @@ from mpbuffer.buffer.attaching import attach
 from mpbuffer.buffer.batches import Batches
 from mpbuffer.buffer.prioritized import PrioritizedReplayBuffer
 from mpbuffer.buffer.replay_buffer import ReplayBuffer
-from mpbuffer.buffer.statuses import LearnerStatus, ProcessStatus
+from mpbuffer.buffer.restoring import restore
+from mpbuffer.buffer.statuses import LearnerStatus, ProcessStatus, SnapshotStatus
 from mpbuffer.buffer.step_writer import StepWriter
 from mpbuffer.envs.agents import AgentTransitions
 from mpbuffer.envs.spaces import from_fields, schema_from, to_fields
@@ -27,6 +28,9 @@ from mpbuffer.errors import (
     SegmentMismatch,
     SegmentNotFound,
     SlotsHeld,
+    SnapshotBusy,
+    SnapshotMismatch,
+    SnapshotNotFound,
 )
 from mpbuffer.explorers.explorers import Explorer, Explorers, ExplorerStatus
 from mpbuffer.replay.create import create_before_add_func, create_buffer, create_env_dict
@@ -85,6 +89,10 @@ __all__ = [
     "SelectiveReplayBuffer",
     "SharedWeights",
     "SlotsHeld",
+    "SnapshotBusy",
+    "SnapshotMismatch",
+    "SnapshotNotFound",
+    "SnapshotStatus",
     "StepWriter",
     "TransitionRows",
     "VectorTransitions",
@@ -94,6 +102,7 @@ __all__ = [
     "create_buffer",
     "create_env_dict",
     "from_fields",
+    "restore",
     "schema_from",
     "sequence_priorities",
     "to_fields",

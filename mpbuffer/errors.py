@@ -17,6 +17,9 @@ __all__ = [
     "SegmentMismatch",
     "SegmentNotFound",
     "SlotsHeld",
+    "SnapshotBusy",
+    "SnapshotMismatch",
+    "SnapshotNotFound",
 ]
 
 
@@ -62,6 +65,18 @@ class SlotsHeld(MpbufferError, TimeoutError):
 
 class EmptyBuffer(MpbufferError, ValueError):
     """There is no complete row to sample, or all of them have priority 0."""
+
+
+class SnapshotNotFound(MpbufferError, FileNotFoundError):
+    """There is no snapshot in that directory."""
+
+
+class SnapshotMismatch(MpbufferError, ValueError):
+    """The snapshot is damaged, has another format, or is none."""
+
+
+class SnapshotBusy(MpbufferError, BlockingIOError):
+    """Another process or thread is writing a snapshot into the directory."""
 
 
 class ExplorerFailed(MpbufferError, RuntimeError):

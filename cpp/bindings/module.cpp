@@ -47,6 +47,7 @@ PYBIND11_MODULE_EXEC(_core, module) {
     add_step_writer_type(module);
     add_weights_type(module);
     module.def("converted", converted_to, py::arg("what"), py::arg("value"), py::arg("dtype"));
+    add_file_calls(module);
     module.def("end_by_signal", end_by_signal, py::arg("signal"));
     module.def("end_with_learner", end_process_with_learner, py::arg("pid"), py::arg("start_time"),
                py::arg("grace"), py::arg("status"));

@@ -18,6 +18,7 @@ from mpbuffer.buffer.keeping import KeptAfterExit
 from mpbuffer.buffer.nstep import NstepArgument
 from mpbuffer.buffer.saving import SavedToFiles
 from mpbuffer.buffer.sequences import SequenceArgument, SequenceRule
+from mpbuffer.buffer.snapshots import SavedInSnapshots
 from mpbuffer.buffer.statuses import ProcessStatus
 from mpbuffer.buffer.step_writer import PrioritiesOf, StepWriter
 
@@ -26,7 +27,7 @@ __all__ = ["ReplayBuffer"]
 AnyBuffer = TypeVar("AnyBuffer", bound="ReplayBuffer")
 
 
-class ReplayBuffer(SavedToFiles, KeptAfterExit, NotCopied):
+class ReplayBuffer(SavedToFiles, SavedInSnapshots, KeptAfterExit, NotCopied):
     """A replay buffer in shared memory, sampled uniformly.
 
     Pass it to processes under fork, spawn or forkserver, or open it elsewhere by
@@ -221,6 +222,7 @@ class ReplayBuffer(SavedToFiles, KeptAfterExit, NotCopied):
             nameless,
             bool(overwrite),
             creation.CreationLog(segment_name, logger),
+            False,
         )
         close_at_exit(self)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-__all__ = ["LearnerStatus", "ProcessStatus"]
+__all__ = ["LearnerStatus", "ProcessStatus", "SnapshotStatus"]
 
 
 class ProcessStatus(NamedTuple):
@@ -74,3 +74,24 @@ class LearnerStatus(NamedTuple):
     draws: int
     nodes_visited: int
     rows_folded: int
+
+
+class SnapshotStatus(NamedTuple):
+    """What a snapshot came to.
+
+    Attributes
+    ----------
+    number : int
+        1 for the first snapshot in the directory, then one more each time.
+    rows : int
+        Rows in it.
+    nbytes : int
+        Bytes of all its files.
+    written : int
+        Bytes of those that were written: the others were there from earlier snapshots.
+    """
+
+    number: int
+    rows: int
+    nbytes: int
+    written: int

@@ -17,6 +17,7 @@
 #include "format/row_layout.hpp"
 #include "format/row_schema.hpp"
 #include "nstep_rows.hpp"
+#include "snapshot.hpp"
 #include "state.hpp"
 #include "stored_rows.hpp"
 #include "types/heap_type.hpp"
@@ -143,7 +144,8 @@ void create(py::handle self, const std::string& name, std::uint64_t size, const 
             const Cuts& cuts, std::uint64_t sources, bool prioritized, double alpha, double eps,
             std::uint64_t seed, bool strict, const std::optional<NstepNames>& nstep,
             const std::optional<SequenceNames>& sequence, const std::string& description,
-            bool interleave_nodes, bool nameless, bool overwrite, const py::object& progress) {
+            bool interleave_nodes, bool nameless, bool overwrite, const py::object& progress,
+            bool hidden) {
     require_unopened(self);
     auto state = std::make_unique<BufferState>();
     RowLayout layout = lay_out(*state, fields, cuts, strict, nstep, sequence);
@@ -156,7 +158,7 @@ void create(py::handle self, const std::string& name, std::uint64_t size, const 
         run_signal_handlers();
         running_python([&] { progress(done); });
     };
-    state->core = ReplayBuffer::create({name, shape, seed, description, options});
+    state->core = ReplayBuffer::create({name, shape, seed, description, options, hidden});
     state->core->describe_rows(std::move(layout));
     open_on(self, std::move(state));
 }
@@ -199,6 +201,19 @@ void set_fields(BufferState& state, const Fields& fields, const Cuts& cuts, bool
                 const std::optional<NstepNames>& nstep,
                 const std::optional<SequenceNames>& sequence) {
     state.core->describe_rows(lay_out(state, fields, cuts, strict, nstep, sequence));
+}
+
+// What a segment was created with, beside its description: rows, alpha, eps, seed, the frames of
+// each source ring; and when, in ns since the epoch.
+py::tuple ring_facts(const BufferState& state) {
+    const SegmentHeader& header = state.core->header();
+    std::vector<std::uint64_t> sources;
+    for (unsigned i = 1; i < max_ring_entries && header.ring[i].used != 0; ++i) {
+        sources.push_back(header.ring[i].capacity);
+    }
+    const RingEntry& rows = header.ring[0];
+    return py::make_tuple(rows.capacity, rows.alpha, rows.eps, header.seed, sources,
+                          header.created_at, py::bytes(state.core->description()));
 }
 
 // Opens `self`, an object of another class, on what `other` has open.
@@ -262,6 +277,7 @@ py::list processes(const ReplayBuffer& core) {
 }  // namespace
 
 void add_buffer_methods(py::module_& module, py::handle uniform, py::handle prioritized) {
+    module.def("sources_for", sources_for, py::arg("rows"), py::arg("references"));
     module.def("largest_size", largest_size, "How many rows fit into a share of free memory.",
                py::arg("fields"), py::arg("cuts"), py::arg("sequence"), py::arg("prioritized"),
                py::arg("description"), py::arg("share"), py::arg("nameless"));
@@ -279,6 +295,16 @@ void add_buffer_methods(py::module_& module, py::handle uniform, py::handle prio
         .bind("_rows_at", rows_at)
         .bind("_marked_rows", marked_rows)
         .bind("_add_rows", add_rows)
+        .bind("_add_with_leaves", add_with_leaves)
+        .bind("_counters", counters)
+        .bind("_generator_state", generator_state)
+        .bind("_read_stored", read_stored)
+        .bind("_read_frames", read_frames)
+        .bind("_restore_counters", restore_counters)
+        .bind("_restore_stored", restore_stored)
+        .bind("_restore_frames", restore_frames)
+        .bind("_publish", publish)
+        .bind("_ring_facts", ring_facts)
         .bind("get_all_transitions", all_rows)
         .bind("__len__", &ReplayBuffer::stored_size)
         .def("close",

@@ -36,6 +36,9 @@ void add_weights_type(pybind11::module_& module);
 // threads a section does nothing. A child that is forked meanwhile has the original handlers.
 void add_deferred_signals_type(pybind11::module_& module);
 
+// write_files, sync_files and crc32, for snapshots.
+void add_file_calls(pybind11::module_& module);
+
 // inspect, segments, sweep and generate_name, which need no handle.
 void add_segment_calls(pybind11::module_& module);
 

@@ -31,7 +31,7 @@ std::unique_ptr<ReplayBuffer> ReplayBuffer::create(const BufferSettings& setting
             buffer->sources_.ring(i).initialise();
         buffer->start();
         stop_point(StopPoint::segment_written);
-        buffer->segment_.make_visible();
+        if (!settings.hidden) buffer->segment_.make_visible();
         return buffer;
     });
 }

@@ -38,7 +38,30 @@ struct BufferSettings {
     std::uint64_t seed;
     std::string description;
     SegmentOptions segment;
+    bool hidden = false;  // until publish()
 };
+
+// What a snapshot holds beside rows and frames.
+struct SavedCounters {
+    SeqBounds rows;
+    double max_priority;
+    std::vector<std::uint64_t> sources;  // the position of each source ring
+};
+
+// The rows in the slots from `first` on, as they are stored: one behind the other in each array,
+// zeros where a slot holds none. A field has its values; a shared one the positions of its frames,
+// 8 bytes for each plane. `births`: of rows with frames, 8 bytes for each source ring. `leaves`: of
+// a prioritized buffer.
+template <class FieldPlace, class Seq, class Leaf>
+struct SlotRange {
+    std::uint64_t first;
+    std::span<const FieldPlace> fields;  // none: nothing but seqs and leaves
+    Seq* births;
+    std::span<Seq> seqs;  // 0: no row
+    Leaf* leaves;
+};
+using SlotsRead = SlotRange<FieldTarget, std::uint64_t, float>;
+using SlotsRestored = SlotRange<FieldSource, const std::uint64_t, const float>;
 
 // What tells rows apart and how often they are drawn, one for each row that is read.
 struct RowMarks {
@@ -73,6 +96,7 @@ class ReplayBuffer final : public Attachable<ReplayBuffer, SegmentKind::buffer> 
     // or read. SegmentMismatch if its rings are not those of the layout.
     void describe_rows(RowLayout layout);
     bool has_sources() const { return sources_.any(); }
+    const SegmentHeader& header() const { return header_; }
     std::uint64_t segment_bytes() const { return header_.total_bytes; }
     // Whether this handle has added many rows with frames, and hardly any frame was equal to
     // another.
@@ -81,6 +105,8 @@ class ReplayBuffer final : public Attachable<ReplayBuffer, SegmentKind::buffer> 
                10 * frames_written_.load(std::memory_order_relaxed) >
                    9 * frames_given_.load(std::memory_order_relaxed);
     }
+    // How rows are given and stored, once they are described.
+    const RowLayout& row_layout() const { return sources_.layout(); }
     // The bytes of a row as it is given.
     std::size_t given_bytes() const {
         return sources_.any() ? sources_.layout().given_bytes() : shape().row_bytes;
@@ -146,6 +172,28 @@ class ReplayBuffer final : public Attachable<ReplayBuffer, SegmentKind::buffer> 
     std::vector<ProcessStatus> processes() const;  // of the handles that are not provably gone
     std::vector<float> leaves() const;
 
+    // For snapshots, while others add; any process. Of a row that is overwritten meanwhile comes
+    // the new one, or none.
+    SavedCounters counters();
+    void read_stored(const SlotsRead& slots) const;
+    // The same for frames of a source ring, one behind the other; without `frames` their seqs.
+    void read_frames(unsigned ring, std::uint64_t first, std::byte* frames,
+                     std::span<std::uint64_t> seqs) const;
+    // The state of this handle's generator; none in a prioritized buffer whose learner it is not.
+    std::optional<Generator::State> generator_state() const;
+
+    // For restores, into a buffer that is hidden and has no rows yet: InvalidArgument otherwise, or
+    // if a seq is not its slot's or not below the position. Counters come first.
+    void restore_counters(const SavedCounters& counters);
+    void restore_rows(const SlotsRestored& slots);
+    void restore_frames(unsigned ring, std::uint64_t first, const std::byte* frames,
+                        std::span<const std::uint64_t> seqs);
+    void restore_generator(const Generator::State& state);
+    void raise_max_priority(double priority);
+    // Shows a hidden buffer under its name, as create() does with any other. SegmentExists if the
+    // name is in use.
+    void publish() { make_visible(); }
+
     // The learner's: each takes the role, or throws LearnerBusy. As Learner's of these names.
     void take_learner_role();
     std::uint64_t update(std::span<const std::int64_t> slots,
@@ -202,6 +250,8 @@ class ReplayBuffer final : public Attachable<ReplayBuffer, SegmentKind::buffer> 
                           const float* leaves, float common_leaf, std::uint64_t* written);
     bool leaf_of_row(std::uint64_t slot, std::uint64_t seq, float& leaf) const;
     bool mark_row(std::uint64_t slot, std::uint64_t seq, RowMarks& marks) const;
+    std::uint64_t read_stored(const SlotsRead& slots, std::size_t i, std::uint64_t cleared) const;
+    void require_hidden() const;
     bool dead(unsigned number, std::uint64_t epoch) const;
     // The methods below are called under learner_mutex_.
     Learner& learner();

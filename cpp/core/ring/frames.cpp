@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <array>
 #include <cstdint>
+#include <cstring>
 #include <vector>
 
 #include "base/stop_points.hpp"
@@ -118,6 +119,47 @@ bool copy_frames(const Sources& sources, std::span<const FieldTarget> fields, st
     // Whoever retires next sees the cursor of the claim that was seen here.
     acquire_fence();
     return false;
+}
+
+void read_references(const Sources& sources, std::span<const FieldTarget> fields,
+                     std::uint64_t* births, std::size_t i, const std::byte* record) {
+    Positions positions;
+    find(sources, record, positions);
+    for (std::size_t ring = 0; ring < sources.rings(); ++ring) {
+        births[i * sources.rings() + ring] = born_in(record, static_cast<unsigned>(ring + 1));
+    }
+    const std::uint64_t* next = positions.data();
+    for (std::size_t f = 0; f < fields.size(); ++f) {
+        const StoredField& field = sources.layout().fields()[f];
+        std::byte* const value = fields[f].values + i * fields[f].bytes;
+        if (field.shared()) {
+            std::memcpy(value, next, field.cut.planes * sizeof *next);
+            next += field.cut.planes;
+        } else {
+            load_from_record(value, record + field.stored, field.bytes);
+        }
+    }
+}
+
+void store_references(const Sources& sources, std::span<const FieldSource> fields,
+                      const std::uint64_t* births, std::size_t i, std::byte* record) {
+    const std::uint64_t* const born = births + i * sources.rings();
+    store_to_record(record, reinterpret_cast<const std::byte*>(born), 8 * sources.rings());
+    for (std::size_t f = 0; f < fields.size(); ++f) {
+        const StoredField& field = sources.layout().fields()[f];
+        const std::byte* const value = fields[f].values + i * fields[f].step;
+        if (!field.shared()) {
+            store_to_record(record + field.stored, value, field.bytes);
+            continue;
+        }
+        for (std::size_t k = 0; k < field.cut.planes; ++k) {
+            std::uint64_t position = 0;
+            std::memcpy(&position, value + k * sizeof position, sizeof position);
+            const auto back = static_cast<std::int32_t>(born[field.cut.ring - 1] - position);
+            store_to_record(record + field.stored + 4 * k,
+                            reinterpret_cast<const std::byte*>(&back), sizeof back);
+        }
+    }
 }
 
 void prefetch_frames(const Sources& sources, const std::byte* record) {

@@ -77,9 +77,12 @@ class SlotRing {
 
     // Makes zero-filled memory an empty ring. Positions start at capacity, so that seq 0 means
     // "never written".
-    void initialise() {
-        counters_->cursor.store(capacity_, std::memory_order_relaxed);
-        counters_->clear_before.store(capacity_, std::memory_order_relaxed);
+    void initialise() { initialise({capacity_, capacity_}); }
+    // Or one that goes on at a position, whose rows a restore is to commit. Before anybody else
+    // sees the ring.
+    void initialise(const SeqBounds& bounds) {
+        counters_->cursor.store(bounds.position, std::memory_order_relaxed);
+        counters_->clear_before.store(bounds.cleared, std::memory_order_relaxed);
         counters_->max_priority.store(1.0, std::memory_order_relaxed);
     }
 

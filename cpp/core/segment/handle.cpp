@@ -32,6 +32,15 @@ void SegmentHandle::open_locks() const {
     if (!lock_fd_.present()) lock_fd_ = segment_.open_lock_descriptor();
 }
 
+void SegmentHandle::make_visible() {
+    {
+        const CoreCall call;
+        let_others_run();
+        segment_.make_visible();
+    }
+    change_before_any_fork([this] { segment_.keep_in_children(); });
+}
+
 void SegmentHandle::leave_children() noexcept {
     change_before_any_fork([this] { segment_.leave_children(); });
 }

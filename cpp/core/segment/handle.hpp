@@ -38,7 +38,7 @@ class SegmentHandle : private ForkWatched {
 
     // What `make` returns, which only from here on a forked child has too: no child has a handle
     // that its parent's thread has not got yet, for this is done with the program's lock, which
-    // who forks has too.
+    // who forks has too. One that is not visible yet no child has.
     template <class Make>
     static auto made_by(Make&& make) {
         auto handle = [&make] {
@@ -46,9 +46,13 @@ class SegmentHandle : private ForkWatched {
             let_others_run();
             return make();
         }();
-        change_before_any_fork([&handle] { handle->segment_.keep_in_children(); });
+        if (handle->segment_.is_visible()) {
+            change_before_any_fork([&handle] { handle->segment_.keep_in_children(); });
+        }
         return handle;
     }
+    // Lets a segment that was made without it be found, and children have it.
+    void make_visible();
     // The first step of destruction: a child that is forked from here on has nothing of it, for
     // nobody there could destroy it.
     void leave_children() noexcept;

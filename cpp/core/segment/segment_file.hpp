@@ -77,6 +77,7 @@ class SharedSegment : private ForkWatched {
     // Mapped, holds presence, otherwise unlocked. SystemFailure if the program closed it.
     int data_descriptor() const;
     bool is_open() const { return data_fd_.present(); }
+    bool is_visible() const { return published_; }
 
     // A description for this process's own locks. SystemFailure if none can be opened. Under a
     // ForkPause, until the caller has it watched.

@@ -11,15 +11,20 @@ namespace mpbuffer {
 // state filled by splitmix64 from what makes a handle's stream its own.
 class Generator {
   public:
+    using State = std::array<std::uint64_t, 4>;
+
     Generator() : Generator(0, 0, 0) {}
     Generator(std::uint64_t seed, std::uint64_t process, std::uint64_t epoch);
+    // Goes on where another one was. Not all words are 0.
+    explicit Generator(const State& state) : state_(state) {}
+    const State& state() const { return state_; }
 
     std::uint64_t next();
     double uniform() { return static_cast<double>(next() >> 11) * 0x1.0p-53; }  // [0, 1)
     std::uint64_t below(std::uint64_t bound);  // [0, bound), bound > 0
 
   private:
-    std::array<std::uint64_t, 4> state_{};
+    State state_{};
 };
 
 // The mass of stratum `index` of `count` equal parts of [0, total): ascending in `index`.
