@@ -73,9 +73,10 @@ class WrittenFiles:
             If one cannot be written.
         """
         heads = [_head(each.dtype, each.shape) for each in arrays.values()]
-        written = _core.write_files(list(zip(arrays, heads, arrays.values(), strict=True)))
         sizes = [values.nbytes for values in arrays.values()]
-        self._open += [(fd, size) for (fd, _), size in zip(written, sizes, strict=True)]
+        with _core.SignalsDeferred():  # no exception of a handler loses a descriptor
+            written = _core.write_files(list(zip(arrays, heads, arrays.values(), strict=True)))
+            self._open += [(fd, size) for (fd, _), size in zip(written, sizes, strict=True)]
         files = [
             ArrayFile(os.path.basename(path), len(head) + values.nbytes, crc32)
             for (path, values), head, (_, crc32) in zip(arrays.items(), heads, written, strict=True)
@@ -89,8 +90,9 @@ class WrittenFiles:
     def finish(self, growing: GrowingFile) -> ArrayFile:
         """Take over a file that is complete."""
         file = growing.file()
-        self._open.append((os.dup(growing.descriptor), file.size))
-        growing.close()
+        with _core.SignalsDeferred():
+            self._open.append((os.dup(growing.descriptor), file.size))
+            growing.close()
         self.bytes_written += file.size
         return file
 
@@ -105,12 +107,13 @@ class WrittenFiles:
         self._sync(len(self._open))
 
     def _sync(self, count: int) -> None:
-        first, self._open[:count] = [fd for fd, _ in self._open[:count]], []
-        try:
-            _core.sync_files(first)
-        finally:
-            for descriptor in first:
-                os.close(descriptor)
+        with _core.SignalsDeferred():
+            first, self._open[:count] = [fd for fd, _ in self._open[:count]], []
+            try:
+                _core.sync_files(first)
+            finally:
+                for descriptor in first:
+                    os.close(descriptor)
 
     def close(self) -> None:
         """Close them as they are."""

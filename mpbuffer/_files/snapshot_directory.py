@@ -14,6 +14,7 @@ import fcntl
 import os
 import secrets
 import threading
+import weakref
 from collections.abc import Iterator
 from typing import Any
 
@@ -37,7 +38,8 @@ _LOCK = "lock"
 
 # Snapshots that are being written by this process, in the order of their beginnings. One that a
 # signal handler begins may be inside another of the same thread. Appending and listing are atomic.
-_savings: list[Saving] = []
+# Weak: one whose end an exception prevented ends when it is collected.
+_savings: list[weakref.ref[Saving]] = []
 
 
 class Saving:
@@ -54,23 +56,27 @@ class Saving:
     """
 
     def __init__(self, path: str) -> None:
+        self.files = WrittenFiles()
+        self.previous: Manifest | None = None
+        self.overtaken = False
+        self.token = secrets.token_hex(4)  # in the names of its files
+        self._growing: list[GrowingFile] = []
+        self._lock = -1
+        self._entry = weakref.ref(self)
+        self.pid, self.thread = os.getpid(), threading.get_ident()
         self.path = os.path.realpath(path)
         self.chunks = os.path.join(self.path, CHUNKS)
         os.makedirs(self.chunks, exist_ok=True)
         facts = os.stat(self.path)
         self.place = facts.st_dev, facts.st_ino
-        self.pid, self.thread = os.getpid(), threading.get_ident()
-        self.token = secrets.token_hex(4)
-        self.overtaken = False
-        self.previous: Manifest | None = None
-        self.files = WrittenFiles()
-        self._growing: list[GrowingFile] = []
-        self._lock = -1
+
+    def __del__(self) -> None:
+        self.end()
 
     def begin(self) -> None:
         """Make sure that nobody else writes into the directory, and read what is there."""
         with _core.SignalsDeferred():
-            _savings.append(self)
+            _savings.append(self._entry)
             earlier = _earlier_than(self)
             if any(each.thread != self.thread for each in earlier):
                 raise SnapshotBusy(
@@ -87,8 +93,8 @@ class Saving:
     def end(self) -> None:
         """Forget this one; remove what it wrote in vain."""
         with _core.SignalsDeferred():
-            if self in _savings:
-                _savings.remove(self)
+            if self._entry in _savings:
+                _savings.remove(self._entry)
             self.files.close()
             for file in self._growing:
                 file.close()
@@ -119,8 +125,9 @@ class Saving:
 
     def growing(self, what: str, dtype: np.dtype[Any], shape: tuple[int, ...]) -> GrowingFile:
         """Begin a chunk that is written piece by piece."""
-        file = GrowingFile(self.path_of(what), dtype, shape)
-        self._growing.append(file)
+        with _core.SignalsDeferred():
+            file = GrowingFile(self.path_of(what), dtype, shape)
+            self._growing.append(file)
         return file
 
     def commit(self, manifest: Manifest, keep: int) -> None:
@@ -206,8 +213,12 @@ def saving_into(path: str) -> Iterator[Saving]:
 def _earlier_than(saving: Saving) -> list[Saving]:
     """Return those that this process began before, and has not ended, in the same directory."""
     all_of_them = list(_savings)
-    before = all_of_them[: all_of_them.index(saving)]
-    return [each for each in before if each.place == saving.place and each.pid == saving.pid]
+    before = [entry() for entry in all_of_them[: all_of_them.index(saving._entry)]]
+    return [
+        each
+        for each in before
+        if each is not None and each.place == saving.place and each.pid == saving.pid
+    ]
 
 
 def _locked(path: str) -> int:

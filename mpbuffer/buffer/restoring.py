@@ -25,7 +25,7 @@ from mpbuffer.buffer.replay_buffer import ReplayBuffer
 from mpbuffer.buffer.schema import Field
 from mpbuffer.buffer.snapshots import Progress
 from mpbuffer.buffer.stored_arrays import BIRTHS, FRAMES, POSITIONS, StoredRing, stored_rings
-from mpbuffer.errors import MpbufferError, SnapshotMismatch
+from mpbuffer.errors import MpbufferError, SegmentMismatch, SnapshotMismatch
 
 __all__ = ["restore"]
 
@@ -147,10 +147,8 @@ class _Restored:
         """Turn errors that a foreign manifest can cause into SnapshotMismatch."""
         try:
             yield
-        except SnapshotMismatch:
-            raise
         except (ValueError, TypeError, KeyError, IndexError, OverflowError, RuntimeError) as error:
-            if isinstance(error, MpbufferError) and not isinstance(error, ValueError):
+            if isinstance(error, MpbufferError) and not isinstance(error, SegmentMismatch):
                 raise
             raise SnapshotMismatch(f"cannot restore {self.path}: {error}") from error
 

@@ -184,8 +184,8 @@ class _Work:
         }
         positions = np.empty(per_chunk, np.uint64)
         leaves = None if leaf_file is None else np.empty(per_chunk, np.float32)
-        chunks = []
-        for first in range(0, ring.slots, per_chunk):
+        chunks: dict[int, Chunk] = {}
+        for first in self._first_slots(ring):
             if not self.saving.goes_on():
                 return None
             n = min(per_chunk, ring.slots - first)
@@ -196,13 +196,22 @@ class _Work:
             if chunk is None:
                 self._read(ring, first, arrays, *marks)
                 chunk = self._write(ring, first // per_chunk, arrays, positions[:n])
-            chunks.append(chunk)
+            chunks[first] = chunk
             if leaf_file is not None and leaves is not None:
                 leaf_file.write(leaves[:n])
             if ring.number == 0:
                 self.newest = max(self.newest, int(positions[:n].max()))
             self._tell(n * ring.slot_bytes)
-        return chunks
+        return [chunk for _, chunk in sorted(chunks.items())]
+
+    def _first_slots(self, ring: StoredRing) -> list[int]:
+        """Return the first slots of chunks: of frames the oldest first, ahead of their writers."""
+        firsts = list(range(0, ring.slots, ring.slots_per_chunk))
+        if ring.number == 0:
+            return firsts
+        position = self.buffer._counters()[3][ring.number - 1]
+        oldest = position % ring.slots // ring.slots_per_chunk
+        return firsts[oldest:] + firsts[:oldest]
 
     def _unless_changed(
         self,

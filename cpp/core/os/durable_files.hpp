@@ -23,8 +23,8 @@ struct NewFile {
 void write_files(std::span<NewFile> files);
 
 // Waits until what was written through these descriptors is on the disk, the files' sizes included:
-// for many at once, since a file system does that in about the time of one. Then the memory that the
-// kernel kept of it is free for others.
+// for many at once, since a file system does that in about the time of one. Then the memory that
+// the kernel kept of it is free for others.
 void sync_files(std::span<const int> descriptors);
 
 }  // namespace mpbuffer
