@@ -36,6 +36,7 @@ from mpbuffer.explorers.explorers import Explorer, Explorers, ExplorerStatus
 from mpbuffer.replay.create import create_before_add_func, create_buffer, create_env_dict
 from mpbuffer.replay.hindsight import HindsightReplayBuffer
 from mpbuffer.replay.large_batch import LaBERlazy, LaBERmax, LaBERmean
+from mpbuffer.replay.mixture import Mixture
 from mpbuffer.replay.reverse import ReverseReplayBuffer
 from mpbuffer.replay.selective import SelectiveReplayBuffer
 from mpbuffer.replay.sequence_priorities import sequence_priorities
@@ -73,6 +74,7 @@ __all__ = [
     "LearnerStatus",
     "MPPrioritizedReplayBuffer",
     "MPReplayBuffer",
+    "Mixture",
     "MpbufferError",
     "NotEnoughMemory",
     "PrioritizedReplayBuffer",

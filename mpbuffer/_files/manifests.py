@@ -43,7 +43,7 @@ class Chunk(NamedTuple):
     slots : int
         How many slots the files have; those behind them are empty.
     positions : str
-        SHA-256 of the positions: chunks with the same ones are the same.
+        The largest one and the CRC-32 of all: chunks with the same ones are the same.
     files : dict of str to ArrayFile
         For each array its file. None if `rows` is 0.
     """

@@ -16,6 +16,7 @@ from rich.table import Table
 
 from mpbuffer.errors import MpbufferError
 from mpbuffer.inspect.inspection import Report, inspect, list_segments, remove_dead_segments
+from mpbuffer.inspect.snapshot_commands import restore_command, snapshot_command
 
 __all__ = ["commands"]
 
@@ -23,12 +24,15 @@ __all__ = ["commands"]
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="mpbuffer")
 def commands() -> None:
-    """Look at replay buffers in shared memory, and clean up after killed programs.
+    """Look at replay buffers in shared memory, save them, and clean up after killed programs.
 
     These commands do not disturb programs that use a buffer. They show the buffers of the user who
     runs them.
     """
 
+
+commands.add_command(snapshot_command)
+commands.add_command(restore_command)
 
 as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 

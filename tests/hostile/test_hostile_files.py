@@ -558,9 +558,13 @@ for name in sys.argv[1:]:
 # What the program itself may break
 
 ALL_CALLS = """
-import io, os, sys, time
+import io, os, sys, tempfile, time
 import numpy as np
 import mpbuffer
+
+def save_and_remove(buffer):
+    with tempfile.TemporaryDirectory() as path:
+        buffer.snapshot(path)
 
 def try_all(buffer, **row):
     prioritized = isinstance(buffer, mpbuffer.PrioritizedReplayBuffer)
@@ -571,6 +575,7 @@ def try_all(buffer, **row):
         "get_next_index": buffer.get_next_index,
         "get_all_transitions": buffer.get_all_transitions,
         "save_transitions": lambda: buffer.save_transitions(io.BytesIO()),
+        "snapshot": lambda: save_and_remove(buffer),
         "_encode_sample": lambda: buffer._encode_sample([0]),
         "rows_added": buffer.rows_added,
         "processes": buffer.processes,
@@ -881,6 +886,7 @@ CALLS_AFTER_CLOSE = {
     "get_priorities": lambda b: b.get_priorities([0]),
     "get_all_transitions": lambda b: b.get_all_transitions(),
     "save_transitions": lambda b: b.save_transitions(io.BytesIO()),
+    "snapshot": lambda b: b.snapshot("/proc/nothing"),
     "load_transitions": lambda b: b.load_transitions(io.BytesIO(SAVED)),
     "get_stored_size": lambda b: b.get_stored_size(),
     "get_buffer_size": lambda b: b.get_buffer_size(),

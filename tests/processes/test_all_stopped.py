@@ -10,6 +10,7 @@ import os
 import pickle
 import signal
 import struct
+import tempfile
 import time
 
 import numpy as np
@@ -83,6 +84,11 @@ def stop_all_inside_add(processes, path):
     raise AssertionError("they never held every slot")
 
 
+def save_and_remove(buffer):
+    with tempfile.TemporaryDirectory() as path:
+        buffer.snapshot(path)
+
+
 def calls_of(buffer):
     """Each public name with a call, and the errors that it may end in."""
     row = np.zeros(ROW)
@@ -96,6 +102,7 @@ def calls_of(buffer):
         "get_all_transitions": (lambda: buffer.get_all_transitions(shuffle=True), ()),
         "_encode_sample": (lambda: buffer._encode_sample([0]), ()),
         "save_transitions": (lambda: buffer.save_transitions(io.BytesIO()), ()),
+        "snapshot": (lambda: save_and_remove(buffer), ()),
         "load_transitions": (lambda: buffer.load_transitions(io.BytesIO(b"none")), ValueError),
         "on_episode_end": (buffer.on_episode_end, ()),
         "get_current_episode_len": (buffer.get_current_episode_len, ()),

@@ -17,6 +17,7 @@ import pickle
 import random
 import select
 import signal
+import tempfile
 import time
 
 import numpy as np
@@ -454,6 +455,14 @@ def save_and_load(scene, slot):
     file.seek(0)
     if slot is not scene.world.still:
         buffer.load_transitions(file)
+
+
+@on_buffers("snapshot", weight=0.1)
+def snapshot_and_restore(scene, slot):
+    with tempfile.TemporaryDirectory(dir="/dev/shm", ignore_cleanup_errors=True) as path:
+        slot.buffer.snapshot(path)
+        with mpbuffer.restore(path) as again:
+            check_whole(again.get_all_transitions(), f"restored rows of {slot.label!r}")
 
 
 @on_buffers("get_all_transitions", weight=0.5)

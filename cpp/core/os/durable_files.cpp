@@ -71,7 +71,8 @@ class FirstFailure {
 void write_files(std::span<NewFile> files) {
     FirstFailure failure;
     const std::size_t pieces = 2 * files.size();
-    const std::size_t threads = std::min({pieces, most_writers, usable_processors()});
+    const std::size_t threads =
+        std::max<std::size_t>(std::min({pieces, most_writers, usable_processors()}), 1);
     share_work(pieces, 1, threads - 1, [&](std::size_t first, std::size_t last) {
         for (std::size_t i = first; i < last; ++i) {
             if (i % 2 == 0) {
@@ -91,7 +92,7 @@ void write_files(std::span<NewFile> files) {
 
 void sync_files(std::span<const int> descriptors) {
     FirstFailure failure;
-    const std::size_t threads = std::min(descriptors.size(), most_waiters);
+    const std::size_t threads = std::clamp<std::size_t>(descriptors.size(), 1, most_waiters);
     share_work(descriptors.size(), 1, threads - 1, [&](std::size_t first, std::size_t last) {
         for (std::size_t i = first; i < last; ++i) failure.note(i, sync_file(descriptors[i]));
     });
