@@ -52,7 +52,7 @@ ROOM_MAY_USE = {
 }
 ROOM_MAY_NEED = {"_core": {"typing_extensions"}, "buffer": {"torch"}}  # beside NumPy
 ROOM_MAY_NEED |= {"explorers": {"multiprocess"}, "inspect": {"click", "rich"}}
-ROOM_MAY_NEED |= {"adapters": {"stable_baselines3", "tensordict", "tianshou", "torch"}}
+ROOM_MAY_NEED |= {"adapters": {"minari", "stable_baselines3", "tensordict", "tianshou", "torch"}}
 
 CONTENTLESS_NAMES = {"util", "utils", "common", "helper", "helpers", "manager", "detail", "misc"}
 SOURCE_FOLDERS = [".ci", ".github", "bench", "cpp", "docs", "examples", "mpbuffer", "tests"]

@@ -15,6 +15,9 @@ from mpbuffer.buffer.replay_buffer import ReplayBuffer
 
 __all__ = ["Mixture"]
 
+_LARGEST_LEAF = float(np.finfo(np.float32).max)
+_OWN_NAMES = {"weights", "indexes", "buffers"}
+
 
 class Mixture:
     """Samples from several buffers at once, each with its share of every batch.
@@ -41,7 +44,8 @@ class Mixture:
     TypeError
         If one is not a buffer.
     ValueError
-        If there is no buffer, fields or lengths differ, a proportion is negative or not finite, or
+        If there is no buffer, fields or lengths differ, a field is named ``weights``, ``indexes``
+        or ``buffers``, a proportion is negative or not finite, or
         all are 0.
     """
 
@@ -59,6 +63,9 @@ class Mixture:
                     f"cannot mix {buffer.name!r} with {self._buffers[0].name!r}: its fields are "
                     f"{_in_words(buffer)}, expected {_in_words(self._buffers[0])}"
                 )
+        taken = _OWN_NAMES & {name for name, _, _ in fields}
+        if taken:
+            raise ValueError(f"cannot mix buffers: a field name is reserved: {sorted(taken)[0]!r}")
         shares = np.array(proportions, np.float64)
         if shares.shape != (len(self._buffers),):
             raise ValueError(
@@ -83,7 +90,7 @@ class Mixture:
     @property
     def proportions(self) -> npt.NDArray[np.float64]:
         """What each buffer gives of a batch: float64 (buffers,), with sum 1."""
-        return self._shares.copy()
+        return np.array(self._shares)
 
     def sample(
         self, batch_size: int, beta: float = 0.4, *, weight_norm: WeightNorm = "buffer"
@@ -209,7 +216,7 @@ class Mixture:
             here = places == place
             if isinstance(buffer, PrioritizedReplayBuffer) and here.any():
                 largest = float(values[here].max())
-                if not (largest + buffer.eps) ** buffer.alpha <= np.finfo(np.float32).max:
+                if not (largest + buffer.eps) ** buffer.alpha <= _LARGEST_LEAF:
                     raise ValueError(
                         f"cannot update priorities: {largest} is too large for {buffer.name!r}"
                     )

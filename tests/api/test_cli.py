@@ -490,3 +490,35 @@ main()
     message = done.stderr.decode()
     assert message.count("\n") == 1
     assert package in message and "mpbuffer[cli]" in message
+
+
+# snapshot and restore
+
+
+def test_a_buffer_is_saved_and_restored_by_name(tmp_path):
+    saved, name = f"cli-saved-{os.getpid()}", f"cli-restored-{os.getpid()}"
+    with PrioritizedReplayBuffer(100, FIELDS, name=saved) as buffer:
+        for _ in range(60):
+            buffer.add(**ROW)
+        for written in ("snapshot 1 of", "snapshot 2 of"):
+            outcome = run("snapshot", saved, str(tmp_path), "--keep", "2")
+            assert outcome.exit_code == 0 and outcome.stdout.startswith(written)
+            assert "60 rows" in outcome.stdout
+    command = [sys.executable, "-c", "from mpbuffer.inspect.cli import main; main()", "restore"]
+    with subprocess.Popen([*command, tmp_path, name], stdout=subprocess.PIPE, text=True) as process:
+        assert "60 of 100 rows" in process.stdout.readline()
+        with mpbuffer.attach(name) as attached:
+            assert len(attached) == 60
+        process.terminate()
+        assert process.wait(30) == 0
+    outcome = run("restore", str(tmp_path), name, "--size", "20", "--for", "0")
+    assert outcome.exit_code == 0 and "20 of 20 rows" in outcome.stdout
+
+
+def test_what_cannot_be_saved_or_restored_is_told(tmp_path):
+    for arguments, why in (
+        (("snapshot", "no.such.buffer", str(tmp_path)), "cannot attach"),
+        (("restore", str(tmp_path), "any"), "there is no snapshot"),
+    ):
+        outcome = run(*arguments)
+        assert outcome.exit_code == 2 and why in outcome.stderr

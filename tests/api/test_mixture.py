@@ -97,7 +97,10 @@ def test_weights_are_those_of_each_buffer(buffers):
 
 
 def test_bad_mixtures_are_refused(buffers):
-    with ReplayBuffer(5, {"obs": {"shape": 2}, "id": {"dtype": np.int64}}) as other:
+    with (
+        ReplayBuffer(5, {"obs": {"shape": 2}, "id": {"dtype": np.int64}}) as other,
+        ReplayBuffer(5, {"buffers": {}}) as named_buffers,
+    ):
         for arguments, error in (
             (([], []), ValueError),
             ((buffers, [1, 1]), ValueError),
@@ -106,6 +109,7 @@ def test_bad_mixtures_are_refused(buffers):
             ((buffers, [1, np.nan, 1]), ValueError),
             (([*buffers, other], [1] * 4), ValueError),
             (([buffers[0], {}], [1, 1]), TypeError),
+            (([named_buffers], [1]), ValueError),
         ):
             with pytest.raises(error, match=r"mix|proportions"):
                 Mixture(*arguments)
