@@ -1,7 +1,7 @@
 """Ape-X on one machine: several explorers, one learner, one prioritized buffer in shared memory.
 
     python examples/apex.py              # CartPole-v1 until it is solved; see --help
-    python examples/apex.py --resume     # goes on where a learner ended, or was killed
+    python examples/apex.py --resume     # goes on where a run ended, or all of it was killed
 
 After Horgan et al., "Distributed Prioritized Experience Replay" (2018): double, dueling, three-step
 deep Q-learning from what many processes experience.
@@ -13,10 +13,12 @@ deep Q-learning from what many processes experience.
   buffer. Now and then it publishes its weights. It never adds.
 
 mpbuffer starts the explorers, replaces killed ones, ends them with the learner, and carries weights
-and rows. Result, plot and checkpoints go to --out; the exit code is 0 only if the task was solved.
+and rows. Result, plot, checkpoints and rows go to --out; the exit code is 0 only if the task is
+solved.
 """
 
 import argparse
+import contextlib
 import copy
 import functools
 import json
@@ -153,12 +155,21 @@ def last_returns(returns: mpbuffer.ReplayBuffer, n: int) -> np.ndarray:
     return episodes["ret"][episodes["at"].ravel().argsort()[-n:]]
 
 
-def open_buffer(task: Task, env: gymnasium.Env, seed: int, name: str | None):
-    """Open the buffer that an earlier learner left, or make one that the memory there is holds."""
+def save(options, learner: Learner, rb: mpbuffer.ReplayBuffer, result: dict) -> None:
+    """Save what --resume needs. Whenever all processes are killed, the last one stays whole."""
+    if options.save_rows:
+        rb.snapshot(options.rows)
+    learner.save(options.checkpoint, buffer=rb.name, result=result)
+
+
+def open_buffer(task: Task, env: gymnasium.Env, seed: int, name: str | None, rows: pathlib.Path):
+    """Open the buffer that an earlier learner left, in memory or saved; else make one that fits."""
     if name is not None:
-        try:
+        with contextlib.suppress(mpbuffer.SegmentNotFound):
             return mpbuffer.attach(name)
-        except mpbuffer.SegmentNotFound:
+        try:
+            return mpbuffer.restore(rows)
+        except mpbuffer.SnapshotNotFound:
             console.print("the rows of the earlier run are gone: starting with an empty buffer")
     nstep = {"size": task.steps, "rew": "rew", "gamma": task.gamma, "next": "next_obs"}
     nstep |= {"discount": "discount"}  # gamma^3, or 0 where an episode ended: made for each row
@@ -215,7 +226,7 @@ def train(options, learner, rb, weights, returns, explorers, result, status) -> 
             if more.mean() >= task.solved_at:
                 result |= {"solved": True, "seconds_to_criterion": result["seconds"]}
                 return
-        learner.save(options.checkpoint, buffer=rb.name, result=result)
+        save(options, learner, rb, result)
         last_time, last_cycles = time.monotonic(), learner.cycles
 
 
@@ -244,13 +255,15 @@ def parse_options() -> argparse.Namespace:
     add("--out", type=pathlib.Path, default="apex-result", help="folder to write")
     add("--time-limit", type=float, default=170, help="seconds of training")
     add("--resume", action="store_true", help="go on from the checkpoint in --out")
-    add("--linger", type=float, default=0, help="seconds that rows stay for --resume after the end")
+    add("--linger", type=float, default=0, help="seconds that rows stay in memory after the end")
+    switch = argparse.BooleanOptionalAction
+    add("--save-rows", action=switch, default=True, help="save rows with each checkpoint, in --out")
     options = parser.parse_args()
     if options.explorers < 1:
         parser.error(f"--explorers: expected 1 or more, got {options.explorers}")
     if options.seed < 0:
         parser.error(f"--seed: expected 0 or more, got {options.seed}")
-    options.checkpoint = options.out / "checkpoint.pt"
+    options.checkpoint, options.rows = options.out / "checkpoint.pt", options.out / "rows"
     if options.resume and not options.checkpoint.exists():
         parser.error(f"--resume: there is no {options.checkpoint}")
     if options.device == "auto":
@@ -279,7 +292,7 @@ def main() -> int:
     options.out.mkdir(parents=True, exist_ok=True)
 
     with (
-        open_buffer(task, env, options.seed, buffer_name) as rb,
+        open_buffer(task, env, options.seed, buffer_name, options.rows) as rb,
         mpbuffer.ReplayBuffer(1_000, {"ret": {}, "at": {"dtype": float}}) as returns,  # episodes'
         mpbuffer.SharedWeights(learner.weights()) as weights,
     ):
@@ -298,7 +311,7 @@ def main() -> int:
             print(failure, file=sys.stderr)
             exit_code = 1
         finally:
-            learner.save(options.checkpoint, buffer=rb.name, result=result)
+            save(options, learner, rb, result)
         result["buffer"] = {"rows": rb.get_buffer_size(), "stored": len(rb)}
         result["epsilons"] = [each.epsilon for each in explorers.status()]
         result["restarts"] = [each.restarts for each in explorers.status()]

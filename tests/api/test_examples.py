@@ -300,6 +300,26 @@ def test_apex_outlives_its_explorers_and_its_learner(tmp_path, learning_packages
     assert (tmp_path / "returns.png").stat().st_size > 1_000
 
 
+def test_apex_goes_on_from_its_snapshot_when_all_processes_are_killed(
+    tmp_path, learning_packages, no_keeper_stays
+):
+    with ApexRun(tmp_path, "--explorers", "2") as run:
+        run.wait_for_explorers(2)
+        run.wait_for_checkpoint()
+        os.killpg(run.process.pid, signal.SIGKILL)
+    with mpbuffer.restore(tmp_path / "rows") as rows:
+        saved = rows.rows_added()
+    assert saved > 1_000
+
+    with ApexRun(tmp_path, "--explorers", "2", "--resume", "--time-limit", "1.5") as run:
+        output, errors = run.wait()
+    assert run.process.returncode == 1 and errors == "", errors
+    assert "resuming after" in output and "are gone" not in output
+    result = json.loads((tmp_path / "result.json").read_text())
+    assert result["runs"] == 2 and result["cycles"] >= result["returns"][0]["cycles"] > 0
+    assert result["buffer"]["stored"] >= min(saved, result["buffer"]["rows"])
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
 def test_apex_solves_its_task_though_everybody_is_killed(
