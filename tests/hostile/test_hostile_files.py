@@ -16,6 +16,7 @@ import stat
 import struct
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -876,6 +877,12 @@ def saved_rows():
 
 SAVED = saved_rows()
 
+
+def save_and_remove(buffer):
+    with tempfile.TemporaryDirectory() as path:
+        buffer.snapshot(path)
+
+
 CALLS_AFTER_CLOSE = {
     "add": lambda b: b.add(**ROW),
     "sample": lambda b: b.sample(1),
@@ -886,7 +893,7 @@ CALLS_AFTER_CLOSE = {
     "get_priorities": lambda b: b.get_priorities([0]),
     "get_all_transitions": lambda b: b.get_all_transitions(),
     "save_transitions": lambda b: b.save_transitions(io.BytesIO()),
-    "snapshot": lambda b: b.snapshot("/proc/nothing"),
+    "snapshot": save_and_remove,
     "load_transitions": lambda b: b.load_transitions(io.BytesIO(SAVED)),
     "get_stored_size": lambda b: b.get_stored_size(),
     "get_buffer_size": lambda b: b.get_buffer_size(),
