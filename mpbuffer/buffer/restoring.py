@@ -64,6 +64,7 @@ def restore(
     Returns
     -------
     ReplayBuffer or PrioritizedReplayBuffer
+        Of a subclass, the rows; a class that can attach() gets them by name.
 
     Raises
     ------
@@ -139,6 +140,7 @@ class _Restoring:
                 self._fill_same(buffer)
             else:
                 self._fill_other(buffer)
+            self.reader.finish()
             counters = self.reader.manifest.counters
             with self.reader.refusing():
                 buffer._publish(float(counters["max_priority"]), counters["generator"])

@@ -97,6 +97,11 @@ class SnapshotReader:
             self.progress(self.done, self.total)
         return values
 
+    def finish(self) -> None:
+        """Tell that all is done: not every file is needed for another size."""
+        if self.progress is not None and self.done < self.total:
+            self.progress(self.total, self.total)
+
     def file_of(self, chunk: Chunk, key: str) -> ArrayFile:
         """Return the file of one of a chunk's arrays."""
         with self.refusing():

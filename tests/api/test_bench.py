@@ -170,6 +170,15 @@ def test_the_page_has_a_part_for_every_question(bench):
         assert page.count(f"<!-- begin {name} -->") == page.count(f"<!-- end {name} -->") == 1
 
 
+def test_snapshots_are_measured(tmp_path):
+    file = tmp_path / "snapshots.json"
+    printed = run_bench("snapshots.py", "--short", "--folder", tmp_path, "--json", file)
+    assert "of dd" in printed and "rows per CPU second" in printed
+    cost = json.loads(file.read_text())["snapshots"]
+    assert cost["bytes"] > 1e7 and cost["bytes of the second"] < cost["bytes"] / 4
+    assert list(tmp_path.iterdir()) == [file]
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_everything_in_short_form_with_the_peers_that_are_here(tmp_path):

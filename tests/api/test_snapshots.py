@@ -583,7 +583,9 @@ def test_progress_is_told_in_bytes_up_to_the_end(tmp_path):
         buffer.snapshot(tmp_path, progress=lambda *each: told.append(each))
         saved, told = told, []
         restore(tmp_path, progress=lambda *each: told.append(each)).close()
-    for each in (saved, told):
+        smaller = []
+        restore(tmp_path, size=20, progress=lambda *each: smaller.append(each)).close()
+    for each in (saved, told, smaller):
         assert len(each) > 5 and each == sorted(each)
         assert {total for _, total in each} == {each[-1][0]}
 
