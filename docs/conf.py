@@ -21,6 +21,6 @@ myst_heading_anchors = 3
 autodoc_member_order = "bysource"
 autodoc_typehints = "none"  # the docstrings tell the types
 # Of the adapters, whose libraries need not be installed.
-autodoc_mock_imports = ["stable_baselines3", "tensordict", "tianshou", "torch"]
+autodoc_mock_imports = ["minari", "stable_baselines3", "tensordict", "tianshou", "torch"]
 numpydoc_show_class_members = False
 numpydoc_class_members_toctree = False
