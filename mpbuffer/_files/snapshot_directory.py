@@ -88,7 +88,7 @@ class Saving:
         with contextlib.suppress(SnapshotNotFound):
             self.previous = read_manifest(os.path.join(self.path, MANIFEST))
         if not earlier:
-            self._remove_what_is_not_needed()
+            self._remove_what_is_not_needed(self.previous)
 
     def end(self) -> None:
         """Forget this one; remove what it wrote in vain."""
@@ -148,7 +148,7 @@ class Saving:
             for each in _earlier_than(self):
                 each.overtaken = True
             self.token = ""  # its files are the snapshot's
-        self._remove_what_is_not_needed(keep)
+        self._remove_what_is_not_needed(manifest, keep)
 
     def _replace(self, name: str, text: bytes) -> None:
         path = os.path.join(self.path, name)
@@ -167,19 +167,17 @@ class Saving:
                 if entry.endswith(f".{self.token}.npy"):
                     os.unlink(os.path.join(self.chunks, entry))
 
-    def _remove_what_is_not_needed(self, keep: int | None = None) -> None:
+    def _remove_what_is_not_needed(self, last: Manifest | None, keep: int | None = None) -> None:
         """Remove the oldest manifests, if it is said how many to keep, and chunks of none."""
         earlier = list(numbered_manifests(self.path).values())
         if keep is not None:
             for name in earlier[: max(len(earlier) - (keep - 1), 0)]:
                 os.unlink(os.path.join(self.path, name))
             earlier = earlier[max(len(earlier) - (keep - 1), 0) :]
-        needed = set()
-        for name in [MANIFEST, *earlier]:
+        needed = set() if last is None else {file.name for file in last.files()}
+        for name in earlier:
             try:
                 manifest = read_manifest(os.path.join(self.path, name))
-            except SnapshotNotFound:
-                continue
             except SnapshotMismatch:
                 return  # of a newer version, perhaps: what it needs is not known
             needed |= {file.name for file in manifest.files()}

@@ -14,7 +14,7 @@ from mpbuffer.buffer.schema import Field
 __all__ = ["BIRTHS", "FRAMES", "POSITIONS", "StoredArray", "StoredRing", "stored_rings"]
 
 POSITIONS, BIRTHS, FRAMES = "positions", "births", "frames"
-_CHUNKS_IN_ALL = 128
+_CHUNKS_IN_ALL = 192
 _LEAST_BYTES, _MOST_BYTES = 1 << 20, 32 << 20  # of a chunk
 
 

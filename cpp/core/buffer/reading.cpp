@@ -40,9 +40,9 @@ bool ReplayBuffer::read_slot(std::uint64_t slot, std::size_t i,
 // The leaf that the learner has set for row `seq`, else the one that it came with; false if the row
 // is gone. A leaf of another row is found only after the slot's word has changed: the learner sets
 // it when it has seen that word.
-bool ReplayBuffer::leaf_of_row(std::uint64_t slot, std::uint64_t seq, float& leaf) const {
+bool ReplayBuffer::leaf_of_row(std::uint64_t slot, std::uint64_t seq, std::uint32_t lap,
+                               float& leaf) const {
     const PriorityRule rule = priority_rule();
-    const auto lap = static_cast<std::uint32_t>(seq / capacity());
     if (ring_.head(slot).lap.load(std::memory_order_acquire) == lap) {  // pairs with L1
         std::atomic_ref<float> current(at<float>(shape().leaf_offset)[slot]);
         leaf = current.load(std::memory_order_relaxed);  // L2, with the fence of unchanged()

@@ -28,6 +28,7 @@
 #include "ring/stored_size.hpp"
 #include "segment/handle.hpp"
 #include "segment/segment_file.hpp"
+#include "select/laps.hpp"
 #include "select/prioritized.hpp"
 
 namespace mpbuffer {
@@ -248,9 +249,13 @@ class ReplayBuffer final : public Attachable<ReplayBuffer, SegmentKind::buffer> 
                            const float* leaves, float common_leaf, std::uint64_t* written);
     AddOutcome add_framed(std::uint64_t first, std::uint64_t n, std::span<const FieldSource> fields,
                           const float* leaves, float common_leaf, std::uint64_t* written);
-    bool leaf_of_row(std::uint64_t slot, std::uint64_t seq, float& leaf) const;
+    bool leaf_of_row(std::uint64_t slot, std::uint64_t seq, std::uint32_t lap, float& leaf) const;
+    bool leaf_of_row(std::uint64_t slot, std::uint64_t seq, float& leaf) const {
+        return leaf_of_row(slot, seq, static_cast<std::uint32_t>(seq / capacity()), leaf);
+    }
     bool mark_row(std::uint64_t slot, std::uint64_t seq, RowMarks& marks) const;
-    std::uint64_t read_stored(const SlotsRead& slots, std::size_t i, std::uint64_t cleared) const;
+    std::uint64_t read_stored(const SlotsRead& slots, std::size_t i, std::uint64_t cleared,
+                              const Laps& laps) const;
     void require_hidden() const;
     bool dead(unsigned number, std::uint64_t epoch) const;
     // The methods below are called under learner_mutex_.

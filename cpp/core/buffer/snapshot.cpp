@@ -6,6 +6,7 @@
 
 #include "base/error.hpp"
 #include "buffer/replay_buffer.hpp"
+#include "select/laps.hpp"
 
 namespace mpbuffer {
 
@@ -71,10 +72,12 @@ void ReplayBuffer::read_stored(const SlotsRead& slots) const {
     ready();
     let_others_scan(slots.seqs.size());
     let_others_copy(slots.fields.empty() ? 0 : slots.seqs.size() * shape().row_bytes);
-    const std::uint64_t cleared = ring_.clear_before();
+    const auto [cleared, position] = ring_.bounds();
+    Laps laps(capacity());
+    laps.move_to(position);
     for (std::size_t i = 0; i < slots.seqs.size(); ++i) {
         ring_.prefetch_head(std::min(slots.first + i + 24, capacity() - 1));
-        slots.seqs[i] = read_stored(slots, i, cleared);
+        slots.seqs[i] = read_stored(slots, i, cleared, laps);
         if (slots.seqs[i] != 0) continue;
         for (const FieldTarget& field : slots.fields) {
             std::memset(field.values + i * field.bytes, 0, field.bytes);
@@ -88,7 +91,7 @@ void ReplayBuffer::read_stored(const SlotsRead& slots) const {
 
 // Reads the row in place `i`; 0 if there is none.
 std::uint64_t ReplayBuffer::read_stored(const SlotsRead& slots, std::size_t i,
-                                        std::uint64_t cleared) const {
+                                        std::uint64_t cleared, const Laps& laps) const {
     const std::uint64_t slot = slots.first + i;
     const auto copy = [&](const std::byte* record) {
         if (slots.fields.empty()) return;
@@ -101,7 +104,7 @@ std::uint64_t ReplayBuffer::read_stored(const SlotsRead& slots, std::size_t i,
         if (slot_word::seq(ring_.word(slot).load(std::memory_order_relaxed)) < cleared) return 0;
         const std::uint64_t seq = ring_.read_any(slot, cleared, copy);
         float leaf = 0;
-        if (seq != 0 && (slots.leaves == nullptr || leaf_of_row(slot, seq, leaf))) {
+        if (seq != 0 && (slots.leaves == nullptr || leaf_of_row(slot, seq, laps.of(seq), leaf))) {
             if (slots.leaves != nullptr) slots.leaves[i] = leaf;
             return seq;
         }
