@@ -42,7 +42,7 @@ std::span<std::uint64_t> seqs_of(const py::object& array) {
 }
 
 std::size_t frame_bytes(const BufferState& state, unsigned ring) {
-    const std::vector<std::uint64_t>& bytes = state.core->row_layout().frame_bytes();
+    const std::vector<std::uint64_t>& bytes = state.core->row_layout().source_bytes();
     if (ring == 0 || ring > bytes.size()) {
         throw IndexOutOfRange("'" + state.core->name() + "' has no source ring " +
                               std::to_string(ring));
@@ -67,7 +67,7 @@ void for_each_field(const BufferState& state, const py::list& fields, std::size_
 }
 
 std::uint64_t* births_of(const BufferState& state, const py::object& births, std::size_t count) {
-    return memory<std::uint64_t>(births, count * 8 * state.core->row_layout().frame_bytes().size());
+    return memory<std::uint64_t>(births, count * 8 * state.core->row_layout().source_bytes().size());
 }
 
 }  // namespace

@@ -128,6 +128,7 @@ class _Restoring:
             seed,
             described.strict,
             None if described.nstep is None else described.nstep.for_core(),
+            None,
             saved["description"],
             numa_interleave,
             nameless,
@@ -155,7 +156,7 @@ class _Restoring:
         if not self.reader.sources or self.size == self.reader.slots:
             return self.reader.sources[0] if self.reader.sources else 0
         references = sum(planes for ring, planes, _ in self.reader.described.cuts if ring)
-        if self.reader.sources[0] == _core.sources_for(self.reader.slots, references):
+        if self.reader.sources[0] == _core.frames_for(self.reader.slots, references):
             return 0
         return max(-(-self.reader.sources[0] * self.size // self.reader.slots), 16, 4 * references)
 

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -15,9 +14,6 @@ from mpbuffer._files.chunks import ArrayFile, read_array
 from mpbuffer._files.manifests import CHUNKS, Chunk, Manifest
 from mpbuffer.buffer import creation
 from mpbuffer.buffer.description import read_description
-from mpbuffer.buffer.frames import Cut
-from mpbuffer.buffer.nstep import NstepRule
-from mpbuffer.buffer.schema import Field
 from mpbuffer.buffer.snapshots import Progress
 from mpbuffer.buffer.stored_arrays import FRAMES, POSITIONS, StoredRing, stored_rings
 from mpbuffer.errors import MpbufferError, SegmentMismatch, SnapshotMismatch
@@ -27,16 +23,6 @@ __all__ = ["FrameChunks", "SnapshotReader"]
 _CHUNKS_OF_FRAMES = 8  # in memory at once
 
 _Positions = npt.NDArray[np.uint64]
-
-
-class Description(NamedTuple):
-    """What the description of a buffer says."""
-
-    fields: list[Field]
-    cuts: list[Cut]
-    strict: bool
-    nstep: NstepRule | None
-    prioritized: bool
 
 
 class SnapshotReader:
@@ -62,8 +48,9 @@ class SnapshotReader:
         with self.refusing():
             saved, counters = manifest.buffer, manifest.counters
             text = saved["description"]
-            prioritized = json.loads(text)["class"] == "PrioritizedReplayBuffer"
-            self.described = Description(*read_description(path, text.encode()), prioritized)
+            self.described = read_description(path, text.encode())
+            if self.described.sequence is not None:
+                raise ValueError("its rows are sequences, which no snapshot has")
             self.slots = creation.checked_size(saved["size"])
             self.sources = [creation.checked_size(each) for each in saved["sources"]]
             fields, cuts = self.described.fields, self.described.cuts

@@ -75,7 +75,7 @@ class SavedInSnapshots(_core.ReplayBuffer):
         OSError
             If a file cannot be written. After any error the last snapshot is as it was.
         TypeError, ValueError
-            If `keep` is not an integer of at least 1.
+            If `keep` is not an integer of at least 1, or the rows are sequences.
         BufferClosed
             After close().
         """
@@ -105,8 +105,13 @@ class _Facts:
         )
         self.history = f"{buffer.name}@{created:x}"
         self.description = text.decode()
-        fields, cuts, _, _ = read_description(buffer.name, text)
-        self.rings = stored_rings(fields, cuts, self.slots, self.sources)
+        described = read_description(buffer.name, text)
+        if described.sequence is not None:
+            raise ValueError(
+                f"cannot save {buffer.name!r} in a snapshot: its rows are sequences, which is not "
+                "supported; get_all_transitions() returns them as arrays"
+            )
+        self.rings = stored_rings(described.fields, described.cuts, self.slots, self.sources)
         self.position = buffer._counters()[0]
 
 

@@ -277,7 +277,7 @@ py::list processes(const ReplayBuffer& core) {
 }  // namespace
 
 void add_buffer_methods(py::module_& module, py::handle uniform, py::handle prioritized) {
-    module.def("sources_for", sources_for, py::arg("rows"), py::arg("references"));
+    module.def("frames_for", frames_for, py::arg("rows"), py::arg("references"));
     module.def("largest_size", largest_size, "How many rows fit into a share of free memory.",
                py::arg("fields"), py::arg("cuts"), py::arg("sequence"), py::arg("prioritized"),
                py::arg("description"), py::arg("share"), py::arg("nameless"));

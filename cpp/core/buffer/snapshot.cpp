@@ -6,6 +6,7 @@
 
 #include "base/error.hpp"
 #include "buffer/replay_buffer.hpp"
+#include "ring/frames.hpp"
 #include "select/laps.hpp"
 
 namespace mpbuffer {

@@ -339,18 +339,17 @@ MUTANTS = [
     Mutant(
         "what is too old is referred to",
         "frames",
-        "ring/frame_writer.cpp",
-        "if (positions[a] + frames_.age(reference.ring) < memory.cursor) {",
-        "if (positions[a] + frames_.ring(reference.ring).capacity() < memory.cursor) {",
+        "ring/source_writer.hpp",
+        "return position + sources_.age(ring) < cursors_[ring];",
+        "return position + sources_.ring(ring).capacity() < cursors_[ring];",
         "mpbuffer_stops --only sources_born --hits 600",
     ),
     Mutant(
         "age is judged by the cursor of before the claim",
         "frames",
         "ring/frame_writer.cpp",
-        "        memory.cursor = frames_.ring(ring).counters().cursor.load("
-        "std::memory_order_acquire);\n        store",
-        "        store",
+        "    writer_.look();  // after the claim: see sources.hpp\n",
+        "",
         "mpbuffer_stops --only position_taken --hits 800",
     ),
     Mutant(
@@ -364,7 +363,7 @@ MUTANTS = [
     Mutant(
         "a retirement stops at a claim",
         "frames",
-        "ring/frames.cpp",
+        "ring/sources.cpp",
         "            if (!there) continue;\n",
         "            if (!there) break;\n",
         "mpbuffer_stops --only reference_stored --hits 600",
@@ -372,7 +371,7 @@ MUTANTS = [
     Mutant(
         "rows of the lap before stay without their frames",
         "frames",
-        "ring/frames.cpp",
+        "ring/sources.cpp",
         "        rows.retire(cleared, seq + 1);\n",
         "        (void)cleared;\n",
         "mpbuffer_stops --only claim_taken --hits 800",
