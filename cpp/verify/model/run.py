@@ -119,7 +119,7 @@ FRAMES = [
     ("frames, read, stopped", "READS=1 EXTRA_ROWS=1 STALLS=1", False),
     ("frames, two rows, read", "READS=1 N=2 M=4", False),
     ("frames, read, clear", "READS=1 CLEARS=1", False),
-    ("frames, two who retire", "WRITERS=1 EXTRA_ROWS=1 WASTE=2 OBSERVERS=2", False),
+    ("frames, two who retire", "WRITERS=1 EXTRA_ROWS=1 WASTE=2 OBSERVERS=2 RETIRES=1", False),
 ]
 CONFIGURATIONS += [
     Case(name, macros, short=short, model="frames.pml") for name, macros, short in FRAMES
