@@ -1,4 +1,4 @@
-/* Frames stored once (cpp/core/ring/frames.hpp, frame_writer.hpp) as processes for spin: writers, whose
+/* Frames stored once (cpp/core/ring/sources.hpp, source_writer.hpp) as processes for spin: writers, whose
  * rows refer to frames in a source ring, observers that retire and read rows, and one who clears.
  * Writers may die, or stop for good and stay alive, before every store. Each `atomic` holds one access to
  * shared memory, plus what its process decides from it alone. Memory is sequentially consistent here;
