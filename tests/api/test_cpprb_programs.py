@@ -8,7 +8,6 @@ import pytest
 from watched_processes import SUPPORT, run_python
 
 PROGRAMS = sorted((SUPPORT / "cpprb_programs").glob("*.py"))
-HAS_GYMNASIUM = importlib.util.find_spec("gymnasium") is not None
 
 
 def with_import_changed(text):
@@ -25,8 +24,10 @@ def with_import_changed(text):
 
 
 def run_program(path):
-    if "import gymnasium" in path.read_text() and not HAS_GYMNASIUM:
-        pytest.skip("gymnasium is not installed")
+    text = path.read_text()
+    for package in ("gymnasium", "ray"):
+        if f"import {package}" in text and importlib.util.find_spec(package) is None:
+            pytest.skip(f"{package} is not installed")
     ended = run_python(str(path), seconds=60)
     assert ended.returncode == 0, ended.stderr.decode()
     assert ended.stderr.decode() == ""
@@ -36,6 +37,7 @@ def run_program(path):
 def test_there_is_a_program_for_each_way_to_replay():
     assert {path.stem for path in PROGRAMS} == {
         "apex",
+        "apex_ray",
         "dqn",
         "dqn_lap",
         "experience_replay",
