@@ -47,11 +47,14 @@ class SavedToFiles(_core.ReplayBuffer):
             If the rows are sequences.
         """
         self._require_rows("save")
+        largest = self._largest_priority()
         rows, seqs, priorities = self._marked_rows()
-        largest = None
-        if isinstance(self, _core.PrioritizedReplayBuffer):
-            largest = self.get_max_priority()  # the priorities are rounded, and may be beyond
-            priorities = None if priorities is None else np.minimum(priorities, largest)
+        if largest is not None and priorities is not None:
+            # A clear() sets it back. The priorities are rounded, and may be a little beyond.
+            largest = max(largest, self._largest_priority() or 0.0)
+            if (priorities > largest * 1.001).any():  # of rows between two clears
+                largest = float(priorities.max())
+            priorities = np.minimum(priorities, largest)
         oldest = int(seqs.argmin()) if len(seqs) else 0
         write_transitions(
             file, SavedTransitions(rows, self.is_Nstep(), priorities, largest, oldest)
@@ -109,6 +112,11 @@ class SavedToFiles(_core.ReplayBuffer):
         if not self._prioritized:
             priorities = None
         self._add_rows(rows, priorities, saved.largest_priority, ahead)
+
+    def _largest_priority(self) -> float | None:
+        if isinstance(self, _core.PrioritizedReplayBuffer):
+            return self.get_max_priority()
+        return None
 
     def _require_rows(self, verb: str) -> None:
         if self._sequence() is not None:

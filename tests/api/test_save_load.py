@@ -523,3 +523,25 @@ def test_damage_behind_the_checksum_is_refused():
             refused += 1
             assert buffer.rows_added() == added
     assert refused > 500
+
+
+class ClearedMeanwhile(PrioritizedReplayBuffer):
+    """Cleared by somebody, as soon as its rows are read."""
+
+    def _marked_rows(self):
+        marked = super()._marked_rows()
+        self.clear()
+        return marked
+
+
+def test_priorities_are_saved_if_the_buffer_is_cleared_meanwhile():
+    with ClearedMeanwhile(8, {"a": {}}) as buffer:
+        buffer.add(a=[1, 2, 3], priorities=[0.5, 7.0, 3.0])
+        file = io.BytesIO()
+        buffer.save_transitions(file)
+        assert buffer.get_max_priority() == 1.0
+    file.seek(0)
+    with PrioritizedReplayBuffer(8, {"a": {}}) as again:
+        again.load_transitions(file)
+        assert again.get_priorities([0, 1, 2]) == pytest.approx([0.5, 7.0, 3.0])
+        assert again.get_max_priority() == pytest.approx(7.0)

@@ -438,8 +438,15 @@ def check_priorities(world):
             known = ranked(batch["id"])
             wrong = leaves[known] != priorities_of(batch["id"][known]).astype(np.float32)
             if wrong.any():
+                which = np.unique(batch["indexes"][known][wrong], return_index=True)
+                seen = [
+                    (int(index), hex(batch["id"][known][wrong][i]), float(leaves[known][wrong][i]))
+                    for index, i in zip(*which, strict=True)
+                ]
                 raise Wrong(
-                    f"{int(wrong.sum())} of {len(wrong)} leaves of {slot.label!r} are another row's"
+                    f"{int(wrong.sum())} of {len(wrong)} leaves of {slot.label!r} are another "
+                    f"row's; {len(seen)} rows, among them (slot, id, leaf) {seen[:3]} to "
+                    f"{seen[-3:]}; {slot.buffer!r}, {slot.buffer.rows_added()} rows added"
                 )
 
 

@@ -47,6 +47,8 @@ bool ReplayBuffer::leaf_of_row(std::uint64_t slot, std::uint64_t seq, std::uint3
         std::atomic_ref<float> current(at<float>(shape().leaf_offset)[slot]);
         leaf = current.load(std::memory_order_relaxed);  // L2, with the fence of unchanged()
         if (!unchanged(ring_.word(slot), slot_word::committed(seq))) return false;
+        // 0 is also what a clear leaves of it.
+        if (leaf == 0 && seq < ring_.clear_before()) return false;
         if (rule.is_leaf(leaf)) return true;
     }
     if (!ring_.read_leaf_in(slot, seq, leaf)) return false;
