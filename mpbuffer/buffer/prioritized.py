@@ -211,3 +211,17 @@ class PrioritizedReplayBuffer(_core.PrioritizedReplayBuffer, ReplayBuffer):
             If the learner was stopped while publishing.
         """
         return LearnerStatus(**self._learner_status())
+
+    def stats(self) -> dict[str, int | float]:
+        """Return ReplayBuffer's figures, and what the learner last published; see there."""
+        learner = self.learner_status()
+        return {
+            **super().stats(),
+            "learner_pid": learner.pid,
+            "learner_draws": learner.draws,
+            "learner_updates": learner.updates,
+            "learner_stale": learner.stale,
+            "learner_rows_folded": learner.rows_folded,
+            "sampleable": learner.sampleable,
+            "total": learner.total,
+        }

@@ -444,3 +444,49 @@ class ReplayBuffer(SavedToFiles, SavedInSnapshots, KeptAfterExit, NotCopied):
         counts as open until it is closed.
         """
         return [ProcessStatus(*line) for line in self._processes()]
+
+    def stats(self) -> dict[str, int | float]:
+        """Return how full the buffer is, and what has happened in it since its creation.
+
+        Any process may call it. It looks at no row: it takes O(handles), and a count of all rows
+        where ``len()`` takes one. It waits for no other process. Counters are exact while nobody
+        uses the buffer, and never decrease, but for those of the learner.
+
+        Returns
+        -------
+        dict of str to int or float
+            Rows, of a buffer of sequences these:
+
+            - ``"size"``: how many fit.
+            - ``"fill"``: how many are there, as ``len()``.
+            - ``"rows_added"``: how many were added, as ``rows_added()``.
+            - ``"early"``: how many went before their slot was needed, as frames or steps of theirs
+              had been overwritten: more `sources` would have kept them. A process that is killed
+              when it has just retired rows may leave these out. A row whose writer was held up
+              until it had to go is not counted.
+
+            Sources, the frames or steps that rows share; 0 where rows share nothing:
+
+            - ``"sources"``: how many fit, of all fields together.
+            - ``"sources_written"``: how many were written.
+
+            Handles:
+
+            - ``"handles"``: how many are open, as ``processes()`` lists them.
+            - ``"skips"``, ``"steals"``: of all handles, closed ones included, for rows and for
+              sources, as in ProcessStatus.
+            - ``"redraws"``: of this handle's samples alone, how many draws missed, as their row, or
+              what it shares, had been overwritten or was not complete yet. Each was drawn again.
+
+            A prioritized buffer also has what its learner last published, as in LearnerStatus:
+            ``"learner_pid"`` (0: nobody), ``"learner_draws"``, ``"learner_updates"``,
+            ``"learner_stale"``, ``"learner_rows_folded"``, ``"sampleable"`` and ``"total"``.
+
+        Raises
+        ------
+        BufferClosed
+            If this handle is closed.
+        LearnerBusy
+            If the learner was stopped while it published, as for learner_status().
+        """
+        return self._statistics()

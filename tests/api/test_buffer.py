@@ -6,6 +6,7 @@ import inspect
 import logging
 import multiprocessing
 import multiprocessing.managers
+import os
 import pickle
 import re
 import sys
@@ -1059,6 +1060,39 @@ def test_with_block(segment_file):
     assert buffer.closed
 
 
+COMMON_FIGURES = {"size", "fill", "rows_added", "early", "sources", "sources_written"}
+COMMON_FIGURES |= {"redraws", "skips", "steals", "handles"}
+LEARNERS_FIGURES = {"learner_pid", "learner_draws", "learner_updates", "learner_stale"}
+LEARNERS_FIGURES |= {"learner_rows_folded", "sampleable", "total"}
+
+
+@BOTH_CLASSES
+def test_stats_tell_what_has_happened(cls):
+    with cls(10, {"a": {}}) as buffer:
+        for i in range(14):
+            buffer.add(a=i)
+        prioritized = cls is PrioritizedReplayBuffer
+        with mpbuffer.attach(buffer.name) as other:
+            figures = other.stats()
+            assert figures["handles"] == 2
+        assert set(figures) == COMMON_FIGURES | (LEARNERS_FIGURES if prioritized else set())
+        assert all(type(value) in (int, float) for value in figures.values())
+        assert (figures["size"], figures["fill"], figures["rows_added"]) == (10, 10, 14)
+        assert figures["early"] == figures["sources"] == figures["sources_written"] == 0
+        assert figures["redraws"] == figures["skips"] == figures["steals"] == 0
+        sample = buffer.sample(8)
+        if prioritized:
+            assert figures["learner_pid"] == 0
+            buffer.update_priorities(sample["indexes"], np.full(8, 2.0))
+            figures, status = buffer.stats(), buffer.learner_status()
+            assert (figures["learner_pid"], figures["learner_draws"]) == (os.getpid(), 8)
+            assert figures["learner_updates"] == status.updates == 8
+            assert (figures["sampleable"], figures["total"]) == (10, status.total)
+        buffer.clear()
+        assert (buffer.stats()["fill"], buffer.stats()["rows_added"]) == (0, 14)
+        assert buffer.stats()["handles"] == 1
+
+
 USES = {
     "add": lambda b: b.add(a=1),
     "sample": lambda b: b.sample(1),
@@ -1074,6 +1108,7 @@ USES = {
     "clear": lambda b: b.clear(),
     "len": len,
     "processes": lambda b: b.processes(),
+    "stats": lambda b: b.stats(),
     "rows_added": lambda b: b.rows_added(),
     "learner_status": lambda b: b.learner_status(),
     "_leaves": lambda b: b._leaves(),

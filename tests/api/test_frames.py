@@ -155,6 +155,10 @@ def test_what_shares_nothing_comes_back_too_and_old_rows_go_early():
     assert_rows_are(buffer.sample(128), steps)
     gone = buffer._encode_sample([buffer.get_next_index()])
     assert not gone["id"].any() and not gone["obs"].any()
+    figures = buffer.stats()
+    assert (figures["size"], figures["fill"], figures["rows_added"]) == (300, len(buffer), 500)
+    assert figures["early"] == 300 - len(buffer)  # the others were overwritten
+    assert figures["sources"] == 300 and 500 * 6 <= figures["sources_written"] <= 500 * 8
 
 
 @pytest.mark.parametrize("with_writer", [False, True])

@@ -200,13 +200,56 @@ TEST_CASE("rows whose frames are gone are no longer there, and the others are ex
                 REQUIRE(batch.has(i, rows[batch.ids[i]]));
             }
         }
+        CHECK(buffer->statistics().early == 400 - size);
         buffer->clear();
         CHECK(buffer->stored_size() == 0);
+        CHECK(buffer->statistics().early == 400 - size);
         add(*buffer, {rows[3]});
         CHECK(buffer->stored_size() == 1);
         CHECK(buffer->read_slot(0, 0, batch.fields));
         CHECK(batch.has(0, rows[3]));
     }
+}
+
+TEST_CASE("rows that several handles retire at once are each counted once as early") {
+    const ScratchDirectory scratch;
+    const auto buffer = create(scratch, {5000, 300});
+    std::vector<std::unique_ptr<ReplayBuffer>> others;
+    for (int i = 0; i < 3; ++i) others.push_back(attach(scratch));
+    std::uint64_t added = 0;
+    for (int round = 0; round < 20 / sanitizer_slowdown + 2; ++round) {
+        for (std::uint64_t i = 0; i < 200; ++i, ++added) {
+            add(*others[added % 3], {row_of(added, 100 * added, false)});
+        }
+        std::vector<std::thread> threads;
+        for (const auto& other : others) {
+            threads.emplace_back([&other] { other->stored_size(); });
+        }
+        for (std::thread& thread : threads) thread.join();
+        const BufferStatistics figures = buffer->statistics();
+        CHECK(figures.rows_added == added);
+        CHECK(figures.early == added - figures.fill);
+        CHECK(figures.early > 0);
+        CHECK(figures.sources == 300);
+        CHECK(figures.sources_written >= 4 * added);
+        CHECK(figures.handles == 4);
+    }
+}
+
+TEST_CASE("rows that a killed process has retired stay counted, for all") {
+    const ScratchDirectory scratch;
+    const auto buffer = create(scratch, {5000, 300});
+    for (std::uint64_t i = 0; i < 200; ++i) add(*buffer, {row_of(i, 100 * i, false)});
+    ForkedChild child([&buffer](const Channel& parent) {
+        parent.tell(buffer->stored_size());
+        return stay_until_killed();
+    });
+    const std::uint64_t size = child.hear();
+    child.signal(SIGKILL);
+    child.wait();
+    const BufferStatistics figures = buffer->statistics();
+    CHECK(figures.fill == size);
+    CHECK(figures.early == 200 - size);
 }
 
 TEST_CASE("a frame that grows too old is written again, and its row stays") {

@@ -353,6 +353,7 @@ TEST_CASE("a row of leaf 0 that came where a drawn one was does not take its pla
     copy_rows(all.heap.ring, sizeof(std::uint64_t), draws, batch.target());
     CHECK(draws.missed.size() == 4);
     all.learner->finish(0.4, generator, draws, batch.target());
+    CHECK(draws.redraws == 4);
     for (const std::uint64_t row : batch.ids) CHECK(row == 2);
     all.learner->draw(8, generator, draws);
     add_row(all.heap, writer, 4, 0.0F);

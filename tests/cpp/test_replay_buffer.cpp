@@ -1188,6 +1188,25 @@ TEST_CASE("stored size does not fall below 0 after a clear") {
     CHECK(size(*buffer) == 0);
 }
 
+TEST_CASE("each handle counts the draws that missed, a forked child its own") {
+    const Watchdog watchdog;
+    const ScratchDirectory scratch;
+    const auto buffer = create(scratch, 4, false);
+    add(*buffer, 1, 3);
+    Batch batch(64);
+    CHECK(sample_uniform(*buffer, batch));
+    CHECK(buffer->statistics().redraws == 0);
+    const RawView raw(*buffer);
+    const auto holder = child_at(*buffer, raw, Step::claim, 100);  // adds a row and holds the next
+    holder->hear();
+    CHECK(sample_uniform(*buffer, batch));
+    CHECK(buffer->statistics().redraws > 0);
+    CHECK(buffer->statistics().handles == 2);
+    ForkedChild child(
+        [&buffer](const Channel&) { return buffer->statistics().redraws == 0 ? 0 : 1; });
+    CHECK(child.wait() == 0);
+}
+
 TEST_CASE("a writer of another pid namespace without its descriptors finishes its row") {
     const Watchdog watchdog;
     const ScratchDirectory scratch;

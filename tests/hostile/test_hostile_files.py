@@ -526,6 +526,7 @@ def try_all(buffer):
         "next": buffer.get_next_index,
         "rows": buffer.rows_added,
         "processes": buffer.processes,
+        "stats": buffer.stats,
         "learner": lambda: buffer.learner_status(),
         "leaves": lambda: buffer._leaves(),
         "largest": lambda: buffer.get_max_priority(),
@@ -580,6 +581,7 @@ def try_all(buffer, **row):
         "_encode_sample": lambda: buffer._encode_sample([0]),
         "rows_added": buffer.rows_added,
         "processes": buffer.processes,
+        "stats": buffer.stats,
         "repr": lambda: repr(buffer),
         "clear": buffer.clear,
     }
@@ -623,11 +625,11 @@ os.closerange(3, 1000)
 outcomes = try_all(buffer, a=3)
 needs_lock = {{"sample", "sample again", "update_priorities", "get_generations"}}
 needs_lock |= {{"acquire_learner", "release_learner"}}
-needs_lock |= {{"processes", "learner_status"}}
+needs_lock |= {{"processes", "stats", "learner_status"}}
 for name, outcome in outcomes.items():
     if outcome != "done":
         assert name in needs_lock, (name, outcome)
-        assert {cls is PrioritizedReplayBuffer} or name == "processes", (name, outcome)
+        assert {cls is PrioritizedReplayBuffer} or name in ("processes", "stats"), (name, outcome)
         assert outcome.startswith("OSError: [Errno 9] cannot "), outcome
         assert "was closed by this program" in outcome, outcome
         assert "attach the buffer again" in outcome, outcome
@@ -904,6 +906,7 @@ CALLS_AFTER_CLOSE = {
     "clear": lambda b: b.clear(),
     "rows_added": lambda b: b.rows_added(),
     "processes": lambda b: b.processes(),
+    "stats": lambda b: b.stats(),
     "learner_status": lambda b: b.learner_status(),
     "acquire_learner": lambda b: b.acquire_learner(),
     "release_learner": lambda b: b.release_learner(),

@@ -113,6 +113,7 @@ def calls_of(buffer):
         "largest_size": (lambda: buffer.largest_size({"a": {}}), ()),
         "keep_after_exit": (lambda: end_process(buffer.keep_after_exit(0)), ()),
         "processes": (buffer.processes, ()),
+        "stats": (buffer.stats, ()),
         "name": (lambda: buffer.name, ()),
         "nbytes": (lambda: buffer.nbytes, ()),
         "closed": (lambda: buffer.closed, ()),

@@ -88,6 +88,46 @@ def test_explorers_of_every_start_method(cls, method):
         assert_rows_are_whole(rows)
 
 
+def explore_then_count(buffer, explorer, barrier, rounds, rows, results):
+    for played in range(1, rounds + 1):
+        for _ in range(rows):
+            explorer += 10
+            buffer.add(**{k: v[0] for k, v in rows_of([explorer]).items()})
+        barrier.wait(60)
+        len(buffer)
+        barrier.wait(60)
+        figures = buffer.stats()
+        results.put((played, figures["fill"], figures["early"], figures["rows_added"]))
+        barrier.wait(60)
+
+
+@pytest.mark.parametrize("method", ["fork", "spawn"])
+def test_early_rows_are_counted_exactly_by_processes_that_retire_at_once(method):
+    ctx = multiprocess.get_context(method)
+    barrier, results = ctx.Barrier(3), ctx.Queue()
+    with ReplayBuffer(5000, FIELDS, **BOTH, sources=400) as buffer:
+        jobs = [
+            ctx.Process(
+                target=explore_then_count, args=(buffer, i << 32, barrier, 5, 100, results)
+            )
+            for i in (1, 2, 3)
+        ]
+        for job in jobs:
+            job.start()
+        told = [results.get(timeout=60) for _ in range(15)]
+        for job in jobs:
+            job.join(60)
+            assert job.exitcode == 0
+        for played, fill, early, added in told:
+            assert added == 300 * played
+            assert early == added - fill > 0
+        figures = buffer.stats()
+        assert figures["fill"] == len(buffer) == len(buffer.get_all_transitions()["id"])
+        assert figures["early"] == 1500 - len(buffer)
+        assert figures["handles"] == 1
+        assert figures["sources"] == 400
+
+
 @pytest.mark.parametrize("cls", [ReplayBuffer, PrioritizedReplayBuffer])
 def test_a_forked_child_goes_on_where_its_parent_was(cls):
     with cls(100, FIELDS, **BOTH) as buffer:

@@ -274,6 +274,23 @@ py::list processes(const ReplayBuffer& core) {
     return all;
 }
 
+// As mpbuffer/buffer/replay_buffer.py describes it, but for what only a learner has.
+py::dict statistics(ReplayBuffer& core) {
+    const BufferStatistics figures = core.statistics();
+    py::dict all;
+    all["size"] = core.capacity();
+    all["fill"] = figures.fill;
+    all["rows_added"] = figures.rows_added;
+    all["early"] = figures.early;
+    all["sources"] = figures.sources;
+    all["sources_written"] = figures.sources_written;
+    all["redraws"] = figures.redraws;
+    all["skips"] = figures.skips;
+    all["steals"] = figures.steals;
+    all["handles"] = figures.handles;
+    return all;
+}
+
 }  // namespace
 
 void add_buffer_methods(py::module_& module, py::handle uniform, py::handle prioritized) {
@@ -291,6 +308,7 @@ void add_buffer_methods(py::module_& module, py::handle uniform, py::handle prio
         .bind("_sequence", sequence)
         .bind("_data_descriptor", [](const ReplayBuffer& core) { return core.data_descriptor(); })
         .bind("_processes", processes)
+        .bind("_statistics", statistics)
         .bind("_encode_sample", rows_or_zeros_at)
         .bind("_rows_at", rows_at)
         .bind("_marked_rows", marked_rows)

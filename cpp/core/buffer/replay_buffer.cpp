@@ -78,6 +78,7 @@ void ReplayBuffer::forget() noexcept { local_.reset(); }
 void ReplayBuffer::forget_parent() noexcept {
     (void)local_.release();
     leaf_priority_ = -1;
+    redraws_ = 0;
     add_mutex_.renew_in_child();
     learner_mutex_.renew_in_child();
     copying_.renew_in_child();
@@ -124,6 +125,11 @@ void ReplayBuffer::retire() {
 
 std::uint64_t ReplayBuffer::stored_size() {
     const Guard guard(learner_mutex_);
+    return count_rows();
+}
+
+// Under learner_mutex_.
+std::uint64_t ReplayBuffer::count_rows() {
     ready();
     retire();
     for (unsigned number = 1; number <= processes_.high_water(); ++number) {
@@ -137,6 +143,27 @@ std::uint64_t ReplayBuffer::stored_size() {
         }
     }
     return local_->stored_size.count(ring_);
+}
+
+BufferStatistics ReplayBuffer::statistics() {
+    BufferStatistics all{};
+    all.handles = processes().size();
+    const Guard guard(learner_mutex_);
+    all.fill = count_rows();
+    all.early = ring_.counters().early.load(std::memory_order_relaxed);
+    for (unsigned i = 1; i <= sources_.rings(); ++i) all.sources += sources_.ring(i).capacity();
+    for (unsigned number = 1; number <= processes_.high_water(); ++number) {
+        const ProcessRecord& record = processes_.record(number);
+        for (unsigned i = 0; i <= sources_.rings(); ++i) {
+            const RingState& counts = record.ring[i];
+            const std::uint64_t written = counts.rows.load(std::memory_order_acquire);
+            (i == 0 ? all.rows_added : all.sources_written) += written;
+            all.skips += counts.skips.load(std::memory_order_relaxed);
+            all.steals += counts.steals.load(std::memory_order_relaxed);
+        }
+    }
+    all.redraws = redraws_;
+    return all;
 }
 
 std::uint64_t ReplayBuffer::next_slot() const {

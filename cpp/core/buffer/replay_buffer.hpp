@@ -79,6 +79,19 @@ struct ProcessStatus {
     std::uint64_t steals;
 };
 
+// How full the buffer is, and what has happened in it since its creation.
+struct BufferStatistics {
+    std::uint64_t fill;   // complete rows, as stored_size()
+    std::uint64_t early;  // rows retired because their sources were overwritten
+    std::uint64_t sources;
+    std::uint64_t sources_written;
+    std::uint64_t rows_added;
+    std::uint64_t skips;  // of rows and of sources
+    std::uint64_t steals;
+    std::uint64_t handles;  // as many as processes() tells of
+    std::uint64_t redraws;  // through this handle
+};
+
 class ReplayBuffer final : public Attachable<ReplayBuffer, SegmentKind::buffer> {
   public:
     static std::unique_ptr<ReplayBuffer> create(const BufferSettings& settings);
@@ -166,6 +179,8 @@ class ReplayBuffer final : public Attachable<ReplayBuffer, SegmentKind::buffer> 
     RoleLine learner_status() const;
     // Complete rows. Exact when nobody is adding; O(1) unless a process died inside a call.
     std::uint64_t stored_size();
+    // O(handles), beside what stored_size() takes.
+    BufferStatistics statistics();
 
     std::uint64_t next_slot() const;
     double max_priority() const;
@@ -241,6 +256,7 @@ class ReplayBuffer final : public Attachable<ReplayBuffer, SegmentKind::buffer> 
         return target;
     }
     void retire();
+    std::uint64_t count_rows();
     PutSource put_source() const;
     // `prepare(first)` sees to the sources of the rows from `first` on, and returns of how many;
     // `store(i, record)` writes a claimed one, or returns false.
@@ -287,6 +303,7 @@ class ReplayBuffer final : public Attachable<ReplayBuffer, SegmentKind::buffer> 
     mutable SharedMutex copying_;  // by many: threads that read under no other mutex; close() waits
     // Changed under learner_mutex_, where a decision depends on it.
     std::atomic<std::uint64_t> releases_{0};
+    std::uint64_t redraws_ = 0;  // under learner_mutex_
     mutable std::unique_ptr<Local> local_;
     double leaf_priority_ = -1;  // the priority that leaf_ belongs to
     float leaf_ = 0;

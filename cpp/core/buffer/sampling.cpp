@@ -38,6 +38,7 @@ void ReplayBuffer::gather(std::size_t count, Weighting weighting, const SampleTa
         copy_drawn_rows(*draws, target);
         const Guard guard(learner_mutex_);
         learner_unless_released(releases).finish(weighting, generator(), *draws, target);
+        redraws_ += draws->redraws;
         local_->spare_draws.push_back(std::move(draws));
     });
 }
@@ -59,6 +60,7 @@ void ReplayBuffer::gather_uniform(std::size_t count, const SampleTarget& given_t
         copy_drawn_rows(*draws, target);
         const Guard guard(learner_mutex_);
         finish_uniform(ring_, generator(), *draws, target);
+        redraws_ += draws->redraws;
         local_->spare_draws.push_back(std::move(draws));
     });
 }
@@ -69,6 +71,7 @@ std::unique_ptr<Draws> ReplayBuffer::take_draws() {
     std::unique_ptr<Draws> draws = std::move(spare.back());
     spare.pop_back();
     draws->any_row = false;
+    draws->redraws = 0;
     return draws;
 }
 

@@ -4,7 +4,7 @@
 //   4096         description            JSON of declared length, opaque to the core
 //   (64-aligned) process table          1022 records
 //                role line              who is the learner, and what it last published
-//                ring counters          cursor, clear_before, filled, max_priority
+//                ring counters          cursor, clear_before, filled, early, max_priority
 //                slot heads             16 bytes a slot, if rows are large
 //                leaves                 4 bytes a slot, of a prioritized ring only
 //   (4096-al.)   records                stride bytes a slot: the row, behind its head if it is
@@ -48,7 +48,7 @@ constexpr FormatVersion weights_format = {1, 0};
 
 // Raised by a build that uses the same layout in a way that earlier ones do not understand, while
 // its format is not released.
-constexpr std::uint64_t protocol_revision = 7;
+constexpr std::uint64_t protocol_revision = 8;
 constexpr std::size_t header_bytes = 4096;
 constexpr unsigned max_ring_entries = 8;
 

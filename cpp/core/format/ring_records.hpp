@@ -32,6 +32,9 @@ struct RingCounters {
     alignas(64) std::atomic<std::uint64_t> filled;
     // How often something happened that may have left `filled` wrong.
     std::atomic<std::uint64_t> recount_requests;
+    // Rows that were retired (sources.hpp) since creation. Whoever retires them counts them, just
+    // behind the raise of clear_before: killed in between, it has not.
+    std::atomic<std::uint64_t> early;
     // The largest priority ever supplied since creation or clear, as it was given.
     alignas(64) std::atomic<double> max_priority;
 

@@ -32,6 +32,7 @@ struct Draws {
     bool any_row = false;
     std::uint64_t cleared = 0;        // no older row will do
     std::vector<std::size_t> missed;  // places whose row was gone when it was to be copied
+    std::uint64_t redraws = 0;        // draws for such places, by whoever finishes the sample
 
     // By priority.
     std::vector<double> masses;

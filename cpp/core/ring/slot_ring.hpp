@@ -241,14 +241,15 @@ class SlotRing {
         return 0;
     }
 
-    // Raises clear_before from `cleared`, so that rows before `position` are gone. False if it has
-    // been raised since.
-    bool retire(std::uint64_t cleared, std::uint64_t position) const {
+    // Raises clear_before from `cleared`, so that rows before `position` are gone, and counts
+    // `rows` of them as early. False if it has been raised since.
+    bool retire(std::uint64_t cleared, std::uint64_t position, std::uint64_t rows) const {
         stop_point(StopPoint::rows_to_retire);
         if (!counters_->clear_before.compare_exchange_strong(
                 cleared, position, std::memory_order_acq_rel, std::memory_order_relaxed)) {
             return false;
         }
+        counters_->early.fetch_add(rows, std::memory_order_relaxed);
         stop_point(StopPoint::rows_retired);
         request_recount();
         return true;

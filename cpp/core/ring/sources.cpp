@@ -74,7 +74,7 @@ std::uint64_t Sources::retire(const SlotRing& rows) const {
             end = seq + 1;
         }
         if (end == 0) return 0;
-        if (rows.retire(cleared, end)) return count;
+        if (rows.retire(cleared, end, count)) return count;
     }
     return 0;
 }
@@ -85,7 +85,7 @@ void Sources::expel(const SlotRing& rows, std::uint64_t slot) const {
     const std::uint64_t word = rows.word(slot).load(std::memory_order_acquire);
     const std::uint64_t seq = slot_word::seq(word);
     if (slot_word::is_committed(word) && seq >= cleared && seq + rows.capacity() < position) {
-        rows.retire(cleared, seq + 1);
+        rows.retire(cleared, seq + 1, 1);
     }
 }
 

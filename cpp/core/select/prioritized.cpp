@@ -104,6 +104,7 @@ void Learner::finish(Weighting weighting, Generator& generator, Draws& draws,
         at_once = std::clamp<std::size_t>(at_once, 1, draws.missed.size());
         if (at_once > redraws_left) throw EmptyBuffer("rows are overwritten faster than read");
         redraws_left -= at_once;
+        draws.redraws += at_once;
         const auto first = draws.missed.end() - static_cast<std::ptrdiff_t>(at_once);
         draw_again({first, draws.missed.end()}, generator, draws);
         touched_.clear();

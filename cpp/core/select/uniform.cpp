@@ -63,6 +63,7 @@ void finish_uniform(const SlotRing& ring, Generator& generator, Draws& draws,
                 if (!filled.empty()) draws.slots[place] = filled[generator.below(filled.size())];
             }
             ++redraws;
+            ++draws.redraws;
         } while (!copy_row(ring, place, draws, target));
     }
 }
