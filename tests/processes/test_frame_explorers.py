@@ -107,9 +107,7 @@ def test_early_rows_are_counted_exactly_by_processes_that_retire_at_once(method)
     barrier, results = ctx.Barrier(3), ctx.Queue()
     with ReplayBuffer(5000, FIELDS, **BOTH, sources=400) as buffer:
         jobs = [
-            ctx.Process(
-                target=explore_then_count, args=(buffer, i << 32, barrier, 5, 100, results)
-            )
+            ctx.Process(target=explore_then_count, args=(buffer, i << 32, barrier, 5, 100, results))
             for i in (1, 2, 3)
         ]
         for job in jobs:
