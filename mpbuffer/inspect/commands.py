@@ -207,6 +207,7 @@ def _print_report(report: Report) -> None:
         f"{report['abandoned_claims']:,} left half written",
     )
     facts.add_row("added", f"{report['rows_added']:,} rows so far")
+    _add_sources(facts, report)
     facts.add_row("next slot", f"{report['position'] % report['size']:,}")
     if report["prioritized"]:
         learner = report["learner"]
@@ -226,6 +227,29 @@ def _print_report(report: Report) -> None:
     _show(facts)
     _print_processes(report)
     _print_findings(report)
+
+
+def _add_sources(facts: Table, report: Report) -> None:
+    rule = report.get("sequence")
+    if rule is not None:
+        length = f"whole episodes of at most {rule['length']:,} steps"
+        if not rule["episodes"]:
+            length = f"{rule['length']:,} steps, a new one every {rule['period']:,}"
+        parts = [length, f"burn-in {rule['burn_in']:,}"]
+        if not rule["pad"]:
+            parts.append("none shorter")
+        if rule["state"]:
+            parts.append("state " + ", ".join(map(_printable, rule["state"])))
+        facts.add_row("sequences", "; ".join(parts))
+    for each in report["sources"]:
+        facts.add_row(
+            "steps" if rule is not None else "frames",
+            f"{each['sources']:,} of {each['bytes']:,} bytes fit, {each['stored']:,} are there, "
+            f"{each['claims']:,} being written, {each['abandoned_claims']:,} left half written",
+        )
+        facts.add_row("", f"{each['written']:,} written so far, {each['claimed']:,} claimed")
+    if report["sources"]:
+        facts.add_row("early", f"{report['early']:,} rows went before their slot was needed")
 
 
 def _add_weights(facts: Table, report: Report) -> None:

@@ -155,6 +155,9 @@ def _add_fields(report: Report, description: bytes) -> str | None:
         {"name": name, "dtype": _dtype_name(dtype), "shape": list(shape)}
         for name, dtype, shape in fields
     ]
+    report["sequence"] = None
+    if described.sequence is not None:
+        report["sequence"] = described.sequence._asdict()
     named = json.loads(description).get("class")
     if described.sequence is None:
         row_bytes = stored_bytes(fields, described.cuts)

@@ -389,6 +389,111 @@ def test_inspect_finds_damage(what, segment_file):
         )
 
 
+def first_frames(buffer):
+    """14 rows that have frames in common."""
+    frames = np.random.default_rng(0).integers(0, 256, (20, 16, 16), np.uint8)
+    for i in range(14):
+        buffer.add(obs=frames[i : i + 3], next_obs=frames[i + 1 : i + 4])
+
+
+def frames_buffer(name):
+    fields = {"obs": {"shape": (3, 16, 16), "dtype": np.uint8}}
+    return ReplayBuffer(10, fields, name=name, next_of="obs", stack_compress="obs", sources=40)
+
+
+def test_inspect_tells_of_frames():
+    with frames_buffer("cli.frames") as buffer:
+        first_frames(buffer)
+        report = inspected("cli.frames", 0)
+        assert report["sources"] == [
+            {
+                "sources": 40,
+                "bytes": 256,
+                "claimed": 17,
+                "written": 17,
+                "stored": 17,
+                "claims": 0,
+                "abandoned_claims": 0,
+            }
+        ]
+        assert report["early"] == 0 and report["sequence"] is None
+        for _ in range(3):
+            first_frames(buffer)
+        assert inspected("cli.frames", 0)["early"] == buffer.stats()["early"]
+        told = run("inspect", "cli.frames").stdout
+        assert "40 of 256 bytes fit" in told and "sequences" not in told
+
+
+def test_inspect_tells_of_sequences():
+    rule = {"length": 6, "period": 4, "burn_in": 2, "state": "h", "pad": False}
+    fields = {"obs": {}, "h": {}, "done": {}}
+    with PrioritizedReplayBuffer(10, fields, sequence=rule, name="cli.sequences") as buffer:
+        for i in range(14):
+            buffer.add(obs=i, h=i, done=i == 13)
+        report = inspected("cli.sequences", 0)
+        assert report["sequence"] == {
+            "length": 6,
+            "period": 4,
+            "pad": False,
+            "state": ["h"],
+            "burn_in": 2,
+            "episodes": False,
+        }
+        (steps,) = report["sources"]
+        assert steps["written"] == buffer.stats()["sources_written"] == 14
+        told = run("inspect", "cli.sequences").stdout
+        assert "6 steps, a new one every 4; burn-in 2; none shorter; state h" in told
+        assert "14 are there" in told
+
+
+DAMAGE_OF_SOURCES = {
+    "a source of another slot": (
+        lambda rows, at: (at.word(3), "Q", word(84)),
+        "source ring 1, slot 3: it holds source 84, which belongs to slot 4",
+    ),
+    "a source of the future": (
+        lambda rows, at: (at.word(3), "Q", word(40 * 9 + 3)),
+        "beyond the position",
+    ),
+    "a word of a strange process": (
+        lambda rows, at: (at.word(3), "Q", word(43, 77, 1)),
+        "process 77 is writing it, and never was there",
+    ),
+    "an absurd position": (
+        lambda rows, at: (at.cursor, "Q", 2**63),
+        "source ring 1: the position is",
+    ),
+    "a position of long ago": (
+        lambda rows, at: (at.cursor, "Q", 42),
+        "source ring 1: the count of sources is 17, at position 42",
+    ),
+    "a clear": (lambda rows, at: (at.clear_before, "Q", 80), "source ring 1: the last clear"),
+    "a row born in the future": (
+        lambda rows, at: (rows.row(3), "Q", 10**6),
+        "slot 3: its row was born at position 1000000 of source ring 1, expected 40 to 57",
+    ),
+    "more sources than claimed": (
+        lambda rows, at: (rows.process(1) + 128, "Q", 10**6),
+        "source ring 1: the count of sources is 1000000",
+    ),
+}
+
+
+@pytest.mark.parametrize("what", DAMAGE_OF_SOURCES, ids=str)
+def test_inspect_finds_damage_of_sources(what, segment_file):
+    change, sentence = DAMAGE_OF_SOURCES[what]
+    with frames_buffer("cli.damaged") as buffer:
+        first_frames(buffer)
+        path = segment_file("cli.damaged")
+        header = path.read_bytes()
+        offset, kind, value = change(Places(header), Places(header, ring=1))
+        with open(path, "r+b") as file:
+            file.seek(offset)
+            file.write(struct.pack("<" + kind, value))
+        report = inspected("cli.damaged", 1)
+        assert any(sentence in each for each in report["damage"]), report["damage"]
+
+
 def test_much_damage_is_counted_and_not_all_told(segment_file):
     with ReplayBuffer(1000, {"a": {}}, name="cli.ruined") as buffer:
         buffer.add(a=np.arange(1000))

@@ -12,14 +12,17 @@ OFFSETS |= {"description_bytes": 40, "process_table": 48, "role_line": 56}
 OFFSETS |= {"used": 128, "prioritized": 132, "capacity": 136, "row_bytes": 144, "stride": 152}
 OFFSETS |= {"alpha": 160, "eps": 168, "counters": 176, "heads": 184, "head_stride": 192}
 OFFSETS |= {"leaves": 200, "records": 208}
+RING_BYTES = 128
+OF_A_RING = {name for name, offset in OFFSETS.items() if offset >= OFFSETS["used"]}
 
 
 class Places:
-    """Offsets in a file that begins with `header`."""
+    """Offsets in a file that begins with `header`: of the rows, or of that source ring."""
 
-    def __init__(self, header):
+    def __init__(self, header, ring=0):
         def number(name):
-            return struct.unpack_from("<Q", header, OFFSETS[name])[0]
+            entry = RING_BYTES * ring if name in OF_A_RING else 0
+            return struct.unpack_from("<Q", header, OFFSETS[name] + entry)[0]
 
         self.capacity = number("capacity")
         self.process_table, self.role_line = number("process_table"), number("role_line")
@@ -28,9 +31,13 @@ class Places:
         self.max_priority = self.cursor + 192
         self.heads, self.head_stride = number("heads"), number("head_stride")
         self.leaves = number("leaves")
+        self.records, self.stride = number("records"), number("stride")
 
     def word(self, slot):
         return self.heads + slot * self.head_stride
+
+    def row(self, slot):
+        return self.records + slot * self.stride
 
     def leaf_in(self, slot):
         return self.word(slot) + 8

@@ -48,6 +48,24 @@ py::list list_of_processes(const Inspection& report) {
     return all;
 }
 
+py::list list_of_sources(const Inspection& report, bool every_slot) {
+    py::list all;
+    for (const InspectedSources& each : report.sources) {
+        py::dict one;
+        one["sources"] = each.capacity;
+        one["bytes"] = each.bytes;
+        one["claimed"] = each.claimed;
+        one["written"] = each.written;
+        if (every_slot) {
+            one["stored"] = each.stored;
+            one["claims"] = each.claims;
+            one["abandoned_claims"] = each.abandoned_claims;
+        }
+        all.append(one);
+    }
+    return all;
+}
+
 py::dict inspect(const std::string& name, bool every_slot) {
     const Inspection report = [&] {
         const CoreCall call;
@@ -87,6 +105,8 @@ py::dict inspect(const std::string& name, bool every_slot) {
     all["rows"] = report.rows;
     all["max_priority"] = report.max_priority;
     all["rows_added"] = report.rows_added;
+    all["early"] = report.early;
+    all["sources"] = list_of_sources(report, every_slot);
     all["learner"] = dict_of_learner(report.role.line);
     all["learner"]["role_held"] = report.role.held;
     all["learner"]["published_at"] = in_seconds(report.role.line.figures.published_at);

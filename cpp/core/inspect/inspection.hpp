@@ -49,6 +49,18 @@ struct InspectedWeights {
     std::uint64_t in_reads;  // handles that are in the middle of a copy
 };
 
+// A ring of what rows refer to.
+struct InspectedSources {
+    std::uint64_t capacity;
+    std::uint64_t bytes;    // of one
+    std::uint64_t claimed;  // positions ever taken
+    std::uint64_t written;  // and sources committed there, by all processes
+    // Of every slot only.
+    std::uint64_t stored = 0;            // that are there
+    std::uint64_t claims = 0;            // being written
+    std::uint64_t abandoned_claims = 0;  // their owners are dead
+};
+
 struct Inspection {
     std::string name;
     std::string path;  // of nameless memory: of a process that has it open
@@ -70,6 +82,8 @@ struct Inspection {
     std::uint64_t rows = 0;          // complete; exact while nobody is adding
     double max_priority = 0;
     std::uint64_t rows_added = 0;
+    std::uint64_t early = 0;                // rows retired
+    std::vector<InspectedSources> sources;  // in the order of their rings; none: rows share nothing
     std::vector<InspectedProcess> processes;
     InspectedRole role{};        // of the learner, or of the publisher of weights
     InspectedWeights weights{};  // of weights only; then `rows` of a process are its reads

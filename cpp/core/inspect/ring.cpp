@@ -10,6 +10,8 @@
 #include "base/words.hpp"
 #include "format/ring_records.hpp"
 #include "format/slot_word.hpp"
+#include "inspect/slot_words.hpp"
+#include "inspect/sources.hpp"
 #include "segment/process_table.hpp"
 #include "select/weights_of_draws.hpp"
 
@@ -31,7 +33,8 @@ class RingInspector {
           processes_(file.data() + report.header.process_table_offset),
           counters_(*file.at<RingCounters>(ring_.counters_offset)),
           heads_(file.at<std::byte>(ring_.heads_offset)),
-          line_(*file.at<SharedRoleLine>(report.header.role_line_offset)) {
+          line_(*file.at<SharedRoleLine>(report.header.role_line_offset)),
+          words_(file, report.header, capacity_, "row") {
         if (ring_.prioritized != 0) leaf_ = file.at<float>(ring_.leaf_offset);
     }
 
@@ -40,6 +43,7 @@ class RingInspector {
         report_.clear_before = cleared;
         report_.position = position;
         report_.counted_rows = filled_word::count(counters_.filled.load(std::memory_order_acquire));
+        report_.early = counters_.early.load(std::memory_order_relaxed);
         report_.max_priority = counters_.max_priority.load(std::memory_order_relaxed);
         for (unsigned number = 1; number <= processes_.high_water(); ++number) {
             take_process(number);
@@ -188,22 +192,11 @@ class RingInspector {
         for (std::uint64_t slot = 0; slot < capacity_; ++slot) {
             const std::uint64_t word = head(slot).word.load(std::memory_order_acquire);
             if (!slot_word::is_committed(word)) {
-                ++(is_dead(word) ? report_.abandoned_claims : report_.claims);
+                ++(words_.is_dead(word) ? report_.abandoned_claims : report_.claims);
             } else if (word != 0 && slot_word::seq(word) >= cleared) {
                 ++report_.rows;
             }
         }
-    }
-
-    // Asked once for each owner and epoch; a death meanwhile is told by the next inspection.
-    bool is_dead(std::uint64_t word) {
-        const unsigned owner = slot_word::owner(word);
-        const std::uint64_t epoch = slot_word::epoch(word);
-        std::optional<bool>& known = dead_.at(owner).at(epoch);
-        if (!known) {
-            known = processes_.dead(owner, epoch, slot_word::epoch_bits, file_.descriptor());
-        }
-        return *known;
     }
 
     void compare_counts(bool comparable) {
@@ -224,19 +217,9 @@ class RingInspector {
     }
 
     void judge_slots() {
-        std::vector<std::uint64_t> suspects;
-        for (std::uint64_t slot = 0; slot < capacity_; ++slot) {
-            if (!suspicion_of(slot).empty()) suspects.push_back(slot);
-        }
-        for (int look = 1; look < looks && !suspects.empty(); ++look) {
-            std::this_thread::sleep_for(pause_);
-            std::erase_if(suspects,
-                          [this](std::uint64_t slot) { return suspicion_of(slot).empty(); });
-        }
-        for (const std::uint64_t slot : suspects) {
-            const std::string why = suspicion_of(slot);
-            if (!why.empty()) tell("slot " + std::to_string(slot) + ": " + why);
-        }
+        tell_suspect_slots(
+            "slot ", capacity_, pause_, [this](std::uint64_t slot) { return suspicion_of(slot); },
+            report_);
         if (leaf_ == nullptr) return;
         for (std::uint64_t i = capacity_; i < padded_leaves(capacity_); ++i) {
             if (leaf_[i] != 0) {
@@ -259,7 +242,7 @@ class RingInspector {
         const std::uint64_t cleared = counters_.clear_before.load(std::memory_order_acquire);
         const std::uint64_t position = counters_.cursor.load(std::memory_order_acquire);
 
-        std::string why = suspicion_of_word(slot, word, position);
+        std::string why = words_.suspicion(slot, word, position);
         if (!why.empty() || leaf_ == nullptr) return why;
 
         const std::uint64_t seq = slot_word::seq(word);
@@ -281,30 +264,6 @@ class RingInspector {
             !is_leaf(leaf, ring_.alpha, ring_.eps)) {
             return "its row " + text_of(seq) + " has leaf " + text_of(double{leaf}) +
                    ", expected " + leaf_expected();
-        }
-        return {};
-    }
-
-    std::string suspicion_of_word(std::uint64_t slot, std::uint64_t word,
-                                  std::uint64_t position) const {
-        if (word == 0) return {};
-        const std::uint64_t seq = slot_word::seq(word);
-        const unsigned owner = slot_word::owner(word);
-        if (seq == 0) return "its word is " + text_of(word) + " without a row";
-        if (seq < capacity_ || seq % capacity_ != slot) {
-            return "it holds row " + text_of(seq) + ", which belongs to slot " +
-                   text_of(seq % capacity_);
-        }
-        if (seq >= position) {
-            return "it holds row " + text_of(seq) + ", beyond the position " + text_of(position);
-        }
-        if (owner == 0) {
-            if (word != slot_word::committed(seq)) return "its word is that of no claim and no row";
-            return {};
-        }
-        if (owner > max_processes || owner > processes_.high_water() ||
-            processes_.record(owner).epoch.load(std::memory_order_acquire) == 0) {
-            return "process " + std::to_string(owner) + " is writing it, and never was there";
         }
         return {};
     }
@@ -331,9 +290,7 @@ class RingInspector {
     const std::byte* heads_;
     const SharedRoleLine& line_;
     float* leaf_ = nullptr;
-    std::array<std::array<std::optional<bool>, 1u << slot_word::epoch_bits>,
-               1u << slot_word::owner_bits>
-        dead_{};
+    SlotWords words_;
 };
 
 }  // namespace
@@ -343,6 +300,7 @@ void inspect_ring(const ReadOnlyFile& file, Scrutiny scrutiny, std::chrono::micr
     RingInspector inspector(file, report, pause);
     inspector.take_figures();
     if (scrutiny == Scrutiny::every_slot) inspector.scan();
+    inspect_sources(file, scrutiny, pause, report);
 }
 
 }  // namespace mpbuffer

@@ -98,6 +98,7 @@ void remove_directory() {
 // each case; and a copy in private memory, of whose header the same is true.
 struct Subject {
     std::string name;
+    bool of_frames = false;
     SegmentHeader header;
     std::string description;
     std::vector<std::byte> valid;
@@ -150,12 +151,44 @@ Sequence some_sequence(std::uint64_t first, std::size_t steps) {
     return sequence;
 }
 
+// Of the subject whose rows share frames: a stack of two, and the next one.
+constexpr std::size_t stack_bytes = 2 * 160;
+constexpr std::uint64_t frames_in_a_stack = 2;
+RowLayout frames_layout() {
+    const Schema row({{"id", 8, 8}, {"stack", stack_bytes, 1}, {"next_stack", stack_bytes, 1}});
+    const PlaneCut cut{1, frames_in_a_stack, false, 1};
+    return RowLayout(row, {PlaneCut(), cut, cut});
+}
+
+struct FramesRow {
+    std::uint64_t id;
+    std::array<std::uint8_t, stack_bytes> stack;
+    std::array<std::uint8_t, stack_bytes> next;
+
+    explicit FramesRow(std::uint64_t number) : id(number) {
+        for (std::size_t i = 0; i < stack_bytes; ++i) {
+            stack[i] = static_cast<std::uint8_t>(number + i / 160);
+            next[i] = static_cast<std::uint8_t>(stack[i] + 1);
+        }
+    }
+};
+
+void add_frames_row(ReplayBuffer& buffer, std::uint64_t number, const float* leaf) {
+    const FramesRow row(number);
+    const FieldSource fields[] = {
+        {reinterpret_cast<const std::byte*>(&row.id), 0, 0, 8},
+        {reinterpret_cast<const std::byte*>(row.stack.data()), 0, 0, stack_bytes},
+        {reinterpret_cast<const std::byte*>(row.next.data()), 0, 0, stack_bytes}};
+    buffer.add(1, fields, leaf, leaf == nullptr ? 0 : 0.5);
+}
+
 struct Plan {
     RingShape shape;
     std::string description;
     std::uint64_t rows;
     bool with_learner;
     bool with_claims;
+    bool of_frames = false;
 };
 
 const char* const example_description =
@@ -176,6 +209,7 @@ std::vector<std::byte>& values() {
 Subject make_subject(const std::string& name, const Plan& plan) {
     Subject subject;
     subject.name = name;
+    subject.of_frames = plan.of_frames;
     const auto buffer = ReplayBuffer::create({name, plan.shape, 42, plan.description, options()});
     const std::string path = segment_path(name, directory);
     subject.fd = open(path.c_str(), O_RDWR | O_CLOEXEC);
@@ -192,7 +226,12 @@ Subject make_subject(const std::string& name, const Plan& plan) {
 
     const FieldSource source{values().data(), 0, 0, plan.shape.row_bytes};
     const std::vector<float> leaves(plan.rows, 0.5f);
-    if (!plan.shape.sources.empty()) {
+    if (plan.of_frames) {
+        buffer->describe_rows(frames_layout());
+        for (std::uint64_t row = 0; row < plan.rows; ++row) {
+            add_frames_row(*buffer, row, &leaves[row]);
+        }
+    } else if (!plan.shape.sources.empty()) {
         buffer->describe_rows(sequence_layout());
         for (std::uint64_t row = 0; row < plan.rows; ++row) {
             const Sequence sequence = some_sequence(row, 1 + row % longest_sequence);
@@ -242,6 +281,9 @@ std::vector<Subject> make_subjects() {
     RingShape sequences{20, sequence_layout().stored_bytes(), true, 0.6, 1e-4};
     sequences.sources = {{96, step_bytes}};
     all.push_back(make_subject("sequences", {sequences, text, 30, false, false}));
+    RingShape frames{20, frames_layout().stored_bytes(), true, 0.6, 1e-4};
+    frames.sources = {{40, 160}};
+    all.push_back(make_subject("frames", {frames, text, 30, false, false, true}));
     all.push_back(make_subject("big", {{200, 1000, true, 0.6, 0}, text, 250, true, false}));
     return all;
 }
@@ -310,10 +352,14 @@ class Mutation {
         if (!(shape.eps <= 1e300)) shape.eps = 0;
         if (subject_.header.ring[1].used != 0) {
             if (recipe_.take<std::uint8_t>() % 2 == 0) {
-                shape.row_bytes = sequence_layout().stored_bytes();
+                shape.row_bytes = subject_.of_frames ? frames_layout().stored_bytes()
+                                                     : sequence_layout().stored_bytes();
             }
             shape.row_bytes = std::max<std::uint64_t>(shape.row_bytes, 8);
-            shape.sources = {{fewest_sources + recipe_.below(100), 1 + recipe_.below(40)}};
+            const std::uint64_t bytes = subject_.of_frames && recipe_.take<std::uint8_t>() % 4 != 0
+                                            ? 160
+                                            : 1 + recipe_.below(40);
+            shape.sources = {{fewest_sources + recipe_.below(100), bytes}};
         }
         const SegmentHeader header = plan_segment(shape, subject_.description, number());
         if (header.total_bytes > available()) return;
@@ -452,10 +498,11 @@ class Mutation {
                                        : slot_word::claimed(seq, owner, more % 3, more % 2 == 0));
     }
 
-    // What a sequence's record has: when it was born, its steps, and where they are.
+    // What a record has: when it was born, of a sequence its steps, and where they are.
     void change_references() {
         const RingEntry& rows = subject_.header.ring[0];
         const std::size_t record = rows.records_offset + rows.stride * recipe_.below(rows.capacity);
+        if (subject_.of_frames) return put(record + 4 * recipe_.below(6), narrow(number()));
         switch (recipe_.take<std::uint8_t>() % 3) {
             case 0: put(record, number()); break;
             case 1: put(record + RowLayout::about_at, narrow(number())); break;
@@ -476,7 +523,7 @@ class Mutation {
     }
 
     void change_counter() {
-        switch (recipe_.take<std::uint8_t>() % 5) {
+        switch (recipe_.take<std::uint8_t>() % 6) {
             case 0: put(ring_.counters_offset + offsetof(RingCounters, cursor), number()); break;
             case 1:
                 put(ring_.counters_offset + offsetof(RingCounters, clear_before), number());
@@ -488,6 +535,7 @@ class Mutation {
             case 4:
                 put(ring_.counters_offset + offsetof(RingCounters, max_priority), real());
                 break;
+            case 5: put(ring_.counters_offset + offsetof(RingCounters, early), number()); break;
         }
     }
 
@@ -496,7 +544,7 @@ class Mutation {
         const unsigned index = numbers[recipe_.take<std::uint8_t>() % std::size(numbers)] - 1;
         const std::size_t record =
             subject_.header.process_table_offset + 64 + index * sizeof(ProcessRecord);
-        put(record + 8 * recipe_.below(12), number());
+        put(record + 8 * recipe_.below(20), number());  // of the rows and of their sources
     }
 
     void fill_with_noise() {
@@ -619,10 +667,53 @@ void use_sequences(ReplayBuffer& buffer, std::byte* base, Recipe& recipe, Mutati
     }
 }
 
-void use(ReplayBuffer& buffer, std::byte* base, Recipe& recipe, Mutation* meanwhile) {
+void use_frames(ReplayBuffer& buffer, std::byte* base, Recipe& recipe, Mutation* meanwhile) {
+    if (!ends_well("describe", [&] { buffer.describe_rows(frames_layout()); })) return;
+    constexpr std::size_t most = 8;
+    std::vector<std::byte> ids(most * 8), stacks(most * stack_bytes), nexts(most * stack_bytes);
+    std::array<std::int64_t, most> indexes{};
+    std::array<std::uint64_t, most> generations{};
+    std::array<float, most> weights{};
+    const FieldTarget fields[] = {
+        {ids.data(), 0, 8}, {stacks.data(), 0, stack_bytes}, {nexts.data(), 0, stack_bytes}};
+    const SampleTarget sampled{fields, indexes.data(), generations.data(), weights.data()};
+    for (int call = 0; call < 12; ++call) {
+        const std::uint8_t choice = recipe.take<std::uint8_t>();
+        const std::size_t count = 1 + choice / 16 % most;
+        switch (choice % 7) {
+            case 0:
+                if (add_would_wait(base, buffer.shape()) && recipe.below(patience) != 1) break;
+                ends_well("add", [&] { add_frames_row(buffer, choice, nullptr); });
+                break;
+            case 1:
+                if (!buffer.prioritized()) break;
+                ends_well("sample", [&] { buffer.gather(count, 0.4, sampled); });
+                break;
+            case 2: ends_well("sample", [&] { buffer.gather_uniform(count, sampled); }); break;
+            case 3: ends_well("look", [&] { (void)buffer.statistics(); }); break;
+            case 4:
+                ends_well("read", [&] {
+                    for (const std::uint64_t slot : buffer.filled_slots(true)) {
+                        (void)buffer.read_slot(slot, count - 1, fields);
+                    }
+                });
+                break;
+            case 5: ends_well("clear", [&] { buffer.clear(); }); break;
+            case 6:
+                if (meanwhile != nullptr) meanwhile->change_body();
+                break;
+        }
+    }
+}
+
+void use(ReplayBuffer& buffer, bool of_frames, std::byte* base, Recipe& recipe,
+         Mutation* meanwhile) {
     const RingEntry& ring = buffer.shape();
     if (ring.row_bytes > largest_row_used) return;
-    if (buffer.has_sources()) return use_sequences(buffer, base, recipe, meanwhile);
+    if (buffer.has_sources()) {
+        const auto use_sources = of_frames ? use_frames : use_sequences;
+        return use_sources(buffer, base, recipe, meanwhile);
+    }
     const FieldSource source{values().data(), ring.row_bytes, 0, ring.row_bytes};
     const FieldTarget target{values().data(), 0, ring.row_bytes};
     constexpr std::size_t most = 8;
@@ -698,6 +789,7 @@ void use(ReplayBuffer& buffer, std::byte* base, Recipe& recipe, Mutation* meanwh
                     (void)buffer.max_priority();
                     (void)buffer.rows_added();
                     (void)buffer.learner_status();
+                    (void)buffer.statistics();
                     (void)buffer.processes();
                     (void)buffer.leaves();
                 });
@@ -774,13 +866,13 @@ void use_file(Subject& subject, Recipe& recipe, bool seal, bool scribble) {
         return;
     }
     ++counts().attached_files;
-    use(*buffer, subject.file, recipe, scribble ? &mutation : nullptr);
+    use(*buffer, subject.of_frames, subject.file, recipe, scribble ? &mutation : nullptr);
     // A second handle, and the learner's role from the first to it.
     if (recipe.take<std::uint8_t>() % 4 == 0) {
         std::unique_ptr<ReplayBuffer> other;
         if (ends_well("attach", [&] { other = ReplayBuffer::attach(subject.name, options()); })) {
             buffer->close();
-            use(*other, subject.file, recipe, scribble ? &mutation : nullptr);
+            use(*other, subject.of_frames, subject.file, recipe, scribble ? &mutation : nullptr);
         }
     }
     inspect(subject, Scrutiny::every_slot);
