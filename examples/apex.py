@@ -174,8 +174,15 @@ def open_buffer(task: Task, env: gymnasium.Env, seed: int, name: str | None, row
     nstep = {"size": task.steps, "rew": "rew", "gamma": task.gamma, "next": "next_obs"}
     nstep |= {"discount": "discount"}  # gamma^3, or 0 where an episode ended: made for each row
     fields, cls = mpbuffer.schema_from(env), mpbuffer.PrioritizedReplayBuffer
-    size = min(task.capacity, cls.largest_size(fields, 0.5, Nstep=nstep))
-    return cls(size, fields, alpha=task.alpha, seed=seed, Nstep=nstep)
+    fits, frames = functools.partial(cls.largest_size, fields, 0.5, Nstep=nstep), {}
+    if len(env.observation_space.shape) == 3:  # stacks of frames: each frame is stored once
+        frames = {"next_of": "obs", "stack_compress": "obs"}
+        console.print(
+            f"half of the free memory holds {fits(**frames):,} rows; {fits():,} if each had frames"
+            f" of its own"
+        )
+    size = min(task.capacity, fits(**frames))
+    return cls(size, fields, alpha=task.alpha, seed=seed, Nstep=nstep, **frames)
 
 
 def train(options, learner, rb, weights, returns, explorers, result, status) -> None:

@@ -217,6 +217,44 @@ with mpbuffer.ReplayBuffer(10, {"ret": {}, "at": {"dtype": float}}) as returns:
 """) == ["9.0", "10.0", "11.0", "12.0"]
 
 
+def test_apex_stores_each_frame_of_a_stack_once(learning_packages):
+    """The tasks on Atari have observations like these."""
+    told = lines_of("""
+import dataclasses
+import gymnasium, numpy as np
+import apex
+
+class Screens(gymnasium.Env):
+    action_space = gymnasium.spaces.Discrete(3)
+    observation_space = gymnasium.spaces.Box(0, 255, (84, 84), np.uint8)
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        return self.observation_space.sample(), {}
+    def step(self, action):
+        return self.observation_space.sample(), 1.0, bool(action == 2), False, {}
+
+env = gymnasium.wrappers.FrameStackObservation(Screens(), 4)
+task = dataclasses.replace(apex.TASKS["ALE/Pong-v5"], capacity=300)
+with apex.open_buffer(task, env, 0, None) as rb:
+    (obs, _), added = env.reset(seed=1), []
+    with rb.writer(flush_every=50) as writer:
+        for act in [0] * 99 + [2]:
+            next_obs, rew, terminated, truncated, _ = env.step(act)
+            ends = {"terminated": terminated, "truncated": truncated}
+            writer.add(obs=obs, act=act, rew=rew, next_obs=next_obs, **ends)
+            added, obs = [*added, obs], next_obs
+    rows = rb.get_all_transitions()
+    assert (rows["obs"] == np.array(added)).all() and (rows["next_obs"][-1] == next_obs).all()
+    assert (rows["next_obs"][:-3] == rows["obs"][3:]).all()
+    assert rb.stats()["sources_written"] == 101  # 4 equal ones first
+    assert rb.nbytes < 100_000_000
+""")
+    shared, plain = (
+        int(told[told.index(word) + 1].replace(",", "")) for word in ("holds", "rows;")
+    )
+    assert shared > 6 * plain
+
+
 def test_apex_that_resumes_a_solved_run_has_to_solve_it_again(tmp_path, learning_packages):
     torch = pytest.importorskip("torch")
     arguments = str(EXAMPLES / "apex.py"), "--time-limit", "0", "--out", str(tmp_path)
