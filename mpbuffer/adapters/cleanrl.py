@@ -5,7 +5,6 @@ Needs torch; neither CleanRL nor Stable-Baselines3. Spaces may be gymnasium's or
 
 from __future__ import annotations
 
-import warnings
 from typing import Any, NamedTuple
 
 import torch
@@ -51,8 +50,9 @@ class ReplayBuffer(TrainerRows):
     n_envs : int, optional
         How many environments are stepped together.
     optimize_memory_usage : bool, optional
-        Accepted because ``dqn_atari.py`` passes it. Next observations are stored as a whole all the
-        same, with a UserWarning that says how much memory that takes.
+        Whether an observation that is also the next one of the step before is stored once, by
+        ``next_of``. `handle_timeout_termination` may be true all the same. In episodes of less than
+        some 16 steps, the oldest rows go early unless `sources` is larger.
     handle_timeout_termination : bool, optional
         Whether add() reads ``"TimeLimit.truncated"`` of the infos: such steps end an episode, and
         do not count as done.
@@ -62,8 +62,8 @@ class ReplayBuffer(TrainerRows):
         The discount of each step, if `n_steps` is more than 1.
     **of_mpbuffer : optional
         Further parameters of ``mpbuffer.ReplayBuffer``: `name`, `overwrite`, `seed`,
-        `numa_interleave` and `logger`. Default of `seed`: it follows from the state of NumPy's
-        global generator.
+        `numa_interleave`, `logger`, and `stack_compress` and `sources` for frames. Default of
+        `seed`: it follows from the state of NumPy's global generator.
 
     Raises
     ------
@@ -95,19 +95,10 @@ class ReplayBuffer(TrainerRows):
             n_envs,
             n_steps=n_steps,
             gamma=gamma,
+            optimize_memory_usage=optimize_memory_usage,
             handle_timeout_termination=handle_timeout_termination,
             **of_mpbuffer,
         )
-        if optimize_memory_usage:
-            warnings.warn(
-                "optimize_memory_usage=True has no effect yet: next observations are stored as a "
-                f"whole, and {self.rows!r} take {self._gigabytes():.1f} GB",
-                stacklevel=2,
-            )
-
-    def _gigabytes(self) -> float:
-        row: int = sum(values.nbytes for values in self.rows._encode_sample([0]).values())
-        return int(self.rows.get_buffer_size()) * row / 1e9
 
     def sample(self, batch_size: int) -> Samples:
         """Draw rows, each with the same probability.

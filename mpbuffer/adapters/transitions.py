@@ -46,6 +46,7 @@ class TrainerRows(PickledByValue):
         *,
         n_steps: int = 1,
         gamma: float = 0.99,
+        optimize_memory_usage: bool = False,
         handle_timeout_termination: bool = True,
         prioritized: bool = False,
         **of_mpbuffer: Any,
@@ -54,7 +55,7 @@ class TrainerRows(PickledByValue):
         self.observation_space, self.action_space = observation_space, action_space
         self.device, self.n_envs = device, n_envs
         self.handle_timeout_termination = bool(handle_timeout_termination)
-        self.optimize_memory_usage = False
+        self.optimize_memory_usage = bool(optimize_memory_usage)
         self.n_steps, self.gamma = n_steps, gamma
         fields = mpbuffer.schema_from(observation_space, action_space)
         self.action_dim = math.prod(fields["act"]["shape"])
@@ -79,6 +80,8 @@ class TrainerRows(PickledByValue):
         self._none_truncated, self._envs = np.zeros(n_envs, np.bool_), np.arange(n_envs)
         self._forget_steps()
         of_mpbuffer.setdefault("seed", _seed_of_numpy())
+        if self.optimize_memory_usage:
+            of_mpbuffer.setdefault("next_of", [field for field, _ in self._following])
         rows = self.buffer_size * n_envs
         self._create_rows(rows, fields, of_mpbuffer, prioritized=prioritized, Nstep=nstep)
 

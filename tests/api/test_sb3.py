@@ -52,9 +52,23 @@ class Walk(gymnasium.Env):
         return self.at, float(self.at[0]), ends, False, {}
 
 
-def walks(n_envs, discrete=True):
+class WideWalk(Walk):
+    """The same, its observations large enough for frames to be worth it."""
+
+    observation_space = spaces.Box(-9, 9, (36,), np.float32)
+
+    def reset(self, **options):
+        obs, info = super().reset(**options)
+        return np.tile(obs, 12), info
+
+    def step(self, action):
+        obs, *others = super().step(action)
+        return np.tile(obs, 12), *others
+
+
+def walks(n_envs, discrete=True, walk=Walk):
     def limited():
-        return gymnasium.wrappers.TimeLimit(Walk(discrete), 6)
+        return gymnasium.wrappers.TimeLimit(walk(discrete), 6)
 
     return make_vec_env(limited, n_envs, seed=1)
 
@@ -66,8 +80,8 @@ class DrawsOfSb3(sb3.ReplayBuffer):
         return theirs.BaseBuffer.sample(self, batch_size, env)
 
 
-def trained(algorithm, n_envs, buffer, steps, wrapped=lambda env: env, **arguments):
-    env = wrapped(walks(n_envs, algorithm is DQN))
+def trained(algorithm, n_envs, buffer, steps, wrapped=lambda env: env, walk=Walk, **arguments):
+    env = wrapped(walks(n_envs, algorithm is DQN, walk))
     model = algorithm(
         "MlpPolicy",
         env,
@@ -228,6 +242,128 @@ def test_samples_are_whole_rows_drawn_by_the_buffer_itself():
     batch = ours.sample(500)
     drawn = {row.tobytes() for row in batch.observations["camera"].numpy().reshape(500, 16)}
     assert drawn == known and len(known) == 20
+    ours.close()
+
+
+# Observations that are stored once
+
+SCREENS = spaces.Box(0, 255, (1, 16, 16), np.uint8)
+
+
+class OptimizedDrawsOfSb3(sb3.ReplayBuffer):
+    """Our buffer at the draws of Stable-Baselines3's that stores observations once."""
+
+    def sample(self, batch_size, env=None):
+        return theirs.ReplayBuffer.sample(self, batch_size, env)
+
+
+def episodes_of(space, n_envs, count, ends=0.3):
+    """As steps_of, but what follows an end is another observation, as after a reset."""
+    begins = np.zeros(n_envs, bool)
+    for obs, *others in steps_of(space, SPACES["a number"], n_envs, count, ends=ends):
+        fresh = sampled(space, n_envs)
+        yield np.where(begins.reshape(-1, *[1] * (obs.ndim - 1)), fresh, obs), *others
+        begins = others[-2]
+
+
+@pytest.mark.parametrize("n_envs", [1, 3])
+@pytest.mark.parametrize("count", [9, 70])
+def test_observations_that_are_stored_once_are_those_of_sb3(n_envs, count):
+    arguments = 60, SCREENS, SPACES["a number"], "cpu", n_envs
+    options = {"optimize_memory_usage": True, "handle_timeout_termination": False}
+    ours, own = sb3.ReplayBuffer(*arguments, **options), theirs.ReplayBuffer(*arguments, **options)
+    whole = theirs.ReplayBuffer(*arguments, handle_timeout_termination=False)
+    begun = n_envs
+    for step in episodes_of(SCREENS, n_envs, count):
+        for buffer in (ours, own, whole):
+            buffer.add(*step)
+        begun += np.count_nonzero(step[4])
+    batches = [draw(buffer, 200, theirs.ReplayBuffer.sample) for buffer in (ours, own)]
+    assert batches[0].dones.any() and not batches[0].dones.all()
+    goes_on = batches[0].dones.flatten() == 0
+    assert_same_samples(*(type(own_)(*(each[goes_on] for each in own_[:5])) for own_ in batches))
+    assert torch.equal(batches[0].observations, batches[1].observations)
+    assert_same_samples(draw(ours, 200), draw(whole, 200))  # ends have their observation, too
+    written = ours.rows.stats()["sources_written"]
+    assert n_envs * count + begun - n_envs <= written <= n_envs * count + begun
+    assert ours.optimize_memory_usage and ours.rows.stats()["early"] == 0
+    ours.close()
+
+
+@pytest.mark.parametrize("n_envs", [1, 3])
+def test_time_limits_are_told_from_ends_where_observations_are_stored_once(n_envs):
+    arguments = 60, SCREENS, SPACES["a number"], "cpu", n_envs
+    ours, own = (
+        sb3.ReplayBuffer(*arguments, optimize_memory_usage=True),
+        theirs.ReplayBuffer(*arguments),
+    )
+    for step in episodes_of(SCREENS, n_envs, 50):
+        ours.add(*step)
+        own.add(*step)
+    assert 0 < own.timeouts.sum() < own.dones.sum()
+    assert_same_samples(draw(ours, 200), draw(own, 200))
+    copied = pickle.loads(pickle.dumps(ours))
+    assert_same_samples(draw(copied, 200), draw(own, 200))
+    assert copied.rows.stats()["sources"] == ours.rows.stats()["sources"] > 0
+    ours.close()
+    copied.close()
+
+
+@pytest.mark.parametrize("n_envs", [1, 4])
+def test_networks_are_those_of_sb3_where_observations_are_stored_once(n_envs):
+    weights = []
+    for buffer in (OptimizedDrawsOfSb3, theirs.ReplayBuffer):
+        model = trained(
+            DQN,
+            n_envs,
+            buffer,
+            120,
+            walk=WideWalk,
+            optimize_memory_usage=True,
+            replay_buffer_kwargs={"handle_timeout_termination": False},
+        )
+        weights.append(weights_of(model))
+        if buffer is OptimizedDrawsOfSb3:
+            assert model.replay_buffer.rows.stats()["sources_written"] < 2 * 120
+            model.replay_buffer.close()
+    assert torch.equal(*weights)
+
+
+def test_stacked_frames_take_a_fifth_of_the_memory():
+    stacks = spaces.Box(0, 255, (4, 42, 42), np.uint8)
+    arguments = 8_000, stacks, SPACES["a number"], "cpu", 2
+    plain = sb3.ReplayBuffer(*arguments)
+    once = sb3.ReplayBuffer(*arguments, optimize_memory_usage=True)
+    stacked = sb3.ReplayBuffer(*arguments, optimize_memory_usage=True, stack_compress="obs")
+    prioritized = sb3.PrioritizedReplayBuffer(
+        *arguments, optimize_memory_usage=True, stack_compress="obs"
+    )
+    assert once.rows.nbytes < 0.68 * plain.rows.nbytes
+    assert stacked.rows.nbytes < 0.19 * plain.rows.nbytes
+    frames = np.random.default_rng(0).integers(0, 256, (2, 60, 42, 42), np.uint8)
+    for buffer in (once, stacked, prioritized):
+        for at in range(50):
+            obs, next_obs = frames[:, at : at + 4], frames[:, at + 1 : at + 5]
+            buffer.add(obs, next_obs, np.zeros(2), np.ones(2), np.zeros(2, bool), [{}, {}])
+        np.testing.assert_array_equal(buffer.observations[:50, 1, 0], frames[1, :50])
+        np.testing.assert_array_equal(buffer.next_observations[:50, 0, 3], frames[0, 4:54])
+        assert buffer.sample(32).observations.shape == (32, 4, 42, 42)
+    assert stacked.rows.stats()["sources_written"] == 2 * (50 + 4)
+    for buffer in (plain, once, stacked, prioritized):
+        buffer.close()
+
+
+def test_dict_observations_are_stored_once():
+    screens = spaces.Dict({"camera": SCREENS, "room": SPACES["a number"]})
+    ours, own = (
+        filled(cls(20, screens, SPACES["a number"], "cpu", 2, **options), 2, 33)
+        for cls, options in (
+            (sb3.DictReplayBuffer, {"optimize_memory_usage": True}),
+            (theirs.DictReplayBuffer, {}),
+        )
+    )
+    assert_same_samples(draw(ours, 50), draw(own, 50))
+    assert ours.rows.stats()["sources_written"] == 2 * 34
     ours.close()
 
 
@@ -623,8 +759,6 @@ def test_draws_follow_from_the_algorithms_seed_and_leave_numpys_alone():
 
 def test_it_refuses_what_it_does_not_do():
     arguments = SPACES["doubles"], SPACES["a number"], "cpu"
-    with pytest.raises(NotImplementedError, match="optimize_memory_usage"):
-        sb3.ReplayBuffer(10, *arguments, optimize_memory_usage=True)
     with pytest.raises(TypeError, match="unexpected argument 'sise'"):
         sb3.ReplayBuffer(10, *arguments, sise=1)
     with pytest.raises(TypeError, match="unexpected argument 'Nstep'; expected n_steps"):
@@ -633,6 +767,8 @@ def test_it_refuses_what_it_does_not_do():
         sb3.ReplayBuffer(10, *arguments, n_steps=0)
     env = DummyVecEnv([Goals])
     her = 10, env.observation_space, env.action_space, env
+    with pytest.raises(NotImplementedError, match="optimize_memory_usage"):
+        sb3.HerReplayBuffer(*her, optimize_memory_usage=True)
     with pytest.raises(NotImplementedError, match="n_steps=3"):
         sb3.HerReplayBuffer(*her, n_steps=3)
     with pytest.raises(ValueError, match="goal_selection_strategy"):

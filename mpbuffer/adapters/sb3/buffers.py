@@ -39,7 +39,11 @@ class ReplayBuffer(TrainerRows, buffers.ReplayBuffer):
     buffer_size, observation_space, action_space, device, n_envs, handle_timeout_termination
         As for Stable-Baselines3's. The observation space may be a Dict.
     optimize_memory_usage : bool, optional
-        Must be False: frames that are stored once are not supported yet.
+        Whether an observation that is also the next one of the step before is stored once, by
+        ``next_of``. Unlike in Stable-Baselines3's buffer, the last next observation of an episode
+        is there, so that `handle_timeout_termination` may be true, each row can be drawn, and the
+        space may be a Dict. In episodes of less than some 16 steps, the oldest rows go early unless
+        `sources` is larger. Observations of less than 128 bytes are stored twice all the same.
     n_steps : int, optional
         Rows of n steps, as NStepReplayBuffer's: samples have ``discounts``. They are folded before
         they are written, so that the last ``n_steps - 1`` steps of a running episode are no rows
@@ -49,13 +53,12 @@ class ReplayBuffer(TrainerRows, buffers.ReplayBuffer):
         The discount of each step, if `n_steps` is more than 1.
     **of_mpbuffer : optional
         Further parameters of ``mpbuffer.ReplayBuffer``: `name`, `overwrite`, `seed`,
-        `numa_interleave` and `logger`. Default of `seed`: it follows from the state of NumPy's
-        global generator, which the algorithm's `seed` sets.
+        `numa_interleave`, `logger`, and `stack_compress` and `sources` for frames. Default of
+        `seed`: it follows from the state of NumPy's global generator, which the algorithm's `seed`
+        sets.
 
     Raises
     ------
-    NotImplementedError
-        If `optimize_memory_usage` is true.
     TypeError, ValueError, SegmentExists, NotEnoughMemory
         As for ``mpbuffer.ReplayBuffer``.
     """
@@ -76,11 +79,6 @@ class ReplayBuffer(TrainerRows, buffers.ReplayBuffer):
         gamma: float = 0.99,
         **of_mpbuffer: Any,
     ) -> None:
-        if optimize_memory_usage:
-            raise NotImplementedError(
-                "cannot create a buffer: optimize_memory_usage=True is not supported, as next "
-                "observations are stored as a whole; pass False"
-            )
         self._make_rows(
             buffer_size,
             observation_space,
@@ -89,6 +87,7 @@ class ReplayBuffer(TrainerRows, buffers.ReplayBuffer):
             n_envs,
             n_steps=n_steps,
             gamma=gamma,
+            optimize_memory_usage=optimize_memory_usage,
             handle_timeout_termination=handle_timeout_termination,
             prioritized=self._prioritized,
             **of_mpbuffer,

@@ -32,7 +32,7 @@ class HerReplayBuffer(DictReplayBuffer, her_replay_buffer.HerReplayBuffer):
     ----------
     buffer_size, observation_space, action_space, env, device, n_envs, optimize_memory_usage
     handle_timeout_termination, n_sampled_goal, goal_selection_strategy, copy_info_dict
-        As for Stable-Baselines3's.
+        As for Stable-Baselines3's; `optimize_memory_usage` must be False, as there.
     **of_mpbuffer : optional
         As for ReplayBuffer, without `n_steps`.
     """
@@ -57,6 +57,11 @@ class HerReplayBuffer(DictReplayBuffer, her_replay_buffer.HerReplayBuffer):
                 f"cannot create a buffer: n_steps={of_mpbuffer['n_steps']!r} is not supported with "
                 "hindsight goals; pass 1"
             )
+        if optimize_memory_usage:
+            raise NotImplementedError(
+                "cannot create a buffer: optimize_memory_usage=True is not supported with "
+                "hindsight goals, as steps of an episode could go before others; pass False"
+            )
         strategy = goal_selection_strategy
         if isinstance(strategy, str):
             strategy = goals.KEY_TO_GOAL_STRATEGY.get(strategy.lower())
@@ -71,8 +76,7 @@ class HerReplayBuffer(DictReplayBuffer, her_replay_buffer.HerReplayBuffer):
             action_space,
             device,
             n_envs,
-            optimize_memory_usage,
-            handle_timeout_termination,
+            handle_timeout_termination=handle_timeout_termination,
             **of_mpbuffer,
         )
         self.env, self.copy_info_dict = env, copy_info_dict
