@@ -513,6 +513,15 @@ def processes(scene, slot):
         raise Wrong("this process is not among its buffer's")
 
 
+@on_buffers("stats", weight=0.7)
+def stats(scene, slot):
+    figures = slot.buffer.stats()
+    if figures["size"] != slot.size or not 0 <= figures["fill"] <= slot.size:
+        raise Wrong(f"{figures} of {slot.label!r}, whose size is {slot.size}")
+    if figures["handles"] < 1 or figures["early"] or figures["sources"]:
+        raise Wrong(f"{figures} of {slot.label!r}, whose rows share nothing")
+
+
 @recipe("PrioritizedReplayBuffer.alpha", "PrioritizedReplayBuffer.eps", weight=0.3)
 def exponents(scene):
     buffer = scene.slot("PrioritizedReplayBuffer").buffer
