@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from mpbuffer import PrioritizedReplayBuffer, ReplayBuffer
+from mpbuffer.inspect.inspection import inspect
 
 FRAMES, SIDE = 4, 24
 FIELDS = {
@@ -157,6 +158,7 @@ def test_killed_and_stopped_explorers_leave_no_wrong_frame(sources):
             time.sleep(rng.random() * 0.02)
             sample = buffer.sample(64)
             assert_rows_are_whole(sample)
+            assert inspect(buffer.name, every_slot=started % 4 == 0)["damage"] == []
             buffer.update_priorities(sample["indexes"], np.ones(64))
             victim = jobs[rng.randrange(4)]
             if rng.random() < 0.3:
@@ -177,6 +179,7 @@ def test_killed_and_stopped_explorers_leave_no_wrong_frame(sources):
             job.kill()
             job.join()
         assert killed > 20
+        assert inspect(buffer.name)["damage"] == []
         size = len(buffer)
         rows = buffer.get_all_transitions()
         assert len(rows["id"]) == size
