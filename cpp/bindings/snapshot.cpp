@@ -67,7 +67,8 @@ void for_each_field(const BufferState& state, const py::list& fields, std::size_
 }
 
 std::uint64_t* births_of(const BufferState& state, const py::object& births, std::size_t count) {
-    return memory<std::uint64_t>(births, count * 8 * state.core->row_layout().source_bytes().size());
+    return memory<std::uint64_t>(births,
+                                 count * 8 * state.core->row_layout().source_bytes().size());
 }
 
 }  // namespace

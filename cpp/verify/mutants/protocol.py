@@ -372,7 +372,7 @@ MUTANTS = [
         "rows of the lap before stay without their frames",
         "frames",
         "ring/sources.cpp",
-        "        rows.retire(cleared, seq + 1);\n",
+        "        rows.retire(cleared, seq + 1, 1);\n",
         "        (void)cleared;\n",
         "mpbuffer_stops --only claim_taken --hits 800",
     ),
