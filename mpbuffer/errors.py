@@ -44,7 +44,7 @@ class NotEnoughMemory(MpbufferError, MemoryError):
 
 
 class ProcessTableFull(MpbufferError, RuntimeError):
-    """1022 handles of the segment are open already."""
+    """As many handles of the segment are open as its ``max_handles=`` allows."""
 
 
 class RoleBusy(MpbufferError, RuntimeError):

@@ -34,7 +34,7 @@ def attach(name: str, *, timeout: float = 0.0) -> ReplayBuffer:
     SegmentMismatch
         If it is damaged, has another format, or belongs to another user.
     ProcessTableFull
-        If 1022 handles are open already.
+        If as many handles are open as the buffer's `max_handles`.
     ValueError
         If `timeout` is not at least 0, or `name` is not valid.
     """

@@ -7,12 +7,14 @@ import secrets
 import time
 import warnings
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
+from mpbuffer._arguments.handles import checked_handles
 from mpbuffer._arguments.integers import whole_number
+from mpbuffer._segment.handing_on import names_of
 from mpbuffer.buffer.frames import FrameArguments, FramePlan, frame_plan
 from mpbuffer.buffer.nstep import NstepArgument, NstepRule, check_nstep, nstep_rule
 from mpbuffer.buffer.schema import Field, fields_from
@@ -33,6 +35,32 @@ _OF_CPPRB = {
     "ctx",
     "mmap_prefix",
 }
+
+
+class MemoryArguments(NamedTuple):
+    """How a buffer's memory is made and found, as it was given."""
+
+    name: str | None = None
+    overwrite: bool = False
+    numa_interleave: bool = False
+    max_handles: int | None = None
+
+
+class Memory(NamedTuple):
+    """The same, checked, as the core takes it."""
+
+    name: str
+    numa_interleave: bool
+    nameless: bool
+    overwrite: bool
+    max_handles: int  # 0: the core's default
+
+
+def checked_memory(given: MemoryArguments) -> Memory:
+    """Return where a new buffer's memory will be."""
+    name, nameless = names_of(given.name, bool(given.overwrite))
+    handles = 0 if given.max_handles is None else checked_handles(given.max_handles)
+    return Memory(name, bool(given.numa_interleave), nameless, bool(given.overwrite), handles)
 
 
 def checked_size(size: float) -> int:

@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from mpbuffer import _core
 from mpbuffer.buffer.batches import Batches, WeightNorm
-from mpbuffer.buffer.creation import EnvDict
+from mpbuffer.buffer.creation import EnvDict, MemoryArguments
 from mpbuffer.buffer.frames import FieldNames, FrameArguments
 from mpbuffer.buffer.nstep import NstepArgument
 from mpbuffer.buffer.replay_buffer import ReplayBuffer
@@ -30,7 +30,7 @@ class PrioritizedReplayBuffer(_core.PrioritizedReplayBuffer, ReplayBuffer):
     Parameters
     ----------
     size, env_dict, default_dtype, name, overwrite, seed, strict, numa_interleave : optional
-    Nstep, next_of, stack_compress, sources, sequence, logger : optional
+    max_handles, Nstep, next_of, stack_compress, sources, sequence, logger : optional
     ctx, backend, check_for_update, mmap_prefix : optional
         As for ReplayBuffer. No field may be named ``priorities``, ``weights`` or ``indexes``.
     alpha : float, optional
@@ -52,6 +52,7 @@ class PrioritizedReplayBuffer(_core.PrioritizedReplayBuffer, ReplayBuffer):
         seed: int | None = None,
         strict: bool = False,
         numa_interleave: bool = False,
+        max_handles: int | None = None,
         Nstep: NstepArgument = None,
         next_of: FieldNames = None,
         stack_compress: FieldNames | Mapping[str, int | None] = None,
@@ -64,11 +65,9 @@ class PrioritizedReplayBuffer(_core.PrioritizedReplayBuffer, ReplayBuffer):
             size,
             env_dict,
             default_dtype,
-            name,
-            overwrite,
+            MemoryArguments(name, overwrite, numa_interleave, max_handles),
             seed,
             strict,
-            numa_interleave,
             Nstep,
             FrameArguments(next_of, stack_compress, sources),
             sequence,

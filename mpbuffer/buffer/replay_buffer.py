@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from mpbuffer import _core
 from mpbuffer._segment.exit import close_at_exit
-from mpbuffer._segment.handing_on import NotCopied, descriptor_for_child, names_of, opened_copy
+from mpbuffer._segment.handing_on import NotCopied, descriptor_for_child, opened_copy
 from mpbuffer.buffer import creation
 from mpbuffer.buffer.batches import Batches
 from mpbuffer.buffer.description import Description, describe, read_description
@@ -67,6 +67,10 @@ class ReplayBuffer(SavedToFiles, SavedInSnapshots, KeptAfterExit, NotCopied):
     numa_interleave : bool, optional
         Whether the memory is spread over all NUMA nodes, page by page. Else each page lies on the
         node of the creating thread.
+    max_handles : int, optional
+        How many handles may have the buffer open at once, 1 to 1022: one for each process that uses
+        it, this one included. Each takes 576 bytes. Default: 1022, but no more than take a
+        sixteenth of the rows' bytes, and at least 62.
     Nstep : mapping or False, optional
         Rows are n steps long: ``{"size": n, "rew": name or list, "gamma": 0.99, "next": name or
         list, "discount": name}``; only the size is required. add() takes steps. The row that begins
@@ -145,6 +149,7 @@ class ReplayBuffer(SavedToFiles, SavedInSnapshots, KeptAfterExit, NotCopied):
         seed: int | None = None,
         strict: bool = False,
         numa_interleave: bool = False,
+        max_handles: int | None = None,
         Nstep: NstepArgument = None,
         next_of: FieldNames = None,
         stack_compress: FieldNames | Mapping[str, int | None] = None,
@@ -157,11 +162,9 @@ class ReplayBuffer(SavedToFiles, SavedInSnapshots, KeptAfterExit, NotCopied):
             size,
             env_dict,
             default_dtype,
-            name,
-            overwrite,
+            creation.MemoryArguments(name, overwrite, numa_interleave, max_handles),
             seed,
             strict,
-            numa_interleave,
             Nstep,
             FrameArguments(next_of, stack_compress, sources),
             sequence,
@@ -175,11 +178,9 @@ class ReplayBuffer(SavedToFiles, SavedInSnapshots, KeptAfterExit, NotCopied):
         size: float,
         env_dict: creation.EnvDict | None,
         default_dtype: npt.DTypeLike | None,
-        name: str | None,
-        overwrite: bool,
+        memory: creation.MemoryArguments,
         seed: int | None,
         strict: bool,
-        numa_interleave: bool,
         Nstep: NstepArgument,
         frames: FrameArguments,
         sequence: SequenceArgument,
@@ -202,11 +203,11 @@ class ReplayBuffer(SavedToFiles, SavedInSnapshots, KeptAfterExit, NotCopied):
             warned_frame=4,
         )
         number = creation.checked_seed(seed)
-        segment_name, nameless = names_of(name, bool(overwrite))
+        place = creation.checked_memory(memory)
         exponents = creation.checked_exponent("alpha", alpha), creation.checked_exponent("eps", eps)
         creation.accept_cpprb_arguments(of_cpprb, warned_frame=4)
         self._create(
-            segment_name,
+            place.name,
             rows,
             fields,
             cuts,
@@ -218,10 +219,11 @@ class ReplayBuffer(SavedToFiles, SavedInSnapshots, KeptAfterExit, NotCopied):
             None if nstep is None else nstep.for_core(),
             None if of_steps is None else of_steps.for_core(),
             describe(Description(prioritized, fields, cuts, strict, nstep, of_steps)),
-            bool(numa_interleave),
-            nameless,
-            bool(overwrite),
-            creation.CreationLog(segment_name, logger),
+            place.numa_interleave,
+            place.nameless,
+            place.overwrite,
+            place.max_handles,
+            creation.CreationLog(place.name, logger),
             False,
         )
         close_at_exit(self)

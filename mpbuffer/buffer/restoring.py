@@ -10,7 +10,6 @@ import numpy as np
 from mpbuffer import _core
 from mpbuffer._files.manifests import MANIFEST, read_manifest
 from mpbuffer._segment.exit import close_at_exit
-from mpbuffer._segment.handing_on import names_of
 from mpbuffer.buffer import creation
 from mpbuffer.buffer.prioritized import PrioritizedReplayBuffer
 from mpbuffer.buffer.replay_buffer import ReplayBuffer
@@ -32,6 +31,7 @@ def restore(
     *,
     overwrite: bool = False,
     numa_interleave: bool = False,
+    max_handles: int | None = None,
     logger: Any = None,
     progress: Progress | None = None,
 ) -> ReplayBuffer:
@@ -54,8 +54,8 @@ def restore(
     ----------
     path : str or path
         The directory, for its last snapshot; or one of its files ``manifest-NUMBER.json``.
-    name, overwrite, numa_interleave, logger : optional
-        As for ReplayBuffer.
+    name, overwrite, numa_interleave, max_handles, logger : optional
+        As for ReplayBuffer. A snapshot does not have the buffer's `max_handles`.
     size : int or whole float, optional
         How many rows the buffer holds. Default: as many as before.
     progress : callable, optional
@@ -82,14 +82,14 @@ def restore(
     rows = None if size is None else creation.checked_size(size)
     place = os.fspath(path)
     file = os.path.join(place, MANIFEST) if os.path.isdir(place) else place
-    segment_name, nameless = names_of(name, bool(overwrite))
+    memory = creation.checked_memory(
+        creation.MemoryArguments(name, overwrite, numa_interleave, max_handles)
+    )
     for attempt in range(_MOST_ATTEMPTS):
         manifest = read_manifest(file)
         try:
             reader = SnapshotReader(file, manifest, progress)
-            return _Restoring(reader, rows).buffer(
-                segment_name, nameless, bool(overwrite), bool(numa_interleave), logger
-            )
+            return _Restoring(reader, rows).buffer(memory, logger)
         except SnapshotMismatch:
             # A newer snapshot may have replaced this one, and removed its files.
             if attempt + 1 == _MOST_ATTEMPTS or read_manifest(file).number == manifest.number:
@@ -104,9 +104,7 @@ class _Restoring:
         self.reader = reader
         self.size = reader.slots if size is None else size
 
-    def buffer(
-        self, name: str, nameless: bool, overwrite: bool, numa_interleave: bool, logger: Any
-    ) -> ReplayBuffer:
+    def buffer(self, memory: creation.Memory, logger: Any) -> ReplayBuffer:
         """Create it, fill it, and let others see it."""
         described, saved = self.reader.described, self.reader.manifest.buffer
         cls = PrioritizedReplayBuffer if described.prioritized else ReplayBuffer
@@ -118,7 +116,7 @@ class _Restoring:
             )
             seed = creation.checked_seed(int(saved["seed"]))
         buffer._create(
-            name,
+            memory.name,
             self.size,
             described.fields,
             described.cuts,
@@ -130,10 +128,11 @@ class _Restoring:
             None if described.nstep is None else described.nstep.for_core(),
             None,
             saved["description"],
-            numa_interleave,
-            nameless,
-            overwrite,
-            creation.CreationLog(name, logger),
+            memory.numa_interleave,
+            memory.nameless,
+            memory.overwrite,
+            memory.max_handles,
+            creation.CreationLog(memory.name, logger),
             True,
         )
         try:

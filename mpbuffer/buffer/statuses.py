@@ -13,7 +13,7 @@ class ProcessStatus(NamedTuple):
     Attributes
     ----------
     number : int
-        1 to 1022; the lowest free one when the handle was opened.
+        1 to `max_handles`; the lowest free one when the handle was opened.
     pid : int
         Its pid in its own pid namespace.
     state : str

@@ -61,7 +61,7 @@ class Explorers:
         passed by value, with the globals that it uses. Functions and classes of a program's main
         module are imported: they must not be inside ``if __name__ == "__main__"``.
     n : int
-        How many explorers, at least 1.
+        How many explorers, at least 1, and fewer than ``buffer.max_handles``.
     buffer : ReplayBuffer or PrioritizedReplayBuffer
         Each explorer gets its own handle.
     args, kwargs : tuple, mapping
@@ -137,6 +137,13 @@ class Explorers:
         if not isinstance(buffer, ReplayBuffer):
             raise TypeError(f"buffer must be a replay buffer, got {buffer!r}")
         self._n = whole_number("n", n, 1)
+        if not buffer.closed and self._n >= buffer.max_handles:
+            raise ValueError(
+                f"cannot start {self._n} explorers: {buffer!r} may be open in "
+                f"{buffer.max_handles} handles at once, and this process has one, got n={self._n}, "
+                f"expected at most {buffer.max_handles - 1}; create the buffer with "
+                f"max_handles={self._n + 1} or more"
+            )
         _one_of("start_method", start_method, START_METHODS)
         _one_of("on_death", on_death, ("restart", "raise"))
         restarts = Restarts(

@@ -208,6 +208,7 @@ def _print_report(report: Report) -> None:
     )
     facts.add_row("added", f"{report['rows_added']:,} rows so far")
     _add_sources(facts, report)
+    facts.add_row("handles", f"{report['alive']:,} open, {report['max_handles']:,} at most")
     facts.add_row("next slot", f"{report['position'] % report['size']:,}")
     if report["prioritized"]:
         learner = report["learner"]

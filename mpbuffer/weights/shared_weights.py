@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mpbuffer import _core
+from mpbuffer._arguments.handles import MOST_HANDLES, checked_handles
 from mpbuffer._arguments.integers import whole_number
 from mpbuffer._arguments.tensors import as_tensor
 from mpbuffer._segment.exit import close_at_exit
@@ -101,6 +102,9 @@ class SharedWeights(NotCopied):
         Whether to take `name` from other weights, or a buffer, of this user.
     slots : int, optional
         For how many versions there is memory, 3 to 64.
+    max_handles : int, optional
+        How many handles may have the weights open at once, 1 to 1022: one for each process that
+        uses them, this one included. Each takes 640 bytes.
 
     Raises
     ------
@@ -123,12 +127,14 @@ class SharedWeights(NotCopied):
         name: str | None = None,
         overwrite: bool = False,
         slots: int = 4,
+        max_handles: int = MOST_HANDLES,
     ) -> None:
         if not isinstance(weights, Mapping):
             raise TypeError(f"weights must map names to arrays, got {weights!r}")
         if not weights:
             raise ValueError("weights has no arrays, expected at least one")
         slot_count = whole_number("slots", slots, _LEAST_SLOTS, _MOST_SLOTS)
+        handles = checked_handles(max_handles)
         segment_name, nameless = names_of(name, bool(overwrite))
         parts, arrays = [], []
         for key, value in weights.items():
@@ -143,6 +149,7 @@ class SharedWeights(NotCopied):
             describe(self._parts),
             nameless,
             bool(overwrite),
+            handles,
         )
         close_at_exit(self)
 
@@ -169,7 +176,7 @@ class SharedWeights(NotCopied):
         SegmentMismatch
             If it is damaged, has another format, is a replay buffer, or belongs to another user.
         ProcessTableFull
-            If 1022 handles are open already.
+            If as many handles are open as `max_handles` was at the creation.
         ValueError
             If `timeout` is not at least 0, or `name` is not valid.
         """

@@ -509,7 +509,7 @@ def test_much_damage_is_counted_and_not_all_told(segment_file):
         assert "more findings" in run("inspect", "cli.ruined").stdout
 
 
-@pytest.mark.parametrize("length", [0, 5, 100, 4095, 4096, 100_000])
+@pytest.mark.parametrize("length", [0, 5, 100, 4095, 4096, 40_000])
 def test_inspect_a_truncated_file(length, segment_file):
     with ReplayBuffer(10, {"a": {}}, name="cli.whole"):
         whole = segment_file("cli.whole").read_bytes()

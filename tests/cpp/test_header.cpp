@@ -97,7 +97,7 @@ TEST_CASE("the parts of a segment lie one after another, aligned, within the fil
                     CHECK(offset - end < alignment);
                     end = offset + bytes;
                 };
-                next(header.process_table_offset, process_table_bytes, 64);
+                next(header.process_table_offset, process_table_bytes(header.max_handles), 64);
                 next(header.role_line_offset, sizeof(SharedRoleLine), 64);
                 next(ring.counters_offset, sizeof(RingCounters), 64);
                 const bool inside = row <= largest_row_behind_its_head;
@@ -113,6 +113,25 @@ TEST_CASE("the parts of a segment lie one after another, aligned, within the fil
             }
         }
     }
+}
+
+TEST_CASE(
+    "process records take at most a sixteenth of what rows take, where that is more than 62") {
+    const auto handles = [](RingShape shape) {
+        return plan_segment(shape, description, 0).max_handles;
+    };
+    CHECK(handles({10, 48, true, 0.6, 1e-4}) == 62);
+    CHECK(handles({62 * 16 * 576 / 64, 48, true, 0.6, 1e-4}) == 62);
+    CHECK(handles({100 * 16 * 576 / 64, 48, true, 0.6, 1e-4}) == 100);
+    CHECK(handles({1'000'000, 48, true, 0.6, 1e-4}) == 1022);
+    CHECK(handles({10, 48, true, 0.6, 1e-4, {{1'000'000, 48}}}) == 1022);
+    for (const std::uint64_t given : {1, 7, 62, 1022}) {
+        CHECK(handles({10, 48, true, 0.6, 1e-4, {}, given}) == given);
+    }
+    const RingShape too_many{10, 48, true, 0.6, 1e-4, {}, 1023};
+    CHECK_THROWS_AS(plan_segment(too_many, description, 0), InvalidArgument);
+    const WeightsShape none{100, 3, 0};
+    CHECK_THROWS_AS(plan_segment(none, description), InvalidArgument);
 }
 
 TEST_CASE("a small row and its head share one cache line") {
@@ -301,6 +320,14 @@ TEST_CASE("a refusal says what is wrong") {
     }
     header = original;
     header.ring[0].records_offset += 4096;
+    CHECK(message(header, true).find("offsets") != std::string::npos);
+    for (const std::uint64_t handles : {0, 1023, 1 << 30}) {
+        header = original;
+        header.max_handles = handles;
+        CHECK(message(header, true).find("shape in its header cannot be") != std::string::npos);
+    }
+    header = original;
+    ++header.max_handles;  // then the others lie elsewhere
     CHECK(message(header, true).find("offsets") != std::string::npos);
     header = original;
     header.reserved[0] = 1;

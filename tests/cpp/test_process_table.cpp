@@ -33,21 +33,23 @@ namespace {
 
 // A table in memory shared with forked children, its lock file, and an asker's descriptor.
 struct SharedTable {
+    unsigned size;
+    std::size_t bytes;
     int data_fd = memfd_create("table", MFD_CLOEXEC);
     void* memory = nullptr;
     ProcessTable table;
     int asker = -1;
 
-    SharedTable() {
-        const auto bytes = static_cast<off_t>(process_table_bytes);
-        REQUIRE(ftruncate(data_fd, bytes) == 0);
-        memory = mmap(nullptr, process_table_bytes, PROT_READ | PROT_WRITE, MAP_SHARED, data_fd, 0);
+    explicit SharedTable(unsigned numbers = max_processes)
+        : size(numbers), bytes(process_table_bytes(numbers)) {
+        REQUIRE(ftruncate(data_fd, static_cast<off_t>(bytes)) == 0);
+        memory = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_SHARED, data_fd, 0);
         REQUIRE(memory != MAP_FAILED);
-        table = ProcessTable(memory);
+        table = ProcessTable(memory, size);
         asker = open_lock_descriptor(data_fd);
     }
     ~SharedTable() {
-        munmap(memory, process_table_bytes);
+        munmap(memory, bytes);
         ::close(asker);
         ::close(data_fd);
     }
@@ -57,16 +59,16 @@ struct SharedTable {
 // What every handle has for itself: a mapping of the table and a lock descriptor.
 class Handle {
   public:
-    explicit Handle(const SharedTable& shared) : Handle(shared.data_fd) {}
-    explicit Handle(int data_fd)
-        : memory_(
-              mmap(nullptr, process_table_bytes, PROT_READ | PROT_WRITE, MAP_SHARED, data_fd, 0)),
-          table_(memory_),
+    explicit Handle(const SharedTable& shared) : Handle(shared.data_fd, shared.size) {}
+    explicit Handle(int data_fd, unsigned size = max_processes)
+        : bytes_(process_table_bytes(size)),
+          memory_(mmap(nullptr, bytes_, PROT_READ | PROT_WRITE, MAP_SHARED, data_fd, 0)),
+          table_(memory_, size),
           lock_fd_(open_lock_descriptor(data_fd)) {}
     Handle(const Handle&) = delete;
     Handle& operator=(const Handle&) = delete;
     ~Handle() {
-        munmap(memory_, process_table_bytes);
+        munmap(memory_, bytes_);
         ::close(lock_fd_);
     }
     const Identity& enroll(std::uint64_t* left_busy = nullptr) {
@@ -78,6 +80,7 @@ class Handle {
     std::uint64_t address() const { return reinterpret_cast<std::uintptr_t>(memory_); }
 
   private:
+    std::size_t bytes_;
     void* memory_;
     ProcessTable table_;
     int lock_fd_;
@@ -93,11 +96,14 @@ int enrol_and_stay(SharedTable& shared, const Channel& parent) {
 }  // namespace
 
 TEST_CASE("the table's size is part of the format") {
-    CHECK(process_table_bytes == 64 + 1022 * 576);
+    CHECK(process_table_bytes(1022) == 64 + 1022 * 576);
+    CHECK(process_table_bytes(1) == 64 + 576);
     CHECK(sizeof(ProcessRecord) == 576);
     alignas(64) char memory[128] = {};
-    CHECK_THROWS_AS(ProcessTable(memory + 8), InvalidArgument);
-    CHECK_THROWS_AS(ProcessTable(nullptr), InvalidArgument);
+    CHECK_THROWS_AS(ProcessTable(memory + 8, 1), InvalidArgument);
+    CHECK_THROWS_AS(ProcessTable(nullptr, 1), InvalidArgument);
+    CHECK_THROWS_AS(ProcessTable(memory, 0), InvalidArgument);
+    CHECK_THROWS_AS(ProcessTable(memory, 1023), InvalidArgument);
 }
 
 TEST_CASE("a process describes itself") {
@@ -158,6 +164,27 @@ TEST_CASE("the lowest free number is taken") {
     stays.leave();
     Handle first(shared);
     CHECK(first.enroll().number == 1);
+}
+
+TEST_CASE("a table has as many numbers as it was made with, and tells how many when it is full") {
+    SharedTable shared(3);
+    std::list<Handle> all;
+    for (unsigned n = 1; n <= 3; ++n) CHECK(all.emplace_back(shared).enroll().number == n);
+    Handle more(shared);
+    try {
+        more.enroll();
+        FAIL("a fourth number of three");
+    } catch (const ProcessTableFull& full) {
+        const std::string text = full.what();
+        CHECK(text.find("got 3 open handles") != std::string::npos);
+        CHECK(text.find("max_handles=") != std::string::npos);
+    }
+    CHECK_THROWS_AS((void)shared.table.record(4), IndexOutOfRange);
+    CHECK(shared.dead(4));
+    CHECK(shared.table.dead(4, 0, 5, shared.asker));
+    CHECK(shared.table.state(4, shared.asker) == 'X');
+    all.front().leave();
+    CHECK(more.enroll().number == 1);
 }
 
 TEST_CASE("a full table says so, and takes the next as soon as one has left") {

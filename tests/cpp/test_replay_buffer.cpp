@@ -148,7 +148,7 @@ class RawView {
         base = static_cast<std::byte*>(memory);
         ring = SlotRing(base, header.ring[0]);
         counters = &ring.counters();
-        table = ProcessTable(base + header.process_table_offset);
+        table = ProcessTable(base + header.process_table_offset, header.max_handles);
         line = reinterpret_cast<SharedRoleLine*>(base + header.role_line_offset);
     }
     RawView(const RawView&) = delete;

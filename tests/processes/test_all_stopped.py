@@ -116,6 +116,7 @@ def calls_of(buffer):
         "stats": (buffer.stats, ()),
         "name": (lambda: buffer.name, ()),
         "nbytes": (lambda: buffer.nbytes, ()),
+        "max_handles": (lambda: buffer.max_handles, ()),
         "closed": (lambda: buffer.closed, ()),
         "repr": (lambda: repr(buffer), ()),
         "len": (lambda: len(buffer), ()),

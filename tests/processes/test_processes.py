@@ -1362,7 +1362,7 @@ def many_descriptors():
 
 def test_the_process_table_has_an_end(many_descriptors):
     """1022 handles may hold one buffer; the next is told so, and can come when one has left."""
-    buffer = ReplayBuffer(10, {"a": {}})
+    buffer = ReplayBuffer(10, {"a": {}}, max_handles=1022)
     buffer.add(a=1)
     handles = [buffer]
     try:

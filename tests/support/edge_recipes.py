@@ -484,6 +484,7 @@ def stored_size(scene, slot):
 
 @on_buffers(
     *("get_buffer_size", "get_next_index", "get_current_episode_len", "rows_added", "nbytes"),
+    "max_handles",
     weight=1,
 )
 def counts(scene, slot):
@@ -492,6 +493,8 @@ def counts(scene, slot):
         raise Wrong(f"size {buffer.get_buffer_size()}, next index {buffer.get_next_index()}")
     if buffer.get_current_episode_len() < 0 or buffer.rows_added() < 0:
         raise Wrong("counts below 0")
+    if not 1 <= buffer.max_handles <= 1022:
+        raise Wrong(f"{buffer.max_handles} handles")
     if buffer.nbytes < slot.size:
         raise Wrong(f"{buffer.nbytes} bytes")
 

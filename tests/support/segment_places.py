@@ -8,7 +8,7 @@ PROCESS_BYTES = 64 + 8 * 64
 
 # Of the header's numbers.
 OFFSETS = {"kind": 8, "major": 12, "signature": 16, "checksum": 24, "total_bytes": 32}
-OFFSETS |= {"description_bytes": 40, "process_table": 48, "role_line": 56}
+OFFSETS |= {"description_bytes": 40, "process_table": 48, "role_line": 56, "max_handles": 80}
 OFFSETS |= {"used": 128, "prioritized": 132, "capacity": 136, "row_bytes": 144, "stride": 152}
 OFFSETS |= {"alpha": 160, "eps": 168, "counters": 176, "heads": 184, "head_stride": 192}
 OFFSETS |= {"leaves": 200, "records": 208}

@@ -144,12 +144,13 @@ void create(py::handle self, const std::string& name, std::uint64_t size, const 
             const Cuts& cuts, std::uint64_t sources, bool prioritized, double alpha, double eps,
             std::uint64_t seed, bool strict, const std::optional<NstepNames>& nstep,
             const std::optional<SequenceNames>& sequence, const std::string& description,
-            bool interleave_nodes, bool nameless, bool overwrite, const py::object& progress,
-            bool hidden) {
+            bool interleave_nodes, bool nameless, bool overwrite, std::uint64_t max_handles,
+            const py::object& progress, bool hidden) {
     require_unopened(self);
     auto state = std::make_unique<BufferState>();
     RowLayout layout = lay_out(*state, fields, cuts, strict, nstep, sequence);
-    const RingShape shape = shape_of(layout, size, prioritized, alpha, eps, sources);
+    RingShape shape = shape_of(layout, size, prioritized, alpha, eps, sources);
+    shape.max_handles = max_handles;
     SegmentOptions options;
     options.interleave_nodes = interleave_nodes;
     options.nameless = nameless;
@@ -363,6 +364,8 @@ what add() does; then the rows are kept, and the next call writes them.)",
         .property("_row_bytes", "Bytes of one row as it is given.", &ReplayBuffer::given_bytes)
         .property("nbytes", "Bytes of shared memory that the buffer takes, as any array's.",
                   [](const ReplayBuffer& core) { return core.segment_bytes(); })
+        .property("max_handles", "How many handles may have the buffer open at once.",
+                  [](const ReplayBuffer& core) { return core.max_handles(); })
         .property("_prioritized", "Whether the segment has priorities.",
                   &ReplayBuffer::prioritized);
     HeapType(prioritized)

@@ -85,6 +85,7 @@ py::dict inspect(const std::string& name, bool every_slot) {
     if (!report.refusal.empty()) return all;
     all["format"] = format_in_words(report.header.format);
     all["created_at"] = in_seconds(report.header.created_at);
+    all["max_handles"] = report.header.max_handles;
     all["description"] = py::bytes(report.description);  // a damaged one need not be text
     all["processes"] = list_of_processes(report);
     if (report.header.kind == SegmentKind::weights) {

@@ -58,13 +58,14 @@ Parts parts_for(const SharedWeights& core, const py::list& arrays, bool to_write
 
 std::unique_ptr<SharedWeights> create(const std::string& name, unsigned slots,
                                       const py::list& arrays, const std::string& description,
-                                      bool nameless, bool overwrite) {
+                                      bool nameless, bool overwrite, unsigned max_handles) {
     const Parts parts = parts_of(arrays, false);
     const std::vector<const std::byte*> first(parts.pointers.begin(), parts.pointers.end());
     SegmentOptions options = interruptible_options();
     options.nameless = nameless;
     options.overwrite = overwrite;
-    return SharedWeights::create({name, parts.bytes, slots, description, options}, first);
+    return SharedWeights::create({name, parts.bytes, slots, description, options, max_handles},
+                                 first);
 }
 
 std::unique_ptr<SharedWeights> attach(const std::string& name, int descriptor) {
@@ -99,7 +100,8 @@ void add_weights_type(py::module_& module) {
         module, "WeightsHandle", "One handle of shared weights.",
         py::metaclass(reinterpret_cast<PyObject*>(&PyType_Type)))
         .def_static("create", create, py::arg("name"), py::arg("slots"), py::arg("arrays"),
-                    py::arg("description"), py::arg("nameless"), py::arg("overwrite"))
+                    py::arg("description"), py::arg("nameless"), py::arg("overwrite"),
+                    py::arg("max_handles"))
         .def_static("attach", attach, py::arg("name"), py::arg("descriptor") = -1)
         .def("set_parts", &SharedWeights::set_parts, py::arg("part_bytes"))
         .def("publish", publish, py::arg("arrays"))
@@ -118,6 +120,7 @@ void add_weights_type(py::module_& module) {
         .def("release_publisher", &SharedWeights::release_publisher)
         .def("close", &SharedWeights::close)
         .def("is_open", &SharedWeights::is_open)
+        .def("max_handles", &SharedWeights::max_handles)
         .def("name", &SharedWeights::name)
         .def("description", [](const SharedWeights& core) { return py::bytes(core.description()); })
         .def("repeated_reads", &SharedWeights::repeated_reads)

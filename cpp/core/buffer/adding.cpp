@@ -198,11 +198,11 @@ float ReplayBuffer::leaf_of_largest() {
 
 void ReplayBuffer::throw_slots_held(std::uint64_t added, std::uint64_t n) const {
     std::set<unsigned> owners;
-    const auto look_at = [&owners](const SlotRing& ring) {
+    const auto look_at = [this, &owners](const SlotRing& ring) {
         for (std::uint64_t slot = 0; slot < ring.capacity() && owners.size() < 8; ++slot) {
             const unsigned owner =
                 slot_word::owner(ring.word(slot).load(std::memory_order_relaxed));
-            if (owner != 0 && owner <= max_processes) owners.insert(owner);
+            if (owner != 0 && owner <= processes_.size()) owners.insert(owner);
         }
     };
     look_at(ring_);

@@ -24,6 +24,7 @@ static_assert(max_ring_entries == max_rings);
 constexpr std::uint64_t max_segment_bytes = std::uint64_t{1} << 46;
 constexpr std::uint64_t max_capacity = std::uint64_t{1} << 40;
 constexpr std::uint64_t max_description_bytes = std::uint64_t{1} << 30;
+constexpr std::uint64_t least_default_handles = 62;
 
 class Fnv {
   public:
@@ -46,8 +47,9 @@ std::uint64_t signature_of(std::initializer_list<std::uint64_t> values) {
           std::uint64_t{sizeof(LearnerFigures)}, std::uint64_t{sizeof(ProcessRecord)},
           std::uint64_t{offsetof(ProcessRecord, mapped_at)},
           std::uint64_t{offsetof(ProcessRecord, epochs_not_left)}, std::uint64_t{sizeof(RingState)},
-          std::uint64_t{offsetof(RingState, rows_before)}, std::uint64_t{process_table_bytes},
-          std::uint64_t{header_bytes}, protocol_revision}) {
+          std::uint64_t{offsetof(RingState, rows_before)},
+          std::uint64_t{process_table_bytes(max_processes)}, std::uint64_t{header_bytes},
+          protocol_revision}) {
         hash.add(value);
     }
     for (const std::uint64_t value : values) hash.add(value);
@@ -86,29 +88,32 @@ FormatVersion format_of(SegmentKind kind) {
 }
 
 // All but the parts that each kind has of its own.
-SegmentHeader begin_header(SegmentKind kind, std::uint64_t description_bytes, Planner& planner) {
+SegmentHeader begin_header(SegmentKind kind, std::uint64_t description_bytes,
+                           std::uint64_t max_handles, Planner& planner) {
     SegmentHeader header{};
     std::memcpy(header.magic, segment_magic, sizeof header.magic);
     header.kind = kind;
     header.format = format_of(kind);
     header.signature = signature_of(kind);
     header.description_bytes = description_bytes;
+    header.max_handles = max_handles;
     planner.place(description_bytes, 1);
-    header.process_table_offset = planner.place(process_table_bytes, 64);
+    header.process_table_offset = planner.place(process_table_bytes(max_handles), 64);
     header.role_line_offset = planner.place(sizeof(SharedRoleLine), 64);
     return header;
 }
 
 SegmentHeader place_everything(const WeightsShape& shape, std::uint64_t description_bytes) {
     Planner planner(header_bytes);
-    SegmentHeader header = begin_header(SegmentKind::weights, description_bytes, planner);
+    SegmentHeader header =
+        begin_header(SegmentKind::weights, description_bytes, shape.max_handles, planner);
     WeightsEntry& weights = header.weights;
     weights.slots = shape.slots;
     weights.bytes = shape.bytes;
     weights.stride = round_up(std::max<std::uint64_t>(shape.bytes, 1), 4096);
     weights.board_offset = planner.place(sizeof(VersionBoard), 64);
     weights.slots_offset = planner.place(shape.slots * sizeof(VersionSlot), 64);
-    weights.readers_offset = planner.place((max_processes + 1) * sizeof(ReaderLine), 64);
+    weights.readers_offset = planner.place((shape.max_handles + 1) * sizeof(ReaderLine), 64);
     weights.versions_offset = planner.place(shape.slots * weights.stride, 4096);
     header.total_bytes = round_up(planner.end(), 4096);
     return header;
@@ -129,7 +134,10 @@ void place_sources(const SourceShape& shape, RingEntry& ring, Planner& planner) 
 
 SegmentHeader place_everything(const RingShape& shape, std::uint64_t description_bytes) {
     Planner planner(header_bytes);
-    SegmentHeader header = begin_header(SegmentKind::buffer, description_bytes, planner);
+    const std::uint64_t max_handles =
+        shape.max_handles == 0 ? default_handles(shape) : shape.max_handles;
+    SegmentHeader header =
+        begin_header(SegmentKind::buffer, description_bytes, max_handles, planner);
     RingEntry& ring = header.ring[0];
     ring.used = 1;
     ring.prioritized = shape.prioritized ? 1 : 0;
@@ -173,12 +181,14 @@ bool plausible(const RingShape& shape, std::uint64_t description_bytes) {
                [](const SourceShape& each) { return plausible(each); }) &&
            (shape.sources.empty() || shape.row_bytes >= 8 * shape.sources.size()) &&
            shape.capacity >= 1 && shape.capacity <= max_capacity &&
-           shape.row_bytes <= max_segment_bytes && description_bytes <= max_description_bytes &&
+           shape.max_handles <= max_processes && shape.row_bytes <= max_segment_bytes &&
+           description_bytes <= max_description_bytes &&
            shape.capacity <= max_segment_bytes / (record_layout(shape.row_bytes).stride + 32);
 }
 
 bool plausible(const WeightsShape& shape, std::uint64_t description_bytes) {
-    return shape.slots >= min_version_slots && shape.slots <= max_version_slots &&
+    return shape.max_handles >= 1 && shape.max_handles <= max_processes &&
+           shape.slots >= min_version_slots && shape.slots <= max_version_slots &&
            shape.bytes <= max_segment_bytes / max_version_slots &&
            description_bytes <= max_description_bytes;
 }
@@ -186,15 +196,17 @@ bool plausible(const WeightsShape& shape, std::uint64_t description_bytes) {
 // The header that a segment of this one's shape has; nothing if there can be none.
 std::optional<SegmentHeader> expected_header(const SegmentHeader& header) {
     if (header.kind == SegmentKind::weights) {
-        const WeightsShape shape{header.weights.bytes, header.weights.slots};
+        const WeightsShape shape{header.weights.bytes, header.weights.slots, header.max_handles};
         if (!plausible(shape, header.description_bytes)) return std::nullopt;
         return place_everything(shape, header.description_bytes);
     }
+    if (header.max_handles == 0) return std::nullopt;
     const RingEntry& ring = header.ring[0];
     RingShape shape{ring.capacity, ring.row_bytes, ring.prioritized != 0, ring.alpha, ring.eps};
     for (unsigned i = 1; i < max_ring_entries && header.ring[i].used != 0; ++i) {
         shape.sources.push_back({header.ring[i].capacity, header.ring[i].row_bytes});
     }
+    shape.max_handles = header.max_handles;
     if (!plausible(shape, header.description_bytes) || ring.used != 1 || ring.prioritized > 1 ||
         !std::isfinite(ring.alpha) || !std::isfinite(ring.eps) || ring.alpha < 0 || ring.eps < 0) {
         return std::nullopt;
@@ -225,12 +237,23 @@ std::uint64_t header_checksum(SegmentHeader header, const std::string& descripti
     return hash.value();
 }
 
+std::uint64_t default_handles(const RingShape& shape) {
+    std::uint64_t bytes = shape.capacity * record_layout(shape.row_bytes).stride;
+    for (const SourceShape& each : shape.sources) {
+        bytes += each.capacity * source_layout(each.bytes).stride;
+    }
+    return std::clamp<std::uint64_t>(bytes / 16 / sizeof(ProcessRecord), least_default_handles,
+                                     max_processes);
+}
+
 SegmentHeader plan_segment(const RingShape& shape, const std::string& description,
                            std::uint64_t seed) {
     if (!plausible(shape, description.size())) {
         throw InvalidArgument("cannot plan a segment of " + std::to_string(shape.capacity) +
-                              " rows of " + std::to_string(shape.row_bytes) +
-                              " bytes: at least 1 row and at most 2^46 bytes are possible");
+                              " rows of " + std::to_string(shape.row_bytes) + " bytes for " +
+                              std::to_string(shape.max_handles) +
+                              " handles: at least 1 row, at most 2^46 bytes and at most " +
+                              std::to_string(max_processes) + " handles are possible");
     }
     SegmentHeader header = place_everything(shape, description.size());
     header.seed = seed;
@@ -241,8 +264,10 @@ SegmentHeader plan_segment(const RingShape& shape, const std::string& descriptio
 SegmentHeader plan_segment(const WeightsShape& shape, const std::string& description) {
     if (!plausible(shape, description.size())) {
         throw InvalidArgument("cannot plan a segment for " + std::to_string(shape.slots) +
-                              " versions of " + std::to_string(shape.bytes) +
-                              " bytes: 3 to 64 of at most 2^40 bytes are possible");
+                              " versions of " + std::to_string(shape.bytes) + " bytes and " +
+                              std::to_string(shape.max_handles) +
+                              " handles: 3 to 64 of at most 2^40 bytes, and 1 to " +
+                              std::to_string(max_processes) + " handles are possible");
     }
     SegmentHeader header = place_everything(shape, description.size());
     seal(header, description);

@@ -2,7 +2,7 @@
 //
 //   0            SegmentHeader          magic, kind, format, checksum, table of rings
 //   4096         description            JSON of declared length, opaque to the core
-//   (64-aligned) process table          1022 records
+//   (64-aligned) process table          a record for each handle that may be open at once
 //                role line              who is the learner, and what it last published
 //                ring counters          cursor, clear_before, filled, early, max_priority
 //                slot heads             16 bytes a slot, if rows are large
@@ -15,7 +15,7 @@
 //
 //   (64-aligned) version board          what is offered
 //                version slots          64 bytes a slot
-//                reader lines           64 bytes for each process, and one for nobody
+//                reader lines           64 bytes for each of its records, and one for nobody
 //   (4096-al.)   versions               stride bytes a slot
 //
 // Builds that read different formats of a kind refuse each other's segments, with both versions
@@ -92,8 +92,9 @@ struct SegmentHeader {
     std::uint64_t process_table_offset;
     std::uint64_t role_line_offset;
     std::uint64_t seed;
-    std::uint64_t created_at;  // ns since the epoch
-    std::uint64_t reserved[6];
+    std::uint64_t created_at;   // ns since the epoch
+    std::uint64_t max_handles;  // records of the process table, 1 to 1022
+    std::uint64_t reserved[5];
     RingEntry ring[max_ring_entries];  // of a buffer: its rows, then its sources; all 0 of weights
     WeightsEntry weights;              // of weights; all 0 of a buffer
 };
@@ -113,7 +114,12 @@ struct RingShape {
     double alpha;
     double eps;
     std::vector<SourceShape> sources = {};  // at most 7
+    std::uint64_t max_handles = 0;  // that may be open at once; 0: as many as default_handles()
 };
+
+// 1022, but never more records than a sixteenth of the bytes of rows and sources pays for, and at
+// least 62.
+std::uint64_t default_handles(const RingShape& shape);
 
 // Plans a segment of one ring of rows, and the rings that they refer to. InvalidArgument if it
 // would not fit into 2^46 bytes.
@@ -123,6 +129,7 @@ SegmentHeader plan_segment(const RingShape& shape, const std::string& descriptio
 struct WeightsShape {
     std::uint64_t bytes;  // of one version
     std::uint64_t slots;
+    std::uint64_t max_handles = 1022;
 };
 
 // The same for a segment of weights.

@@ -1,5 +1,6 @@
 // The process table as it lies in a segment: who is here, a record for each process number, behind
-// a head. process_table.hpp says who writes what when.
+// a head. The segment's header says how many numbers there are. process_table.hpp says who writes
+// what when.
 #pragma once
 
 #include <atomic>
@@ -8,7 +9,7 @@
 
 namespace mpbuffer {
 
-constexpr unsigned max_processes = 1022;
+constexpr unsigned max_processes = 1022;  // of any segment
 constexpr unsigned max_rings = 8;
 
 // Written by the record's owner alone (and by whoever enrols after its death). The counters count
@@ -50,7 +51,8 @@ struct alignas(64) ProcessTableHead {
 };
 static_assert(sizeof(ProcessTableHead) == 64);
 
-constexpr std::size_t process_table_bytes =
-    sizeof(ProcessTableHead) + max_processes * sizeof(ProcessRecord);
+constexpr std::size_t process_table_bytes(std::uint64_t numbers) {
+    return sizeof(ProcessTableHead) + numbers * sizeof(ProcessRecord);
+}
 
 }  // namespace mpbuffer

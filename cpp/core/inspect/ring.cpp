@@ -30,7 +30,7 @@ class RingInspector {
           pause_(pause),
           ring_(report.header.ring[0]),
           capacity_(ring_.capacity),
-          processes_(file.data() + report.header.process_table_offset),
+          processes_(file.data() + report.header.process_table_offset, report.header.max_handles),
           counters_(*file.at<RingCounters>(ring_.counters_offset)),
           heads_(file.at<std::byte>(ring_.heads_offset)),
           line_(*file.at<SharedRoleLine>(report.header.role_line_offset)),
@@ -172,7 +172,7 @@ class RingInspector {
         const auto expect = [&all](bool right, const char* about, const std::string& details) {
             if (!right) all.push_back({about, details});
         };
-        expect(line->holder.process <= max_processes, "the learner's process number",
+        expect(line->holder.process <= processes_.size(), "the learner's process number",
                " is " + text_of(line->holder.process));
         const std::uint64_t position = counters_.bounds().position;
         expect(learner.folded <= position, "the learner",

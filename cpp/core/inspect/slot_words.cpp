@@ -33,7 +33,7 @@ std::string SlotWords::suspicion(std::uint64_t slot, std::uint64_t word,
         }
         return {};
     }
-    if (owner > max_processes || owner > processes_.high_water() ||
+    if (owner > processes_.high_water() ||
         processes_.record(owner).epoch.load(std::memory_order_acquire) == 0) {
         return "process " + std::to_string(owner) + " is writing it, and never was there";
     }

@@ -22,7 +22,7 @@ class SlotWords {
               std::string thing)
         : file_(file),
           thing_(std::move(thing)),
-          processes_(file.data() + header.process_table_offset),
+          processes_(file.data() + header.process_table_offset, header.max_handles),
           capacity_(capacity) {}
 
     // Whether a claim's owner is dead. Asked once for each owner and epoch; a death meanwhile is

@@ -24,7 +24,7 @@ class SourceInspector {
                 report.header.ring[number].capacity,
                 source_layout(report.header.ring[number].row_bytes)),
           rows_(file.data(), report.header.ring[0]),
-          processes_(file.data() + report.header.process_table_offset),
+          processes_(file.data() + report.header.process_table_offset, report.header.max_handles),
           words_(file, report.header, ring_.capacity(), "source") {}
 
     InspectedSources figures() const {

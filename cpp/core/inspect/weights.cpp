@@ -18,7 +18,7 @@ class WeightsInspector {
           report_(report),
           pause_(pause),
           entry_(report.header.weights),
-          processes_(file.data() + report.header.process_table_offset),
+          processes_(file.data() + report.header.process_table_offset, report.header.max_handles),
           board_(*file.at<VersionBoard>(entry_.board_offset)),
           slots_(file.at<VersionSlot>(entry_.slots_offset)),
           lines_(file.at<ReaderLine>(entry_.readers_offset)) {}
@@ -66,10 +66,10 @@ class WeightsInspector {
                                                          " of " + std::to_string(entry_.slots)});
         }
         const std::uint64_t used = relaxed(board_.lines_used);
-        if (used > max_processes) {
+        if (used > processes_.size()) {
             all.push_back({"the number of reader lines", " is " + std::to_string(used)});
         }
-        for (unsigned number = 0; number <= max_processes; ++number) {
+        for (unsigned number = 0; number <= processes_.size(); ++number) {
             const unsigned slot_plus_one = reader_mark::slot_plus_one(relaxed(lines_[number].mark));
             if (slot_plus_one > entry_.slots) {
                 all.push_back({"reader " + std::to_string(number),

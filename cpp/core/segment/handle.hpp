@@ -29,6 +29,8 @@ class SegmentHandle : private ForkWatched {
     const std::string& name() const { return name_; }
     const std::string& description() const { return description_; }
     int data_descriptor() const;
+    // How many handles of the segment may be open at once.
+    unsigned max_handles() const { return processes_.size(); }
 
   protected:
     SegmentHandle(SharedSegment segment, const SegmentHeader& header, std::string description,

@@ -54,7 +54,11 @@ constexpr std::uint64_t low_epoch_bit(std::uint64_t epoch) {
 
 }  // namespace
 
-ProcessTable::ProcessTable(void* memory) {
+ProcessTable::ProcessTable(void* memory, std::uint64_t size) {
+    if (size < 1 || size > max_processes) {
+        throw InvalidArgument("cannot lay out the process table: got " + std::to_string(size) +
+                              " numbers, expected 1 to " + std::to_string(max_processes));
+    }
     if (memory == nullptr ||
         reinterpret_cast<std::uintptr_t>(memory) % alignof(ProcessTableHead) != 0) {
         throw InvalidArgument("cannot lay out the process table: its memory is at address " +
@@ -64,19 +68,20 @@ ProcessTable::ProcessTable(void* memory) {
     head_ = static_cast<ProcessTableHead*>(memory);
     records_ = reinterpret_cast<ProcessRecord*>(static_cast<std::byte*>(memory) +
                                                 sizeof(ProcessTableHead));
+    size_ = static_cast<unsigned>(size);
 }
 
 ProcessRecord& ProcessTable::record(unsigned number) const {
-    if (number < 1 || number > max_processes) {
+    if (number < 1 || number > size_) {
         throw IndexOutOfRange("cannot look up process " + std::to_string(number) +
-                              ": expected a number from 1 to " + std::to_string(max_processes));
+                              ": expected a number from 1 to " + std::to_string(size_));
     }
     return records_[number - 1];
 }
 
 unsigned ProcessTable::high_water() const {
     const std::uint64_t highest = head_->high_water.load(std::memory_order_acquire);
-    return highest <= max_processes ? static_cast<unsigned>(highest) : max_processes;
+    return highest <= size_ ? static_cast<unsigned>(highest) : size_;
 }
 
 std::uint64_t ProcessTable::address() const { return reinterpret_cast<std::uintptr_t>(head_); }
@@ -118,7 +123,7 @@ Identity ProcessTable::enroll(int lock_fd, std::uint64_t* left_busy) {
     if (left_busy != nullptr) *left_busy = 0;
     const Self self;
     leave_for_earlier_selves(lock_fd, self);
-    for (unsigned number = 1; number <= max_processes; ++number) {
+    for (unsigned number = 1; number <= size_; ++number) {
         ProcessRecord& mine = records_[number - 1];
         if (!try_lock(lock_fd, lock_byte_of(number), LockKind::exclusive)) continue;
         stop_point(StopPoint::number_locked);
@@ -168,7 +173,10 @@ Identity ProcessTable::enroll(int lock_fd, std::uint64_t* left_busy) {
     }
     throw ProcessTableFull("cannot register process " + std::to_string(self.pid) +
                            ": all process numbers are taken by living processes, got " +
-                           std::to_string(max_processes) + ", expected fewer");
+                           std::to_string(size_) +
+                           " open handles, expected fewer; close one, or create the segment with "
+                           "a larger max_handles= (at most " +
+                           std::to_string(max_processes) + ")");
 }
 
 void ProcessTable::forget_busy(Identity identity, std::uint64_t left_busy) {
@@ -197,7 +205,7 @@ void ProcessTable::leave(int lock_fd, Identity identity) {
 
 bool ProcessTable::dead(unsigned number, std::uint64_t epoch_low_bits, unsigned epoch_bits,
                         int lock_fd) const {
-    if (number < 1 || number > max_processes) return true;
+    if (number < 1 || number > size_) return true;
     const std::uint64_t mask = epoch_bits < 64 ? (std::uint64_t{1} << epoch_bits) - 1 : ~0ull;
     const std::uint64_t epoch = records_[number - 1].epoch.load(std::memory_order_acquire);
     if (((epoch ^ epoch_low_bits) & mask) != 0) return true;
@@ -205,14 +213,14 @@ bool ProcessTable::dead(unsigned number, std::uint64_t epoch_low_bits, unsigned 
 }
 
 bool ProcessTable::dead(unsigned number, int lock_fd) const {
-    if (number < 1 || number > max_processes) return true;
+    if (number < 1 || number > size_) return true;
     // The lock first: while it is held nothing else matters.
     if (held_elsewhere(lock_fd, lock_byte_of(number))) return false;
     return !names_living_process(records_[number - 1]);
 }
 
 char ProcessTable::state(unsigned number, int lock_fd) const {
-    if (number < 1 || number > max_processes || dead(number, lock_fd)) return 'X';
+    if (number < 1 || number > size_ || dead(number, lock_fd)) return 'X';
     const ProcessRecord& theirs = records_[number - 1];
     if (!can_be_inspected(theirs) || !proc_is_of_own_namespace()) return '?';
     const auto stat =

@@ -1,7 +1,7 @@
 // Who is here, and who is provably gone. Lives in borrowed, zero-initialised shared memory.
 //
 // A process enrols once per handle: it takes the exclusive lock on a free byte of the lock map
-// (its number, 1..1022), raises that record's epoch and describes itself in the record. The lock
+// (its number, 1..size), raises that record's epoch and describes itself in the record. The lock
 // is the proof of life: the kernel drops it however the process ends, also while it is a zombie.
 // /proc is asked only when the byte is free, for a byte is freed by other things than an end: a
 // program closes descriptors that are not its own, and an exec closes them all while pid and start
@@ -36,8 +36,11 @@ class ProcessTable {
   public:
     ProcessTable() = default;
 
-    // memory: process_table_bytes, aligned to 64, zero when the segment is made.
-    explicit ProcessTable(void* memory);
+    // memory: process_table_bytes(size), aligned to 64, zero when the segment is made.
+    ProcessTable(void* memory, std::uint64_t size);
+
+    // How many numbers there are: so many handles may be open at once.
+    unsigned size() const { return size_; }
 
     // Takes a number for the caller. lock_fd must be the handle's own description (opened by
     // open_lock_descriptor, neither mapped nor inherited), and the mapping that the table lies in
@@ -61,7 +64,7 @@ class ProcessTable {
     // The highest number ever taken.
     unsigned high_water() const;
 
-    // number: 1..1022. Throws IndexOutOfRange.
+    // number: 1..size(). Throws IndexOutOfRange.
     ProcessRecord& record(unsigned number) const;
 
     // True only with proof that the process that was `number` in that epoch is gone: the number
@@ -88,6 +91,7 @@ class ProcessTable {
 
     ProcessTableHead* head_ = nullptr;
     ProcessRecord* records_ = nullptr;
+    unsigned size_ = 0;
 };
 
 }  // namespace mpbuffer

@@ -93,7 +93,7 @@ std::string Role::holder_in_words(int lock_fd) const {
     const RoleHolder holder = line_->load_torn().holder;
     const auto number = static_cast<unsigned>(holder.process);
     // Until the holder has named itself the line may still name a predecessor that was killed.
-    if (holder.process == 0 || holder.process > max_processes ||
+    if (holder.process == 0 || holder.process > processes_.size() ||
         processes_.record(number).pid.load() != holder.pid || processes_.dead(number, lock_fd)) {
         return std::string("another process is just becoming ") + title;
     }

@@ -45,8 +45,8 @@ std::unique_ptr<SharedWeights> SharedWeights::create(const WeightsSettings& sett
         std::vector<std::uint64_t> offsets;
         std::uint64_t bytes = 0;
         if (!place_parts(settings.part_bytes, offsets, bytes)) bytes = ~std::uint64_t{0};
-        const SegmentHeader header =
-            plan_segment(WeightsShape{bytes, settings.slots}, settings.description);
+        const SegmentHeader header = plan_segment(
+            WeightsShape{bytes, settings.slots, settings.max_handles}, settings.description);
         SharedSegment segment =
             SharedSegment::create(settings.name, header.total_bytes, settings.segment);
         write_header(segment.data(), header, settings.description);
@@ -66,7 +66,7 @@ SharedWeights::SharedWeights(SharedSegment segment, const SegmentHeader& header,
     const WeightsEntry& weights = header_.weights;
     slots_ =
         VersionSlots(at<VersionBoard>(weights.board_offset), at<VersionSlot>(weights.slots_offset),
-                     slot_count(), at<ReaderLine>(weights.readers_offset), max_processes + 1,
+                     slot_count(), at<ReaderLine>(weights.readers_offset), max_handles() + 1,
                      at<std::byte>(weights.versions_offset), weights.stride);
     naming("attach", name_, [this] { return slots_.offer_now(); });
 }

@@ -32,6 +32,7 @@ struct WeightsSettings {
     unsigned slots;
     std::string description;
     SegmentOptions segment;
+    unsigned max_handles = 1022;  // that may be open at once
 };
 
 class SharedWeights final : public Attachable<SharedWeights, SegmentKind::weights> {

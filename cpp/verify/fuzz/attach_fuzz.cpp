@@ -109,7 +109,7 @@ struct Subject {
 
 // Gives record `number` an epoch; of a process that lives (this one), or of none.
 void pretend_process(std::byte* base, const SegmentHeader& header, unsigned number, bool living) {
-    ProcessTable table(base + header.process_table_offset);
+    ProcessTable table(base + header.process_table_offset, header.max_handles);
     ProcessRecord& record = table.record(number);
     record.epoch = 1;
     record.pid = static_cast<std::uint64_t>(getpid());
@@ -308,7 +308,7 @@ class Mutation {
     std::size_t size() const { return size_; }
 
     void change_header() {
-        switch (recipe_.take<std::uint8_t>() % 8) {
+        switch (recipe_.take<std::uint8_t>() % 9) {
             case 0: put(recipe_.below(header_bytes), recipe_.take<std::uint8_t>()); break;
             case 1: flip(recipe_.below(sizeof(SegmentHeader))); break;
             case 2: put(8 * recipe_.below(sizeof(SegmentHeader) / 8), number()); break;
@@ -317,6 +317,7 @@ class Mutation {
             case 5: put(offsetof(SegmentHeader, ring) + 32 + 8 * recipe_.below(2), real()); break;
             case 6: change_size(); break;
             case 7: change_description(); break;
+            case 8: put(offsetof(SegmentHeader, max_handles), number()); break;
         }
     }
 
@@ -348,6 +349,7 @@ class Mutation {
     void change_shape() {
         RingShape shape{1 + recipe_.below(300), recipe_.below(400),
                         recipe_.take<std::uint8_t>() % 2 == 0, std::abs(real()), std::abs(real())};
+        shape.max_handles = recipe_.below(100);
         if (!(shape.alpha <= 1e300)) shape.alpha = 0.5;
         if (!(shape.eps <= 1e300)) shape.eps = 0;
         if (subject_.header.ring[1].used != 0) {
@@ -412,6 +414,8 @@ class Mutation {
                                       2,
                                       8,
                                       64,
+                                      62,
+                                      63,
                                       1022,
                                       1023,
                                       4096,
@@ -491,7 +495,7 @@ class Mutation {
         const std::uint64_t seq = (recipe_.take<std::uint8_t>() % 2 == 0)
                                       ? slot + ring_.capacity * recipe_.below(5)
                                       : number();
-        constexpr unsigned owners[] = {0, 0, 1, 2, 7, 8, 1022, 1023};
+        constexpr unsigned owners[] = {0, 0, 1, 2, 7, 8, 62, 63, 1022, 1023};
         const unsigned owner = owners[recipe_.take<std::uint8_t>() % std::size(owners)];
         const std::uint8_t more = recipe_.take<std::uint8_t>();
         put(head_at(slot), more >= 250 ? recipe_.take<std::uint64_t>()
@@ -540,7 +544,7 @@ class Mutation {
     }
 
     void change_process() {
-        constexpr unsigned numbers[] = {1, 2, 3, 7, 8, 9, 1021, 1022};
+        constexpr unsigned numbers[] = {1, 2, 3, 7, 8, 9, 61, 62};
         const unsigned index = numbers[recipe_.take<std::uint8_t>() % std::size(numbers)] - 1;
         const std::size_t record =
             subject_.header.process_table_offset + 64 + index * sizeof(ProcessRecord);

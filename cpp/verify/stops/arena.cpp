@@ -85,7 +85,7 @@ SegmentView::SegmentView(const ReplayBuffer& buffer) {
     if (base_ == MAP_FAILED) throw std::runtime_error("the segment cannot be mapped");
     auto* base = static_cast<std::byte*>(base_);
     ring = SlotRing(base, header.ring[0]);
-    table = ProcessTable(base + header.process_table_offset);
+    table = ProcessTable(base + header.process_table_offset, header.max_handles);
 }
 
 SegmentView::~SegmentView() { munmap(base_, bytes_); }
