@@ -26,6 +26,8 @@ class ReplayBuffer:
     @property
     def max_handles(self) -> int: ...
     @property
+    def shared(self) -> bool: ...
+    @property
     def _prioritized(self) -> bool: ...
     def add(self, **fields: Any) -> int | None: ...
     def sample(
@@ -67,6 +69,7 @@ class ReplayBuffer:
         nameless: bool,
         overwrite: bool,
         max_handles: int,
+        shared: bool,
         progress: Callable[[int], object],
         hidden: bool,
     ) -> None: ...

@@ -44,6 +44,7 @@ class MemoryArguments(NamedTuple):
     overwrite: bool = False
     numa_interleave: bool = False
     max_handles: int | None = None
+    shared: bool = True
 
 
 class Memory(NamedTuple):
@@ -54,13 +55,27 @@ class Memory(NamedTuple):
     nameless: bool
     overwrite: bool
     max_handles: int  # 0: the core's default
+    shared: bool
 
 
 def checked_memory(given: MemoryArguments) -> Memory:
     """Return where a new buffer's memory will be."""
     name, nameless = names_of(given.name, bool(given.overwrite))
     handles = 0 if given.max_handles is None else checked_handles(given.max_handles)
-    return Memory(name, bool(given.numa_interleave), nameless, bool(given.overwrite), handles)
+    shared = bool(given.shared)
+    if not shared:
+        for argument in ("name", "max_handles"):
+            value = getattr(given, argument)
+            if value is not None:
+                raise ValueError(
+                    f"cannot create a private buffer with {argument}={value!r}: with shared=False "
+                    f"it has one handle, and nobody can find it; leave {argument}= or shared=False "
+                    "away"
+                )
+        handles = 1
+    return Memory(
+        name, bool(given.numa_interleave), nameless, bool(given.overwrite), handles, shared
+    )
 
 
 def checked_size(size: float) -> int:

@@ -33,7 +33,7 @@ class KeptAfterExit(_core.ReplayBuffer):
         Raises
         ------
         TypeError, ValueError
-            If `seconds` is not as above.
+            If `seconds` is not as above, or the buffer was created with ``shared=False``.
         BufferClosed
             If this handle was closed.
         RuntimeError
@@ -46,4 +46,9 @@ class KeptAfterExit(_core.ReplayBuffer):
         """
         if self.closed:
             raise BufferClosed(f"cannot keep '{self.name}': this handle was closed")
+        if not self.shared:
+            raise ValueError(
+                f"cannot keep '{self.name}': it is private to this process, expected a shared "
+                "buffer; leave shared=False away where it is created"
+            )
         return keep_after_exit(self.name, seconds)

@@ -30,8 +30,8 @@ class PrioritizedReplayBuffer(_core.PrioritizedReplayBuffer, ReplayBuffer):
     Parameters
     ----------
     size, env_dict, default_dtype, name, overwrite, seed, strict, numa_interleave : optional
-    max_handles, Nstep, next_of, stack_compress, sources, sequence, logger : optional
-    ctx, backend, check_for_update, mmap_prefix : optional
+    max_handles, shared, Nstep, next_of, stack_compress, sources, sequence : optional
+    logger, ctx, backend, check_for_update, mmap_prefix : optional
         As for ReplayBuffer. No field may be named ``priorities``, ``weights`` or ``indexes``.
     alpha : float, optional
         Exponent of the priorities, at least 0 (0: uniform).
@@ -53,6 +53,7 @@ class PrioritizedReplayBuffer(_core.PrioritizedReplayBuffer, ReplayBuffer):
         strict: bool = False,
         numa_interleave: bool = False,
         max_handles: int | None = None,
+        shared: bool = True,
         Nstep: NstepArgument = None,
         next_of: FieldNames = None,
         stack_compress: FieldNames | Mapping[str, int | None] = None,
@@ -65,7 +66,7 @@ class PrioritizedReplayBuffer(_core.PrioritizedReplayBuffer, ReplayBuffer):
             size,
             env_dict,
             default_dtype,
-            MemoryArguments(name, overwrite, numa_interleave, max_handles),
+            MemoryArguments(name, overwrite, numa_interleave, max_handles, shared),
             seed,
             strict,
             Nstep,

@@ -71,6 +71,11 @@ class ReplayBuffer(SavedToFiles, SavedInSnapshots, KeptAfterExit, NotCopied):
         How many handles may have the buffer open at once, 1 to 1022: one for each process that uses
         it, this one included. Each takes 576 bytes. Default: 1022, but no more than take a
         sixteenth of the rows' bytes, and at least 62.
+    shared : bool, optional
+        Whether other processes can have the buffer. If False it is private: without a descriptor,
+        and some 10 KB beside its rows. All calls are there, but it cannot be pickled, attached,
+        passed to processes or kept after exit, and takes neither `name` nor `max_handles`. A forked
+        child has a copy of its own: neither process sees what the other one adds from then on.
     Nstep : mapping or False, optional
         Rows are n steps long: ``{"size": n, "rew": name or list, "gamma": 0.99, "next": name or
         list, "discount": name}``; only the size is required. add() takes steps. The row that begins
@@ -150,6 +155,7 @@ class ReplayBuffer(SavedToFiles, SavedInSnapshots, KeptAfterExit, NotCopied):
         strict: bool = False,
         numa_interleave: bool = False,
         max_handles: int | None = None,
+        shared: bool = True,
         Nstep: NstepArgument = None,
         next_of: FieldNames = None,
         stack_compress: FieldNames | Mapping[str, int | None] = None,
@@ -162,7 +168,7 @@ class ReplayBuffer(SavedToFiles, SavedInSnapshots, KeptAfterExit, NotCopied):
             size,
             env_dict,
             default_dtype,
-            creation.MemoryArguments(name, overwrite, numa_interleave, max_handles),
+            creation.MemoryArguments(name, overwrite, numa_interleave, max_handles, shared),
             seed,
             strict,
             Nstep,
@@ -223,6 +229,7 @@ class ReplayBuffer(SavedToFiles, SavedInSnapshots, KeptAfterExit, NotCopied):
             place.nameless,
             place.overwrite,
             place.max_handles,
+            place.shared,
             creation.CreationLog(place.name, logger),
             False,
         )
@@ -314,6 +321,12 @@ class ReplayBuffer(SavedToFiles, SavedInSnapshots, KeptAfterExit, NotCopied):
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle the handle, not the rows: by descriptor while spawning a process, else by name."""
+        if not self.shared:
+            raise TypeError(
+                f"cannot pickle {self!r}, or pass it to a process: it is private to this process, "
+                "expected a shared buffer; leave shared=False away where it is created, or save "
+                "its rows by save_transitions()"
+            )
         source = descriptor_for_child(self._data_descriptor(), self.name)
         return opened_copy, (type(self), self.name, source), self.__dict__ or None
 

@@ -132,6 +132,7 @@ class _Restoring:
             memory.nameless,
             memory.overwrite,
             memory.max_handles,
+            memory.shared,
             creation.CreationLog(memory.name, logger),
             True,
         )

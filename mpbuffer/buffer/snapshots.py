@@ -104,6 +104,8 @@ class _Facts:
             buffer._ring_facts()
         )
         self.history = f"{buffer.name}@{created:x}"
+        if not buffer.shared:  # forked copies go on apart
+            self.history += f"/{os.getpid()}"
         self.description = text.decode()
         described = read_description(buffer.name, text)
         if described.sequence is not None:

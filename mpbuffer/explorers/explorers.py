@@ -137,6 +137,11 @@ class Explorers:
         if not isinstance(buffer, ReplayBuffer):
             raise TypeError(f"buffer must be a replay buffer, got {buffer!r}")
         self._n = whole_number("n", n, 1)
+        if not buffer.closed and not buffer.shared:
+            raise ValueError(
+                f"cannot start explorers with {buffer!r}: it is private to this process, and they "
+                "would add to copies; leave shared=False away where it is created"
+            )
         if not buffer.closed and self._n >= buffer.max_handles:
             raise ValueError(
                 f"cannot start {self._n} explorers: {buffer!r} may be open in "

@@ -919,6 +919,7 @@ CALLS_AFTER_CLOSE = {
     "eps": lambda b: b.eps,
     "nbytes": lambda b: b.nbytes,
     "max_handles": lambda b: b.max_handles,
+    "shared": lambda b: b.shared,
     "_encode_sample": lambda b: b._encode_sample([0]),
     "_leaves": lambda b: b._leaves(),
     "_tree_total": lambda b: b._tree_total(),

@@ -117,6 +117,7 @@ def calls_of(buffer):
         "name": (lambda: buffer.name, ()),
         "nbytes": (lambda: buffer.nbytes, ()),
         "max_handles": (lambda: buffer.max_handles, ()),
+        "shared": (lambda: buffer.shared, ()),
         "closed": (lambda: buffer.closed, ()),
         "repr": (lambda: repr(buffer), ()),
         "len": (lambda: len(buffer), ()),

@@ -485,6 +485,7 @@ def stored_size(scene, slot):
 @on_buffers(
     *("get_buffer_size", "get_next_index", "get_current_episode_len", "rows_added", "nbytes"),
     "max_handles",
+    "shared",
     weight=1,
 )
 def counts(scene, slot):
@@ -495,6 +496,8 @@ def counts(scene, slot):
         raise Wrong("counts below 0")
     if not 1 <= buffer.max_handles <= 1022:
         raise Wrong(f"{buffer.max_handles} handles")
+    if not buffer.shared:
+        raise Wrong("a buffer that others use counts as private")
     if buffer.nbytes < slot.size:
         raise Wrong(f"{buffer.nbytes} bytes")
 

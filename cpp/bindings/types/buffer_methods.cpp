@@ -145,7 +145,7 @@ void create(py::handle self, const std::string& name, std::uint64_t size, const 
             std::uint64_t seed, bool strict, const std::optional<NstepNames>& nstep,
             const std::optional<SequenceNames>& sequence, const std::string& description,
             bool interleave_nodes, bool nameless, bool overwrite, std::uint64_t max_handles,
-            const py::object& progress, bool hidden) {
+            bool shared, const py::object& progress, bool hidden) {
     require_unopened(self);
     auto state = std::make_unique<BufferState>();
     RowLayout layout = lay_out(*state, fields, cuts, strict, nstep, sequence);
@@ -154,6 +154,7 @@ void create(py::handle self, const std::string& name, std::uint64_t size, const 
     SegmentOptions options;
     options.interleave_nodes = interleave_nodes;
     options.nameless = nameless;
+    options.without_file = !shared;
     options.overwrite = overwrite;
     options.progress = [&progress](std::size_t done) {
         run_signal_handlers();
@@ -366,6 +367,8 @@ what add() does; then the rows are kept, and the next call writes them.)",
                   [](const ReplayBuffer& core) { return core.segment_bytes(); })
         .property("max_handles", "How many handles may have the buffer open at once.",
                   [](const ReplayBuffer& core) { return core.max_handles(); })
+        .property("shared", "Whether other processes can have the buffer, too.",
+                  [](const ReplayBuffer& core) { return core.is_shared(); })
         .property("_prioritized", "Whether the segment has priorities.",
                   &ReplayBuffer::prioritized);
     HeapType(prioritized)

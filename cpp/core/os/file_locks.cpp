@@ -38,6 +38,7 @@ int retrying_fcntl(int fd, int command, struct flock* range) {
 
 // The type of another description's lock, F_UNLCK if there is none.
 short type_elsewhere(int lock_fd, std::uint64_t byte) {
+    if (lock_fd == no_file) return F_UNLCK;
     struct flock range = byte_range(byte, F_WRLCK);
     if (retrying_fcntl(lock_fd, F_OFD_GETLK, &range) == -1) {
         throw_system_failure("cannot ask who holds lock byte " + std::to_string(byte), errno);
@@ -73,6 +74,7 @@ std::string file_system_of(int fd) {
 }  // namespace
 
 bool try_lock(int lock_fd, std::uint64_t byte, LockKind kind) {
+    if (lock_fd == no_file) return true;
     struct flock range = byte_range(byte, kind == LockKind::shared ? F_RDLCK : F_WRLCK);
     if (retrying_fcntl(lock_fd, F_OFD_SETLK, &range) == 0) return true;
     if (errno == EAGAIN || errno == EACCES) return false;
@@ -80,6 +82,7 @@ bool try_lock(int lock_fd, std::uint64_t byte, LockKind kind) {
 }
 
 void unlock(int lock_fd, std::uint64_t byte) {
+    if (lock_fd == no_file) return;
     struct flock range = byte_range(byte, F_UNLCK);
     if (retrying_fcntl(lock_fd, F_OFD_SETLK, &range) == -1) {
         throw_system_failure("cannot unlock byte " + std::to_string(byte), errno);

@@ -10,6 +10,8 @@
 //   - the exception is the presence byte, locked through the mapped descriptor on purpose: a
 //     forked child that still has the mapping keeps the segment in use;
 //   - locks of one description never conflict with one another: nobody can ask about himself.
+// Memory without a file is one process's own, and has no locks: nobody else could hold them. There
+// `no_file` stands for the descriptor.
 // Classic (fcntl F_SETLK) locks are not used: any close of the file in the process drops them.
 #pragma once
 
@@ -28,6 +30,9 @@ constexpr std::uint64_t last_further_role = 1087;
 constexpr std::uint64_t presence = 1088;
 constexpr std::uint64_t origin = std::uint64_t{1} << 40;  // file offset of byte 0
 }  // namespace lock_byte
+
+// In place of a lock descriptor: each lock is to be had, and nobody else holds one.
+constexpr int no_file = -2;
 
 enum class LockKind { shared, exclusive };
 

@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <atomic>
 #include <cerrno>
+#include <cstring>
 #include <exception>
 
 #include "base/error.hpp"
@@ -53,6 +54,18 @@ void allocate(int fd, std::size_t bytes, const std::string& verb, const RoomLeft
     }
 }
 
+// The same for memory without a file.
+void touch(std::byte* memory, std::size_t bytes, const RoomLeft& room_left,
+           const SegmentOptions& options) {
+    for (std::size_t done = 0; done < bytes;) {
+        if (options.progress) call_back([&] { options.progress(done); });
+        if (room_left(bytes - done) == 0) return;
+        const std::size_t piece = std::min(largest_piece, bytes - done);
+        std::memset(memory + done, 0, piece);
+        done += piece;
+    }
+}
+
 }  // namespace
 
 void require_room_for(std::size_t bytes, const std::string& verb, const SegmentOptions& options) {
@@ -86,7 +99,8 @@ void allocate_pages(int fd, std::byte* mapped, std::size_t bytes, const std::str
     };
     std::size_t supplied = 0;
     const Supply outcome = supply_pages(mapped, bytes, options.progress, room_left, supplied);
-    if (outcome == Supply::unsupported) allocate(fd, bytes, verb, room_left, options);
+    if (outcome == Supply::unsupported && fd >= 0) allocate(fd, bytes, verb, room_left, options);
+    if (outcome == Supply::unsupported && fd < 0) touch(mapped, bytes, room_left, options);
     if (lacking != 0) {
         require_room_for(lacking, verb, options);
         throw NotEnoughMemory(

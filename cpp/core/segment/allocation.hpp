@@ -17,6 +17,7 @@ struct SegmentOptions {
     Progress progress;  // called often in create(), with the bytes allocated; may throw to give up
     bool interleave_nodes = false;  // spread the pages over NUMA nodes, in create()
     bool nameless = false;          // created by a name of generate_name(); at least 4096 bytes
+    bool without_file = false;      // nameless, and this process's alone; a forked child has a copy
     bool overwrite = false;  // take the name from a segment of this user, whose users keep it
     bool force_named_creation = false;  // as where O_TMPFILE is refused
     MemoryRoots memory_roots;
@@ -26,8 +27,8 @@ struct SegmentOptions {
 // NotEnoughMemory if there is not so much room for a segment with these options.
 void require_room_for(std::size_t bytes, const std::string& verb, const SegmentOptions& options);
 
-// Of a file that is as long and mapped as a whole. Throws NotEnoughMemory, SystemFailure, and what
-// progress throws.
+// Of a file that is as long and mapped as a whole; fd: -1 if there is none. Throws NotEnoughMemory,
+// SystemFailure, and what progress throws.
 void allocate_pages(int fd, std::byte* mapped, std::size_t bytes, const std::string& verb,
                     const SegmentOptions& options);
 

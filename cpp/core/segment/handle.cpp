@@ -5,6 +5,7 @@
 
 #include "base/error.hpp"
 #include "base/stop_points.hpp"
+#include "os/file_locks.hpp"
 
 namespace mpbuffer {
 
@@ -17,6 +18,7 @@ SegmentHandle::SegmentHandle(SharedSegment segment, const SegmentHeader& header,
       role_(role, at<SharedRoleLine>(header.role_line_offset), processes_, name_,
             [this](const char* verb) { return locks(verb); }),
       description_(std::move(description)),
+      shared_(segment_.has_file()),
       here_(fork_generation()) {}
 
 void SegmentHandle::start() {
@@ -28,6 +30,7 @@ void SegmentHandle::start() {
 // A child forked between the opening and the assignment would keep the description, and with it
 // this handle's locks.
 void SegmentHandle::open_locks() const {
+    if (!shared_ && segment_.is_open()) return;
     const ForkPause pause;
     if (!lock_fd_.present()) lock_fd_ = segment_.open_lock_descriptor();
 }
@@ -108,6 +111,7 @@ void SegmentHandle::adopt() const {
 int SegmentHandle::locks(const char* verb) const {
     if (lock_fd_.ours()) [[likely]]
         return lock_fd_.number();
+    if (!shared_) return no_file;
     return lock_fd_.require(std::string("cannot ") + verb + " '" + name_ + "'");
 }
 

@@ -4,6 +4,9 @@
 // A child's copy of a handle is a handle of its own: at its first call it opens its own lock
 // descriptor and enrolls; it never has its parent's role. Every call throws BufferClosed after
 // close().
+//
+// Of memory without a file the child has a copy as well, as it would be found if the parent had
+// been killed at the fork. The first call there puts it in order as after any death.
 #pragma once
 
 #include <atomic>
@@ -31,6 +34,8 @@ class SegmentHandle : private ForkWatched {
     int data_descriptor() const;
     // How many handles of the segment may be open at once.
     unsigned max_handles() const { return processes_.size(); }
+    // False of memory without a file: no other process has it, and a child's copy is its own.
+    bool is_shared() const { return shared_; }
 
   protected:
     SegmentHandle(SharedSegment segment, const SegmentHeader& header, std::string description,
@@ -98,6 +103,7 @@ class SegmentHandle : private ForkWatched {
     void adopt() const;
 
     std::string description_;
+    bool shared_;
     std::atomic<bool> open_ = true;
     mutable Mutex identity_mutex_;
     mutable std::atomic<std::uint64_t> here_;  // the fork generation this handle is set up for

@@ -86,7 +86,7 @@ std::string why_not_found(const std::string& name) {
     }
     return ", and no process that can be looked at has memory of that name open; a buffer that "
            "another user's, a non-dumpable or another pid namespace's process is to find needs a "
-           "name=";
+           "name=, and one that any other process is to find must not have shared=False";
 }
 
 void throw_not_opened(const std::string& verb, const std::string& path, int code,

@@ -127,7 +127,8 @@ Identity ProcessTable::enroll(int lock_fd, std::uint64_t* left_busy) {
         ProcessRecord& mine = records_[number - 1];
         if (!try_lock(lock_fd, lock_byte_of(number), LockKind::exclusive)) continue;
         stop_point(StopPoint::number_locked);
-        if (names_living_process(mine)) {
+        // A copy names the process that it is of.
+        if (lock_fd != no_file && names_living_process(mine)) {
             unlock(lock_fd, lock_byte_of(number));
             continue;
         }

@@ -51,6 +51,9 @@ class ProcessTable {
     // The flags stay set in the record until forget_busy(), so that an enroller killed before it
     // has acted on them does not lose them.
     //
+    // With no_file for lock_fd, the table is in memory of this process alone: whoever it names is
+    // gone, for it is a copy of that one's.
+    //
     // Throws ProcessTableFull, SystemFailure.
     Identity enroll(int lock_fd, std::uint64_t* left_busy = nullptr);
 

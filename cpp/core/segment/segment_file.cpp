@@ -115,15 +115,13 @@ SharedSegment SharedSegment::create(const std::string& name, std::size_t bytes,
     segment.directory_ = absolute(options.directory);
     segment.nameless_ = options.nameless;
     segment.overwrites_ = options.overwrite;
-    sweep_segments(segment.directory_);
-    if (options.nameless) {
-        require_room_for(bytes, verb, options);
-        segment.open_nameless_memory(verb);
-    } else {
+    if (!options.without_file) sweep_segments(segment.directory_);
+    if (!options.nameless) {
         require_possible_name(segment_path(name, segment.directory_), name, options.overwrite);
-        require_room_for(bytes, verb, options);
-        segment.open_file(verb, options);
     }
+    require_room_for(bytes, verb, options);
+    if (!options.nameless) segment.open_file(verb, options);
+    if (options.nameless && !options.without_file) segment.open_nameless_memory(verb);
     // A child that progress has forked goes on in here, and has nothing to go on with.
     SegmentOptions in_this_process = options;
     if (options.progress) {
@@ -136,7 +134,7 @@ SharedSegment SharedSegment::create(const std::string& name, std::size_t bytes,
         };
     }
     segment.make_pages(bytes, verb, in_this_process);
-    if (options.nameless) seal_size(segment.data_fd_.number());
+    if (options.nameless && segment.has_file()) seal_size(segment.data_fd_.number());
     stop_point(StopPoint::segment_allocated);
     return segment;
 }
@@ -316,7 +314,7 @@ SharedSegment SharedSegment::attach_descriptor(int fd, const std::string& name,
 void SharedSegment::make_pages(std::size_t bytes, const std::string& verb,
                                const SegmentOptions& options) {
     const int fd = data_fd_.number();
-    if (ftruncate(fd, static_cast<off_t>(bytes)) == -1) {
+    if (has_file() && ftruncate(fd, static_cast<off_t>(bytes)) == -1) {
         if (errno == EFBIG || errno == ENOSPC) throw_no_room(bytes, 0, verb, options, errno);
         throw_creation_failure(verb, options.directory, errno);
     }
@@ -325,9 +323,9 @@ void SharedSegment::make_pages(std::size_t bytes, const std::string& verb,
 }
 
 void SharedSegment::map(std::size_t bytes, const std::string& verb) {
+    const int flags = has_file() ? MAP_SHARED : MAP_PRIVATE | MAP_ANONYMOUS;
     const ForkPause pause;
-    void* const memory =
-        mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_SHARED, data_fd_.number(), 0);
+    void* const memory = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, flags, data_fd_.number(), 0);
     if (memory == MAP_FAILED) {
         const int code = errno;
         const std::string cause = verb + ": " + readable_bytes(bytes) + " cannot be mapped";
@@ -336,10 +334,17 @@ void SharedSegment::map(std::size_t bytes, const std::string& verb) {
     }
     data_ = static_cast<std::byte*>(memory);
     size_ = bytes;
+    if (!is_watched()) watch();
 }
 
 int SharedSegment::data_descriptor() const {
-    return data_fd_.require("cannot hand '" + name_ + "' on");
+    const std::string verb = "cannot hand '" + name_ + "' on";
+    if (is_open() && !has_file()) {
+        throw InvalidArgument(verb +
+                              ": it is private to this process, expected a shared one; "
+                              "leave shared=False away where it is created");
+    }
+    return data_fd_.require(verb);
 }
 
 // Through the name where the program closed the descriptor.
@@ -364,7 +369,7 @@ OwnedDescriptor SharedSegment::open_lock_descriptor() const {
 void SharedSegment::close(int lock_fd) noexcept {
     if (!is_open()) return;
     std::optional<PassingDescriptor> own;
-    if (lock_fd < 0) {
+    if (lock_fd < 0 && has_file()) {
         try {
             own.emplace([this] { return fresh_description(); });
             lock_fd = own->number();

@@ -14,6 +14,9 @@
 // ends. Its generated name finds it all the same, as long as somebody has it open whose descriptors
 // the caller may look at; it has the label mpbuffer-<uid>-<name>, and the name's number for its id.
 //
+// One without a file is this process's own memory: nobody finds it, nothing is locked, and a child
+// that is forked later has a copy, which is its own.
+//
 // The creator of a named one works on a file without a name (O_TMPFILE), or where that is refused
 // on a temporary name `.tmp-...`, and shows it under its name when it is complete, every page of it
 // allocated (allocation.hpp).
@@ -74,9 +77,11 @@ class SharedSegment : private ForkWatched {
     std::size_t size() const { return size_; }
     const std::string& name() const { return name_; }
     const std::string& directory() const { return directory_; }
-    // Mapped, holds presence, otherwise unlocked. SystemFailure if the program closed it.
+    // Mapped, holds presence, otherwise unlocked. SystemFailure if the program closed it,
+    // InvalidArgument if there is no file.
     int data_descriptor() const;
-    bool is_open() const { return data_fd_.present(); }
+    bool has_file() const { return data_fd_.present(); }
+    bool is_open() const { return data_ != nullptr || has_file(); }
     bool is_visible() const { return published_; }
 
     // A description for this process's own locks. SystemFailure if none can be opened. Under a
