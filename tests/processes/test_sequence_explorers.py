@@ -124,8 +124,9 @@ def campaign(sources, seconds, least_killed):
     with PrioritizedReplayBuffer(200, FIELDS, sequence=sequence, sources=sources) as buffer:
         buffer.add(**steps_of(np.arange(12)))
         started, jobs, killed, checked = 1000, [], 0, 0
-        deadline = time.monotonic() + seconds
-        while time.monotonic() < deadline:
+        begun = time.monotonic()
+        while killed < least_killed or time.monotonic() < begun + seconds:
+            assert time.monotonic() < begun + seconds + 60
             while len(jobs) < 4:
                 started += 1
                 explorer = rng.choice([explore, explore_environments])
@@ -155,7 +156,6 @@ def campaign(sources, seconds, least_killed):
             job.kill()
             job.join()
         print(f"{killed} killed, {checked} sequences of samples whole, {buffer.rows_added()} added")
-        assert killed >= least_killed
         size = len(buffer)
         sequences = buffer.get_all_transitions()
         assert len(sequences["id"]) == size
