@@ -103,8 +103,7 @@ class SharedWeights(NotCopied):
     slots : int, optional
         For how many versions there is memory, 3 to 64.
     max_handles : int, optional
-        How many handles may have the weights open at once, 1 to 1022: one for each process that
-        uses them, this one included. Each takes 640 bytes.
+        How many handles may be open at once, 1 to 1022, this one's included. Each takes 640 bytes.
 
     Raises
     ------
