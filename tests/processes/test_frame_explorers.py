@@ -149,8 +149,9 @@ def test_killed_and_stopped_explorers_leave_no_wrong_frame(sources):
     with PrioritizedReplayBuffer(400, FIELDS, **BOTH, sources=sources) as buffer:
         buffer.add(**rows_of([5]))
         started, jobs, killed = 0, [], 0
-        deadline = time.monotonic() + 6
-        while time.monotonic() < deadline:
+        deadline = time.monotonic() + 60
+        while killed < 25:
+            assert time.monotonic() < deadline
             while len(jobs) < 4:
                 started += 1
                 jobs.append(ctx.Process(target=explore, args=(buffer, started, "pauses", 10**6)))
@@ -178,7 +179,6 @@ def test_killed_and_stopped_explorers_leave_no_wrong_frame(sources):
         for job in jobs:
             job.kill()
             job.join()
-        assert killed > 20
         assert inspect(buffer.name)["damage"] == []
         size = len(buffer)
         rows = buffer.get_all_transitions()
