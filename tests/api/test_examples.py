@@ -235,7 +235,7 @@ class Screens(gymnasium.Env):
 
 env = gymnasium.wrappers.FrameStackObservation(Screens(), 4)
 task = dataclasses.replace(apex.TASKS["ALE/Pong-v5"], capacity=300)
-with apex.open_buffer(task, env, 0, None) as rb:
+with apex.open_buffer(task, env, 0, None, None) as rb:
     (obs, _), added = env.reset(seed=1), []
     with rb.writer(flush_every=50) as writer:
         for act in [0] * 99 + [2]:
