@@ -23,6 +23,7 @@ import os
 import random
 import signal
 import sys
+import tempfile
 import threading
 import time
 import traceback
@@ -522,6 +523,7 @@ def main():
         "--leave-batches", action="store_true", help="batches are closed by their own thread only"
     )
     options = parser.parse_args()
+    tempfile.tempdir = str(Path(options.watch).parent)  # goes with the campaign
     faulthandler.enable()
     faulthandler.register(signal.SIGUSR2, all_threads=True)
     sys.setswitchinterval(1e-4)

@@ -460,7 +460,7 @@ def save_and_load(scene, slot):
 @on_buffers("snapshot", weight=0.1)
 def snapshot_and_restore(scene, slot):
     gone = contextlib.suppress(FileNotFoundError)  # the interpreter's end removes the directory
-    with gone, tempfile.TemporaryDirectory(dir="/dev/shm", ignore_cleanup_errors=True) as path:
+    with gone, tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as path:
         slot.buffer.snapshot(path)
         with mpbuffer.restore(path) as again:
             check_whole(again.get_all_transitions(), f"restored rows of {slot.label!r}")
