@@ -13,6 +13,7 @@ from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 from mpbuffer._files.chunks import ArrayFile
+from mpbuffer._segment.description import CAUSED_BY_DAMAGE
 from mpbuffer.errors import SnapshotMismatch, SnapshotNotFound
 
 __all__ = [
@@ -127,15 +128,7 @@ def read_manifest(path: str) -> Manifest:
         return _manifest_of(path, text)
     except SnapshotMismatch:
         raise
-    except (
-        ValueError,
-        TypeError,
-        KeyError,
-        IndexError,
-        AttributeError,
-        OverflowError,
-        RecursionError,
-    ) as error:
+    except CAUSED_BY_DAMAGE as error:
         raise SnapshotMismatch(f"cannot read {path}: it is damaged ({error!r})") from error
 
 

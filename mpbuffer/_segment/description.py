@@ -19,6 +19,18 @@ _FIRST_NUMBER_OF_OTHERS = 256  # NumPy's own dtypes have smaller ones, but for S
 _PACKAGES_OF_DTYPES = ("ml_dtypes",)  # those whose dtypes any process finds by name
 
 
+# What reading a damaged text as JSON, and using what was read, can raise.
+CAUSED_BY_DAMAGE = (
+    ValueError,
+    TypeError,
+    KeyError,
+    IndexError,
+    AttributeError,
+    OverflowError,
+    RecursionError,
+)
+
+
 @contextlib.contextmanager
 def refusing_damage(name: str) -> Iterator[None]:
     """Turn errors from reading a damaged description into SegmentMismatch.
@@ -33,16 +45,7 @@ def refusing_damage(name: str) -> Iterator[None]:
         yield
     except ImportError as error:
         raise SegmentMismatch(f"cannot attach {name!r}: {error}") from error
-    except (
-        ValueError,
-        TypeError,
-        KeyError,
-        IndexError,
-        AttributeError,
-        OverflowError,
-        RecursionError,
-        SyntaxError,
-    ) as error:
+    except (*CAUSED_BY_DAMAGE, SyntaxError) as error:
         raise SegmentMismatch(
             f"cannot attach {name!r}: its description is damaged ({error!r})"
         ) from error
