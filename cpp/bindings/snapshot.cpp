@@ -130,14 +130,7 @@ void restore_frames(BufferState& state, unsigned ring, std::uint64_t first,
 }
 
 void add_with_leaves(BufferState& state, const py::dict& rows, const py::object& leaves) {
-    std::vector<PyObject*> values;
-    py::tuple fields(rows.size());
-    for (const auto& [name, value] : rows) {
-        fields[values.size()] = name;
-        values.push_back(value.ptr());
-    }
-    const FieldArguments given(state, no_field, values.data(), 0, fields.ptr(),
-                               [](PyObject*, PyObject*) { return false; });
+    const FieldArguments given = fields_of(state, rows);
     const auto* const first = memory<const float>(leaves, given.rows() * sizeof(float));
     state.core->add(given.rows(), given.sources(), first, 0, run_signal_handlers);
 }

@@ -72,14 +72,7 @@ py::tuple marked_rows(BufferState& state) {
 
 void add_rows(BufferState& state, const py::dict& rows, const py::object& priorities,
               const py::object& largest, std::uint64_t ahead) {
-    std::vector<PyObject*> values;
-    py::tuple fields(rows.size());
-    for (const auto& [name, value] : rows) {
-        fields[values.size()] = name;
-        values.push_back(value.ptr());
-    }
-    const FieldArguments given(state, no_field, values.data(), 0, fields.ptr(),
-                               [](PyObject*, PyObject*) { return false; });
+    const FieldArguments given = fields_of(state, rows);
     const std::uint64_t n = given.rows();
     ConvertedPriorities converted;
     ConvertedPriorities most;

@@ -150,4 +150,15 @@ void throw_rows_differ(const FieldRule& rule, npy_intp rows, const FieldRule& fi
                                        std::to_string(expected) + " as in field " + first.text());
 }
 
+FieldArguments fields_of(BufferState& state, const py::dict& rows) {
+    std::vector<PyObject*> values;
+    py::tuple names(rows.size());
+    for (const auto& [name, value] : rows) {
+        names[values.size()] = name;
+        values.push_back(value.ptr());
+    }
+    return FieldArguments(state, no_field, values.data(), 0, names.ptr(),
+                          [](PyObject*, PyObject*) { return false; });
+}
+
 }  // namespace mpbuffer::bindings

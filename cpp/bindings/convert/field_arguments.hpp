@@ -170,4 +170,7 @@ class FieldArguments {
     std::uint64_t rows_ = 0;
 };
 
+// Of rows that are given as a dict, which has to live as long.
+FieldArguments fields_of(BufferState& state, const pybind11::dict& rows);
+
 }  // namespace mpbuffer::bindings
